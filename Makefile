@@ -1,0 +1,70 @@
+# Chat4All: `make help` lists the targets. All a newcomer needs is Python 3.11 or 3.12 and this file.
+.DEFAULT_GOAL := help
+.PHONY: help demo run install install-dev test lint format bench requirements clean
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+STATE_DIR ?= .chat4all
+PROFILE ?= local
+PACKAGES := chat4all_project core accounts messaging connectors files realtime web simulator demo tests bench
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --prefer-binary --no-compile --require-hashes
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+
+help: ## what can be made (the default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.local-installed ## the whole system with real dialogues, until Ctrl-C (DEMO=once: exits after the summary)
+	@STATE_DIR='$(STATE_DIR)' DEMO='$(DEMO)' PROFILE='$(PROFILE)' $(BIN)/python -m demo
+
+run: $(VENV)/.local-installed ## the whole system without the dialogues, until Ctrl-C
+	@STATE_DIR='$(STATE_DIR)' PROFILE='$(PROFILE)' $(BIN)/python -m demo.supervisor
+
+install: $(VENV)/.local-installed ## .venv with what the demo needs (PYTHON=… chooses the interpreter)
+
+install-dev: $(VENV)/.dev-installed ## .venv with everything to test, lint and measure
+
+test: $(VENV)/.dev-installed ## all tests (T=path runs a part, LOCAL=1 leaves out servers beyond the local profile)
+	@.ci/system-parts
+	@T='$(T)' LOCAL='$(LOCAL)' REQUIRE='$(REQUIRE)' .ci/run-tests
+
+lint: $(VENV)/.dev-installed ## format, ruff, mypy --strict, the layers, missing migrations
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(sort $(dir $(wildcard $(addsuffix /*.py,$(PACKAGES)))))
+	$(BIN)/lint-imports
+	@state=$$(mktemp -d) && trap 'rm -rf "$$state"' EXIT && \
+	    STATE_DIR="$$state" $(BIN)/python manage.py makemigrations --check --dry-run
+
+format: $(VENV)/.dev-installed ## rewrite the code as `make lint` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev-installed ## measure the running local profile; numbers go to bench/
+	@$(BIN)/python -m bench
+
+requirements: $(VENV)/.dev-installed ## pin requirements/*.in again (UPGRADE=--upgrade takes newer releases)
+	$(UV_COMPILE) $(UPGRADE) requirements/base.in -o requirements/base.txt
+	$(UV_COMPILE) $(UPGRADE) requirements/local.in -o requirements/local.txt
+	$(UV_COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
+
+clean: ## remove everything that was made: the environment, the state, the caches
+	rm -rf $(VENV) '$(STATE_DIR)' .chat4all .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis test-results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of requirements: whatever changed is installed, the rest costs nothing. The larger set holds the
+# smaller one, at the same versions.
+$(VENV)/.local-installed: requirements/local.txt $(VENV)/.made
+	@test $(VENV)/.dev-installed -nt requirements/dev.txt || { echo "Installing requirements/local.txt …" && $(PIP_INSTALL) -r requirements/local.txt; }
+	@touch $@
+
+$(VENV)/.dev-installed: requirements/dev.txt $(VENV)/.made
+	@echo "Installing requirements/dev.txt …"
+	@$(PIP_INSTALL) -r requirements/dev.txt
+	@touch $@
+
+# Looked at each time when PYTHON is given: another version replaces the environment.
+$(VENV)/.made: .ci/make-venv $(if $(PYTHON),ask-again)
+	@.ci/make-venv '$(VENV)' '$(PYTHON)'
+
+.PHONY: ask-again
