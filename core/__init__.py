@@ -1,0 +1,1 @@
+"""What every package stands on: errors, ids, the clock, logging. No models, no I/O."""

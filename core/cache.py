@@ -1,0 +1,44 @@
+"""A small in-process cache whose entries expire: for answers that may be a few seconds old."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from core.clock import SYSTEM_CLOCK, Clock
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class TtlCache(Generic[Key, Value]):
+    """Thread-safe, at most ``size`` entries (the oldest go first), each kept for ``ttl_s``."""
+
+    def __init__(self, *, ttl_s: float, size: int = 10_000, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._ttl_s = ttl_s
+        self._size = size
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[Key, tuple[float, Value]] = {}
+
+    def get(self, key: Key) -> Value | None:
+        entry = self._entries.get(key)  # one dict look-up: atomic, so readers need no lock
+        if entry is None or entry[0] <= self._clock.monotonic_s():
+            return None
+        return entry[1]
+
+    def put(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._entries.pop(key, None)  # to the end: insertion order is the order of age
+            while len(self._entries) >= self._size:
+                del self._entries[next(iter(self._entries))]
+            self._entries[key] = (self._clock.monotonic_s() + self._ttl_s, value)
+
+    def forget(self, key: Key) -> None:
+        with self._lock:
+            self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()

@@ -1,0 +1,262 @@
+"""Is this process alive, can it work, and what does it count: /health, /ready and /metrics.
+
+The API serves the three views below; processes without HTTP call `serve_health`, which answers the same from a daemon
+thread. A check is a callable that raises; a Chat4AllError's detail should name the part and the remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+import msgspec
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.cache import never_cache
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from core.clock import SYSTEM_CLOCK, Clock
+from core.errors import Chat4AllError, NotFound
+from core.methods import read_only
+from core.problems import problem_of
+
+logger = logging.getLogger(__name__)
+
+Check = Callable[[], None]
+CHECK_TIMEOUT_S: Final = 2.0
+KEEP_S: Final = 1.0
+JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer, whoever serves it."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Readiness:
+    """Named checks, run at the same time, each given ``timeout_s``; the answer is kept for ``keep_s``.
+
+    A check that hangs fails and is not started again until it ends, so that hanging ones never pile up.
+    """
+
+    def __init__(
+        self, *, timeout_s: float = CHECK_TIMEOUT_S, keep_s: float = KEEP_S, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._keep_s = keep_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._checks: dict[str, Check] = {}
+        self._running: dict[str, _Run] = {}
+        self._answer: tuple[float, dict[str, str]] | None = None
+
+    def register(self, name: str, check: Check) -> None:
+        """Add a check, or replace the one of that name."""
+        with self._lock:
+            self._checks[name] = check
+            self._answer = None
+
+    def failures(self) -> dict[str, str]:
+        """Each part's fault, "" for one that is fine."""
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            if self._answer is None or now_s - self._answer[0] >= self._keep_s:
+                before = self._answer[1] if self._answer else {}
+                self._answer = now_s, self._run_all()
+                _log_changes(before, self._answer[1])
+            return self._answer[1]
+
+    def _run_all(self) -> dict[str, str]:
+        runs = {name: self._start(name, check) for name, check in self._checks.items()}
+        deadline_s = self._clock.monotonic_s() + self._timeout_s
+        for run in runs.values():
+            run.thread.join(max(0.0, deadline_s - self._clock.monotonic_s()))
+        return {
+            name: f"no answer within {self._timeout_s:g} s" if run.thread.is_alive() else run.fault
+            for name, run in runs.items()
+        }
+
+    def _start(self, name: str, check: Check) -> _Run:
+        run = self._running.get(name)
+        if run is None or not run.thread.is_alive():
+            run = self._running[name] = _Run(name, check)
+        return run
+
+
+class _Run:
+    """One run of one check in a daemon thread: a process that stops does not wait for it."""
+
+    def __init__(self, name: str, check: Check) -> None:
+        self.fault = ""
+        self._check = check
+        self.thread = threading.Thread(target=self._run, name=f"check-{name}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._check()
+        except Chat4AllError as error:
+            self.fault = error.detail
+        except Exception as error:
+            self.fault = type(error).__name__  # its text may hold a URL with a password
+            logger.warning("a readiness check failed unexpectedly", exc_info=True)
+
+
+def _log_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    for name, fault in after.items():
+        if fault and fault != before.get(name):
+            logger.warning("not ready", extra={"part": name, "fault": fault})
+        elif not fault and before.get(name):
+            logger.info("ready again", extra={"part": name})
+
+
+_readiness: Final = Readiness()
+register = _readiness.register
+"""Add a check to what this process's /ready answers."""
+
+
+def _service() -> str:
+    name: str = settings.LOGGING.get("service", "")
+    return name
+
+
+def health_page(service: str) -> Page:
+    return Page(200, JSON, msgspec.json.encode({"status": "ok", "service": service}))
+
+
+def ready_page(service: str, readiness: Readiness) -> Page:
+    faults = readiness.failures()
+    parts = {
+        name: {"status": "failed", "detail": fault} if fault else {"status": "ok"} for name, fault in faults.items()
+    }
+    failed = any(faults.values())
+    body = {"status": "failed" if failed else "ok", "service": service, "parts": parts}
+    return Page(503 if failed else 200, JSON, msgspec.json.encode(body))
+
+
+def metrics_page() -> Page:
+    """This process's metrics; those of all its siblings when PROMETHEUS_MULTIPROC_DIR is set."""
+    registry: CollectorRegistry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+
+
+# --- the API's views ---------------------------------------------------------------------------------------------
+
+
+def _response(page: Page) -> HttpResponse:
+    return HttpResponse(page.body, status=page.status, content_type=page.content_type)
+
+
+@never_cache
+@read_only
+def health(_request: HttpRequest) -> HttpResponse:
+    """GET /health: the process lives. It tells nothing else, so everybody may ask."""
+    return _response(health_page(_service()))
+
+
+@never_cache
+@read_only
+def ready(_request: HttpRequest) -> HttpResponse:
+    """GET /ready: everything that it needs answers (200), or what does not (503)."""
+    if not settings.PUBLIC_PROBES:
+        return problem_of(NotFound()).response()
+    return _response(ready_page(_service(), _readiness))
+
+
+@never_cache
+@read_only
+def metrics(_request: HttpRequest) -> HttpResponse:
+    """GET /metrics: for Prometheus."""
+    if not settings.PUBLIC_PROBES:
+        return problem_of(NotFound()).response()
+    return _response(metrics_page())
+
+
+# --- a server for processes without HTTP --------------------------------------------------------------------------
+
+
+class HealthServer:
+    """Answers /health, /ready and /metrics until `stop`. ``port`` is the real one, also when 0 was asked for."""
+
+    def __init__(self, port: int, readiness: Readiness, *, service: str, host: str, shared: bool = False) -> None:
+        pages: dict[str, Callable[[], Page]] = {
+            "/health": lambda: health_page(service),
+            "/ready": lambda: ready_page(service, readiness),
+            "/metrics": metrics_page,
+        }
+        self._server = (_SharedServer if shared else _Server)((host, port), _handler(pages))
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False  # a client that keeps its connection open must not keep the process alive
+
+
+class _SharedServer(_Server):
+    """One port for all processes of a service: whichever of them lives answers."""
+
+    allow_reuse_port = True
+
+
+def _handler(pages: Mapping[str, Callable[[], Page]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 10  # seconds that a silent client may hold a thread
+
+        def do_GET(self) -> None:
+            make = pages.get(self.path.partition("?")[0])
+            page = make() if make else Page(404, JSON, b'{"status":"not found"}')
+            self.send_response(page.status)
+            self.send_header("Content-Type", page.content_type)
+            self.send_header("Content-Length", str(len(page.body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(page.body)
+
+        do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Probes come every few seconds and say nothing worth a line."""
+
+    return Handler
+
+
+def serve_health(port: int, checks: Mapping[str, Check], *, service: str | None = None) -> HealthServer:
+    """Serve this process's health from a daemon thread, on HEALTH_HOST; port 0 takes a free one.
+
+    Raises OSError when it is taken.
+    """
+    readiness = Readiness()
+    for name, check in checks.items():
+        readiness.register(name, check)
+    return HealthServer(port, readiness, service=service or _service(), host=settings.HEALTH_HOST)
+
+
+def serve_own_health(port: int) -> HealthServer:
+    """Serve what the views above answer once more, on a port of its own that the service's processes share.
+
+    It answers while all threads that serve requests are busy, and only to those who reach HEALTH_HOST.
+    """
+    return HealthServer(port, _readiness, service=_service(), host=settings.HEALTH_HOST, shared=True)

@@ -1,0 +1,126 @@
+"""Structured logs: one JSON object per line on stderr, with the request and the message that it is about.
+
+Every process calls `configure`: Django does through LOGGING_CONFIG, Celery through its `setup_logging` signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+_message_id: ContextVar[str | None] = ContextVar("message_id", default=None)
+
+# Django adds the request itself, whose repr shows the query string: sockets and webhooks carry tokens there.
+_NEVER_LOGGED: Final = ("request", "response", "taskName", "color_message")
+
+_TOKENS: Final = (
+    (re.compile(r"\bBearer\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE), "Bearer [redacted]"),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), "[token]"),
+    (re.compile(r"\b((?:access_|refresh_|verify_)?token=)[^&\s\"'\\]+", re.IGNORECASE), r"\1[redacted]"),
+)
+_PHONE: Final = re.compile(r"(?P<mark>\+|\b(?:whatsapp|sms|tel|wa_id)\W{1,4})(?P<digits>\d{8,15})(?!\d)")
+
+
+def request_id() -> str | None:
+    """The id of the request being served, None outside of one."""
+    return _request_id.get()
+
+
+@contextmanager
+def bind(*, request_id: str | None = None, message_id: object = None) -> Iterator[None]:
+    """Name the request or the message in every line logged inside; what is not given stays as it is."""
+    bound = [
+        (variable, variable.set(str(value)))
+        for variable, value in ((_request_id, request_id), (_message_id, message_id))
+        if value is not None
+    ]
+    try:
+        yield
+    finally:
+        for variable, token in reversed(bound):
+            variable.reset(token)
+
+
+def redact(text: str) -> str:
+    """The same text without what looks like a bearer token, and with phone numbers masked: +55119****8888."""
+    for pattern, replacement in _TOKENS:
+        text = pattern.sub(replacement, text)
+    return _PHONE.sub(_masked, text)
+
+
+def _masked(match: re.Match[str]) -> str:
+    digits = match["digits"]
+    shown = 5 if len(digits) >= 12 else 2
+    return f"{match['mark']}{digits[:shown]}{'*' * (len(digits) - shown - 4)}{digits[-4:]}"
+
+
+class _Context(logging.Filter):
+    """Adds service, request_id and message_id."""
+
+    def __init__(self, service: str = "") -> None:
+        super().__init__()
+        self._service = service
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.service = self._service
+        for name, variable in (("request_id", _request_id), ("message_id", _message_id)):
+            if getattr(record, name, None) is None and (value := variable.get()) is not None:
+                setattr(record, name, value)
+        return True
+
+
+class JsonLines(JsonFormatter):
+    """One JSON object per record. The whole line is redacted: extras and tracebacks leak as messages do."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(levelname)s %(name)s %(message)s",
+            rename_fields={"levelname": "level", "name": "logger"},
+            reserved_attrs=[*RESERVED_ATTRS, *_NEVER_LOGGED],
+            json_ensure_ascii=False,
+        )
+
+    def add_fields(
+        self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]
+    ) -> None:
+        at = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
+        log_data["time"] = at.replace("+00:00", "Z")
+        super().add_fields(log_data, record, message_dict)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure(config: Mapping[str, str]) -> None:
+    """Send everything to stderr as JSON lines; ``config`` has ``service`` and ``level``. May be called again."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"context": {"()": _Context, "service": config.get("service", "")}},
+            "formatters": {"json": {"()": JsonLines}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "filters": ["context"], "formatter": "json"},
+            },
+            "root": {"level": config.get("level", "INFO").upper(), "handlers": ["stderr"]},
+            "loggers": {
+                # Django's own set-up gives these handlers of their own; one line on one stream is enough.
+                "django": {"handlers": [], "propagate": True},
+                "django.server": {"handlers": [], "propagate": True},
+                # Repeats the access line without a request id; exceptions are logged by `core.problems.server_error`.
+                "django.request": {"level": "CRITICAL"},
+                "httpx": {"level": "WARNING"},  # logs whole URLs
+                "httpcore": {"level": "WARNING"},
+            },
+        }
+    )

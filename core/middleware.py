@@ -1,0 +1,88 @@
+"""A request id for every request, and one line in the log about it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from django.http import HttpRequest, HttpResponseBase
+from django.urls import resolve
+
+from core.logging import bind
+from core.methods import allowed, not_allowed
+from core.problems import Problem
+
+access_log = logging.getLogger("chat4all.access")
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
+
+
+class RequestIdMiddleware:
+    """Takes over a sane X-Request-ID or mints one; it goes into the answer, the logs and the problems.
+
+    The access line names the route, never the query string: webhooks and sockets carry tokens there.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        started = time.perf_counter()
+        request_id = _request_id(request)
+        with bind(request_id=request_id):
+            refusal = _refusal(request)
+            response = refusal.response() if refusal else self._get_response(request)
+            response["X-Request-ID"] = request_id
+            access_log.info(
+                "request",
+                extra={
+                    "method": request.method if request.method in _METHODS else "other",
+                    "route": _route(request),
+                    "status": response.status_code,
+                    "duration_ms": round((time.perf_counter() - started) * 1000, 2),
+                },
+            )
+        return response
+
+
+class ProbesMiddleware:
+    """Answers probes before anything looks at the Host or redirects to HTTPS: they come by address, in plain HTTP."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if request.path_info not in _PROBES:
+            return self._get_response(request)
+        request.resolver_match = resolve(request.path_info)
+        answer: HttpResponseBase = request.resolver_match.func(request)
+        return answer
+
+
+def _request_id(request: HttpRequest) -> str:
+    given = request.headers.get("X-Request-ID", "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _route(request: HttpRequest) -> str:
+    return request.resolver_match.route if request.resolver_match else "unmatched"
+
+
+def _refusal(request: HttpRequest) -> Problem | None:
+    """Requests that everything behind this would stumble over."""
+    if request.method not in _METHODS:  # each would become a label of its own in the metrics: unbounded memory
+        allow = allowed(request.path_info)
+        return not_allowed(allow) if allow else Problem(404, "not_found", "Not found")
+    if "HTTP_TRANSFER_ENCODING" in request.META and not request.META.get("CONTENT_LENGTH"):
+        # Django reads as much as Content-Length says: a chunked body would look like none at all
+        return Problem(411, "length_required", "Content-Length is required")
+    charset = (request.content_params or {}).get("charset", "utf-8")
+    if charset.lower() not in {"utf-8", "utf8", "us-ascii", "ascii"}:  # RFC 8259: JSON is UTF-8
+        return Problem(415, "unsupported_media_type", "We cannot read that media type", "We only read UTF-8.")
+    return None
