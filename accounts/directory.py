@@ -1,0 +1,69 @@
+"""Who is who: look-ups of users by public id, kept in the process for at most 5 s."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from accounts.models import User
+from core.cache import TtlCache
+from core.clock import SYSTEM_CLOCK, Clock
+
+MAX_AGE_S: Final = 5.0
+_PUBLIC_ID: Final = re.compile(r"user_[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfo:
+    """What others may know about a user."""
+
+    user_id: str
+    username: str
+    display_name: str
+    workspace_id: UUID
+    is_active: bool = True
+
+
+def new_cache(clock: Clock = SYSTEM_CLOCK) -> TtlCache[str, UserInfo]:
+    return TtlCache(ttl_s=MAX_AGE_S, clock=clock)
+
+
+cache = new_cache()
+"""Only users that exist: one who registers is seen at once, one who is deactivated within MAX_AGE_S."""
+
+
+def users(workspace_id: UUID, public_ids: Iterable[str]) -> dict[str, UserInfo]:
+    """Those of ``public_ids`` that are users of this workspace, deactivated ones included."""
+    wanted = {public_id for public_id in public_ids if _PUBLIC_ID.fullmatch(public_id)}
+    found = {public_id: info for public_id in wanted if (info := cache.get(public_id))}
+    if missing := wanted - found.keys():
+        found |= _load(missing)
+    return {public_id: info for public_id, info in found.items() if info.workspace_id == workspace_id}
+
+
+def user(workspace_id: UUID, public_id: str) -> UserInfo | None:
+    return users(workspace_id, (public_id,)).get(public_id)
+
+
+def exists(workspace_id: UUID, public_id: str) -> bool:
+    return user(workspace_id, public_id) is not None
+
+
+def named(workspace_id: UUID, username: str) -> UserInfo | None:
+    """The active user of that name, whatever its case."""
+    found = User.objects.filter(workspace_id=workspace_id, username__lower=username.lower(), is_active=True).first()
+    return _info(found) if found else None
+
+
+def _load(public_ids: set[str]) -> dict[str, UserInfo]:
+    found = {row.public_id: _info(row) for row in User.objects.filter(public_id__in=public_ids)}
+    for public_id, info in found.items():
+        cache.put(public_id, info)
+    return found
+
+
+def _info(row: User) -> UserInfo:
+    return UserInfo(row.public_id, row.username, row.display_name or row.username, row.workspace_id, row.is_active)

@@ -1,0 +1,120 @@
+"""Against guessing: counts attempts in Redis, atomically, and says when it is enough.
+
+An attempt is counted before its password is checked and given back when it was right, so that a hundred guesses sent at
+once are a hundred counted ones. When Redis is away nobody is kept out: a warning is logged and the attempt goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import redis
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from accounts.errors import TooManyAttempts
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S: Final = 0.25
+_HOUR_S: Final = 3600
+
+# KEYS: one counter per limit; ARGV: limit and window in ms of each. Answers 0, or how many ms to wait.
+_COUNT: Final = """
+local wait = 0
+for i, key in ipairs(KEYS) do
+  if tonumber(redis.call('GET', key) or '0') >= tonumber(ARGV[2 * i - 1]) then
+    wait = math.max(wait, redis.call('PTTL', key), 1)
+  end
+end
+if wait > 0 then return wait end
+for i, key in ipairs(KEYS) do
+  if redis.call('INCR', key) == 1 then redis.call('PEXPIRE', key, ARGV[2 * i]) end
+end
+return 0
+"""
+
+# DECR keeps the time to live; a counter that ended meanwhile is not opened again.
+_GIVE_BACK: Final = """
+for _, key in ipairs(KEYS) do
+  if tonumber(redis.call('GET', key) or '0') > 0 then redis.call('DECR', key) end
+end
+return 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """So many attempts on one counter within the window that the first of them opens."""
+
+    key: str
+    attempts: int
+    window_s: int
+
+
+class Guard:
+    """Counters in one Redis. Connects on first use; safe to share between threads and to build before a fork."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        )
+        self._count = self._redis.register_script(_COUNT)
+        self._give_back = self._redis.register_script(_GIVE_BACK)
+
+    def count(self, limits: Sequence[Limit]) -> None:
+        """Count one attempt on each. Raises TooManyAttempts, and counts nothing, when one of them is used up."""
+        arguments = [number for limit in limits for number in (limit.attempts, limit.window_s * 1000)]
+        try:
+            wait_ms = int(self._count(keys=[limit.key for limit in limits], args=arguments))
+        except redis.RedisError as error:
+            logger.warning("attempts are not counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
+            return
+        if wait_ms:
+            raise TooManyAttempts("Too many attempts. Try again later.", retry_after_s=wait_ms / 1000)
+
+    def give_back(self, limits: Sequence[Limit]) -> None:
+        """The attempt was right: it does not count."""
+        try:
+            self._give_back(keys=[limit.key for limit in limits])
+        except redis.RedisError as error:
+            logger.warning("an attempt stays counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
+
+
+@cache
+def _guard_at(url: str) -> Guard:
+    return Guard(url)
+
+
+def guard() -> Guard:
+    """The guard of this process, on the Redis at BUS_URL."""
+    return _guard_at(settings.BUS_URL)
+
+
+def sign_in_limits(*, workspace: str, username: str, address: str) -> tuple[Limit, ...]:
+    """Few guesses at one user from one address: nobody locks out others. Very many at one user from everywhere.
+
+    The last one bounds guessing from a great many addresses, and only those can use it up.
+    """
+    window_s = settings.LOGIN_WINDOW_S
+    user = f"{workspace}/{username.lower()}"
+    return (
+        Limit(_key("user-here", f"{address} {user}"), settings.LOGIN_FAILURES_PER_USER, window_s),
+        Limit(_key("address", address), settings.LOGIN_FAILURES_PER_ADDRESS, window_s),
+        Limit(_key("user", user), settings.LOGIN_FAILURES_PER_USER_EVERYWHERE, window_s),
+    )
+
+
+def registration_limits(*, address: str) -> tuple[Limit]:
+    return (Limit(_key("registration", address), settings.REGISTRATIONS_PER_ADDRESS, _HOUR_S),)
+
+
+def _key(kind: str, subject: str) -> str:
+    """Hashed: of one length whatever a client sends, and no names lie about in Redis."""
+    return f"{{guard}}:{kind}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"

@@ -1,0 +1,53 @@
+"""Make sure that an operator can sign in to the admin, with a generated password kept in a private file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts.models import DEFAULT_WORKSPACE_SLUG, User
+
+
+class Command(BaseCommand):
+    help = (
+        "Create the operator unless it exists, with a generated password kept in a private file. "
+        "May be run again: the password in the file is the one that counts."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--file", type=Path, required=True, help="JSON with username and password, mode 0600")
+        parser.add_argument("--username", default="operator", help="only for the first time (default: operator)")
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        path: Path = options["file"]
+        username, password = _read(path) if path.exists() else _write(path, options["username"])
+        user = User.objects.named(workspace=DEFAULT_WORKSPACE_SLUG, username=username)
+        if user is None:
+            User.objects.create_superuser(username, password)
+            self.stdout.write(f"created {username}; the password is in {path}")
+        elif not user.check_password(password):
+            user.set_password(password)
+            user.save(update_fields=["password"])
+            self.stdout.write(f"{username} got a new password; it is in {path}")
+
+
+def _write(path: Path, username: str) -> tuple[str, str]:
+    password = secrets.token_urlsafe(18)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w") as file:
+        json.dump({"username": username, "password": password}, file)
+    return username, password
+
+
+def _read(path: Path) -> tuple[str, str]:
+    try:
+        content = json.loads(path.read_text())
+        return str(content["username"]), str(content["password"])
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f"{path} holds no username and password; remove it to have new ones made") from None

@@ -1,0 +1,85 @@
+"""Registering and signing in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from django.contrib.auth.hashers import make_password
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+
+from accounts import guard
+from accounts.errors import InvalidCredentials, RegistrationClosed, UsernameTaken
+from accounts.models import User, Workspace
+from core.errors import FieldError, InvalidRequest
+
+_DECOY_PASSWORD: Final = "what-is-hashed-does-not-matter"  # noqa: S105 - no password of anybody
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    username: str
+    password: str = field(repr=False)
+    display_name: str
+    workspace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    username: str
+    password: str = field(repr=False)
+    workspace: str
+
+
+def register(wanted: Registration, *, address: str) -> User:
+    """A new user. Raises TooManyAttempts, RegistrationClosed, UsernameTaken, or InvalidRequest for a weak password."""
+    guard.guard().count(guard.registration_limits(address=address))
+    workspace = Workspace.objects.filter(slug=wanted.workspace, open_registration=True).first()
+    if workspace is None:
+        raise RegistrationClosed
+    if User.objects.named(workspace=workspace.slug, username=wanted.username):
+        raise UsernameTaken
+    _check_strength(wanted)
+    try:
+        return User.objects.create_user(
+            wanted.username, wanted.password, workspace=workspace, display_name=wanted.display_name
+        )
+    except ValidationError as error:
+        raise _explained(error) from error
+
+
+def _check_strength(wanted: Registration) -> None:
+    try:
+        validate_password(wanted.password, User(username=wanted.username))
+    except ValidationError as error:
+        faults = [FieldError("password", each.code or "invalid", each.messages[0]) for each in error.error_list]
+        raise InvalidRequest(faults[0].message, fields=faults) from None
+
+
+def _explained(error: ValidationError) -> UsernameTaken | InvalidRequest:
+    if any(each.code == "username_taken" for faults in error.error_dict.values() for each in faults):
+        return UsernameTaken()
+    faults = [
+        FieldError(name, each.code or "invalid", each.messages[0])
+        for name, inner in error.error_dict.items()
+        for each in inner
+    ]
+    return InvalidRequest(faults[0].message, fields=faults)
+
+
+def sign_in(given: Credentials, *, address: str) -> User:
+    """The user with these credentials. Raises InvalidCredentials or TooManyAttempts.
+
+    Takes one argon2id run whether or not the user exists, so that time does not tell who has an account.
+    """
+    limits = guard.sign_in_limits(workspace=given.workspace, username=given.username, address=address)
+    guard.guard().count(limits)
+    user = User.objects.named(workspace=given.workspace, username=given.username)
+    if user is None:
+        make_password(_DECOY_PASSWORD)
+        raise InvalidCredentials
+    if not user.check_password(given.password) or not user.is_active:
+        raise InvalidCredentials
+    guard.guard().give_back(limits)
+    return user
