@@ -1,0 +1,82 @@
+"""The local profile's storage: a folder behind django-storages' API, with presigned links like S3's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.files.base import File
+from django.core.files.storage import FileSystemStorage
+
+from files.links import signed_query
+
+DEFAULT_EXPIRE_S = 3600
+
+
+class LocalStorage(FileSystemStorage):
+    """Files in a folder, written all or not at all and flushed to the disk before `save` returns.
+
+    Like the S3 backend it overwrites (names hold ids that are never given twice, so only a repeated write meets an
+    existing name) and ``url`` takes ``parameters`` and ``expire``, so that callers need not know which one they have.
+    """
+
+    def url(self, name: str | None, parameters: Mapping[str, str] | None = None, expire: int | None = None) -> str:
+        """A link to our own API that needs no token and ends after ``expire`` seconds.
+
+        ``parameters`` (S3's names for answer headers) are not needed: the view takes them from the file's row.
+        """
+        del parameters
+        file_id = PurePosixPath(name or "").stem
+        expires_s = int(time.time()) + (DEFAULT_EXPIRE_S if expire is None else expire)
+        return f"{settings.API_URL}/files/raw/{file_id}?{signed_query(file_id, expires_s)}"
+
+    def get_available_name(self, name: str, max_length: int | None = None) -> str:
+        del max_length
+        return name
+
+    def _save(self, name: str, content: File[Any]) -> str:
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (uploaded := getattr(content, "temporary_file_path", None)) and _renamed(Path(uploaded()), target):
+            return name
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".incoming-", delete=False) as draft:
+            try:
+                _copy(content, draft)
+                Path(draft.name).replace(target)
+            except BaseException:
+                Path(draft.name).unlink(missing_ok=True)
+                raise
+        _sync_folder(target.parent)
+        return name
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Move without copying; False when they are on different file systems."""
+    if source.stat().st_dev != target.parent.stat().st_dev:
+        return False
+    with source.open("rb") as written:
+        os.fsync(written.fileno())
+    source.replace(target)
+    _sync_folder(target.parent)
+    return True
+
+
+def _copy(content: File[Any], draft: IO[bytes]) -> None:
+    content.seek(0)
+    shutil.copyfileobj(content, draft, length=1024 * 1024)
+    draft.flush()
+    os.fsync(draft.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
