@@ -1,0 +1,25 @@
+"""The gateway's application, with what it takes from the product handed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter
+
+from realtime.consumers import Acknowledge, ProcessHistory, UserSocket
+from realtime.http import HealthApp
+
+
+def application(acknowledge: Acknowledge) -> Any:
+    """An ASGI application. ``acknowledge`` is told what the first device of a user confirmed, at least once each.
+
+    No check of the Origin header: a socket is opened by a token that a page has to hold, never by a cookie that a
+    browser would send along for a stranger's page.
+    """
+    history = ProcessHistory()
+    return ProtocolTypeRouter(
+        {
+            "http": HealthApp(history),
+            "websocket": UserSocket.as_asgi(acknowledge=acknowledge, history=history),
+        }
+    )
