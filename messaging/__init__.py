@@ -1,0 +1,1 @@
+"""The product: accept, persist, route, deliver, report."""

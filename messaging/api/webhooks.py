@@ -1,0 +1,135 @@
+"""What platforms call: verify the raw bytes, split the arrays, append. Understanding happens behind the log."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.exceptions import ParseError
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from connectors import registry
+from connectors.base import Connector
+from connectors.errors import BadWebhook, UnknownChannel
+from core.clock import SYSTEM_CLOCK
+from core.errors import Chat4AllError, NotFound
+from core.text import storable
+from messaging import channels, codec, topics, wiring
+from messaging.channels import ChannelConfig
+from messaging.domain import InboundEvent
+from messaging.ports import NewRecord
+
+MAX_WEBHOOK_BYTES: Final = 4 * 1024 * 1024  # Meta sends up to 3 MB
+
+
+class WebhookTooLarge(Chat4AllError):
+    code = "webhook_too_large"
+    http_status = 413
+    title = "The webhook is too large"
+
+
+class WebhookView(APIView):
+    """GET and POST /webhooks/{channel}/{account}: no token of ours, the account's secret instead."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(operation_id="verify_webhook", tags=["webhooks"], responses={(200, "text/plain"): OpenApiTypes.STR})
+    def get(self, request: Request, channel: str, account: str) -> HttpResponse:
+        """The platform's check of a subscription: its challenge comes back as plain text."""
+        connector, ours = _addressed(channel, account)
+        challenge = connector.answer_challenge(ours.account, request.query_params.dict())
+        return HttpResponse(challenge, content_type="text/plain; charset=utf-8")
+
+    @extend_schema(
+        operation_id="receive_webhook",
+        tags=["webhooks"],
+        request=OpenApiTypes.OBJECT,
+        responses={200: OpenApiTypes.OBJECT},
+    )
+    def post(self, request: Request, channel: str, account: str) -> Response:
+        """News from a platform. 200 once all of it is on the event log."""
+        connector, ours = _addressed(channel, account)
+        body = _raw_body(request)
+        connector.verify_signature(ours.account, request.headers, body)
+        items = connector.split(ours.account, _decoded(body))
+        now_ms = SYSTEM_CLOCK.now_ms()
+        records = [
+            NewRecord(
+                topics.INBOUND,
+                f"{account}:{item.contact}",
+                codec.encode(
+                    InboundEvent(
+                        workspace_id=ours.workspace_id,
+                        channel=channel,
+                        account_id=account,
+                        contact=item.contact,
+                        payload=item.payload,
+                        received_at_ms=now_ms,
+                    )
+                ),
+            )
+            for item in items
+        ]
+        if records:
+            wiring.event_log().append(records)
+        return Response({"received": len(records)})
+
+
+def _addressed(channel: str, account: str) -> tuple[Connector, ChannelConfig]:
+    """Raises NotFound alike for a channel that we do not speak and an account that we do not have."""
+    try:
+        connector = registry.get(channel)
+    except UnknownChannel:
+        raise NotFound("no such channel account") from None
+    ours = channels.account(channel, account)
+    if ours is None:
+        raise NotFound("no such channel account")
+    return connector, ours
+
+
+def _raw_body(request: Request) -> bytes:
+    body: bytes = request._request.read(MAX_WEBHOOK_BYTES + 1)
+    if len(body) > MAX_WEBHOOK_BYTES:
+        raise WebhookTooLarge(f"at most {MAX_WEBHOOK_BYTES} bytes")
+    return body
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.ValidationError:
+        raise BadWebhook("a JSON object is expected") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _with_lone_surrogates(body)
+    except RecursionError:
+        raise ParseError("the body is no JSON", code="malformed_json") from None
+
+
+def _with_lone_surrogates(body: bytes) -> dict[str, Any]:
+    """JSON that msgspec refuses for half a character: one person's cut emoji must not hold up a batch of others."""
+    try:
+        return msgspec.convert(_storable(json.loads(body)), type=dict[str, Any])
+    except msgspec.ValidationError:
+        raise BadWebhook("a JSON object is expected") from None
+    except (ValueError, RecursionError):
+        raise ParseError("the body is no JSON", code="malformed_json") from None
+
+
+def _storable(value: Any) -> Any:
+    match value:
+        case str():
+            return storable(value)
+        case list():
+            return [_storable(each) for each in value]
+        case dict():
+            return {storable(name): _storable(each) for name, each in value.items()}
+        case _:
+            return value

@@ -1,0 +1,127 @@
+"""Channel accounts as the pipeline sees them: looked up by what a webhook's URL or a recipient's channel names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from django.db import Error, connections, transaction
+
+from accounts.models import User, Workspace
+from connectors import registry
+from connectors.base import Account
+from core.cache import TtlCache
+from core.errors import Conflict, Unavailable
+from messaging.models import ChannelAccount
+
+CACHED_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelConfig:
+    """An active account, whose it is, and who gets the conversations that unknown senders open."""
+
+    account: Account
+    workspace_id: UUID
+    agents: tuple[str, ...]  # public ids of active users
+
+
+# "Nothing" is kept as well, and bounded: anybody can ask for account ids that do not exist.
+_recent: Final[TtlCache[frozenset[tuple[str, object]], tuple[ChannelConfig, ...]]] = TtlCache(ttl_s=CACHED_S, size=1024)
+
+
+def forget() -> None:
+    """Forget what this process knows; others learn of a change within CACHED_S."""
+    _recent.clear()
+
+
+def account(channel: str, account_id: str) -> ChannelConfig | None:
+    """The active account of that id on a channel, up to 5 s old. Raises Unavailable."""
+    return next(iter(_active(channel=channel, account_id=account_id)), None)
+
+
+def accounts_of(workspace_id: UUID, channel: str) -> tuple[ChannelConfig, ...]:
+    """All active accounts of a workspace on a channel, the default one first, up to 5 s old. Raises Unavailable."""
+    return _active(workspace_id=workspace_id, channel=channel)
+
+
+def default_account(workspace_id: UUID, channel: str) -> ChannelConfig | None:
+    """The active account that a workspace sends through unless told otherwise, up to 5 s old. Raises Unavailable."""
+    return next(iter(_active(workspace_id=workspace_id, channel=channel, is_default=True)), None)
+
+
+def _active(**known: object) -> tuple[ChannelConfig, ...]:
+    key = frozenset(known.items())
+    found = _recent.get(key)
+    if found is None:
+        found = _read(known)
+        _recent.put(key, found)
+    return found
+
+
+def _read(known: Mapping[str, object]) -> tuple[ChannelConfig, ...]:
+    try:
+        if not connections["default"].in_atomic_block:
+            connections["default"].close_if_unusable_or_obsolete()  # workers have no requests around which Django does
+        rows = ChannelAccount.objects.filter(is_active=True, **known).order_by("-is_default", "pk")
+        return tuple(_config(row) for row in rows)
+    except Error as error:
+        raise Unavailable(f"The accounts database does not answer: {type(error).__name__}") from error
+
+
+def _config(row: ChannelAccount) -> ChannelConfig:
+    base_url = row.base_url or registry.get(row.channel).default_base_url
+    agents = row.agents.filter(is_active=True).order_by("pk").values_list("public_id", flat=True)
+    return ChannelConfig(
+        Account(row.channel, row.account_id, base_url, row.credentials), row.workspace_id, tuple(agents)
+    )
+
+
+def checked_base_url(url: str) -> str:
+    """Where a platform's API is, "" for its own place. Raises ValueError with a sentence for a person."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if url and not valid:
+        raise ValueError("It must be like https://graph.facebook.com")
+    return url.rstrip("/")
+
+
+def register(
+    *,
+    workspace: Workspace,
+    channel: str,
+    account_id: str,
+    credentials: Mapping[str, str],
+    base_url: str = "",
+    display_name: str = "",
+    agents: Sequence[User] = (),
+    make_default: bool = False,
+) -> bool:
+    """Add an account, or bring the one with that id to these values; True when it is new.
+
+    ``make_default`` takes the place of the workspace's default on that channel; without it a default stays one.
+    Raises Conflict when another workspace has that account: a platform's webhook names no workspace.
+    """
+    with transaction.atomic():
+        row = ChannelAccount.objects.select_for_update().filter(channel=channel, account_id=account_id).first()
+        is_new = row is None
+        if row is None:
+            row = ChannelAccount(workspace=workspace, channel=channel, account_id=account_id)
+        elif row.workspace_id != workspace.pk:
+            raise Conflict(f"The {channel} account {account_id} belongs to another workspace.")
+        row.credentials = dict(credentials)
+        row.base_url, row.display_name, row.is_active = base_url, display_name, True
+        if make_default:
+            others = ChannelAccount.objects.filter(workspace=workspace, channel=channel, is_default=True)
+            others.exclude(pk=row.pk).update(is_default=False)
+            row.is_default = True
+        row.save()
+        row.agents.set(agents)
+    forget()
+    return is_new

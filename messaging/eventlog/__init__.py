@@ -1,0 +1,1 @@
+"""Adapters of the EventLog port: Redis Streams for the local profile, memory for tests."""

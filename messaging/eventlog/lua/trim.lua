@@ -1,0 +1,41 @@
+-- One bounded step of retention: drop the oldest records that are too old, or too many bytes, and that every group
+-- has done with. Records of a topic that no group reads count as done with.
+-- KEYS: prefix. ARGV: topic, partition, now_ms. Returns records dropped, and 1 when there may be more to drop.
+local prefix, source = KEYS[1], ARGV[1] .. '/' .. ARGV[2]
+local stream = prefix .. 'records:' .. source
+local known = redis.call('HGET', prefix .. 'topics', ARGV[1])
+local length = redis.call('XLEN', stream)
+if not known or length == 0 then
+  return { 0, 0 }
+end
+known = cjson.decode(known)
+
+local watermark = tonumber(redis.call('HGET', prefix .. 'end', source))
+for _, group in ipairs(redis.call('SMEMBERS', prefix .. 'readers:' .. ARGV[1])) do
+  local committed = tonumber(redis.call('HGET', prefix .. 'committed:' .. group, source) or 0)
+  watermark = math.min(watermark, committed)
+end
+
+local bytes = tonumber(redis.call('HGET', prefix .. 'bytes', source) or 0)
+local step = math.floor(1048576 / math.max(1, bytes / length)) -- looks at about 1 MiB at a time
+step = math.max(1, math.min(step, 256))
+local oldest_kept_ms = tonumber(ARGV[3]) - known.retention_ms
+
+local entries = redis.call('XRANGE', stream, '-', '+', 'COUNT', step)
+local dropped, freed, last = 0, 0, nil
+for _, entry in ipairs(entries) do
+  local offset = tonumber(string.match(entry[1], '^%d+')) - 1
+  local fields = entry[2]
+  local fits = tonumber(fields[2]) >= oldest_kept_ms and bytes - freed <= known.max_bytes
+  if offset >= watermark or fits then
+    break
+  end
+  dropped, last = dropped + 1, offset
+  freed = freed + #fields[4] + #fields[6] + #fields[8]
+end
+if dropped > 0 then
+  redis.call('XTRIM', stream, 'MINID', string.format('%d-0', last + 2))
+  redis.call('HINCRBY', prefix .. 'bytes', source, -freed)
+  redis.call('HSET', prefix .. 'start', source, string.format('%d', last + 1))
+end
+return { dropped, (dropped == #entries and dropped < length) and 1 or 0 }

@@ -1,0 +1,69 @@
+"""Accepted messages that may not be stored yet: for a minute in the bus's Redis, so that GET can answer ACCEPTED."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from core.clock import SYSTEM_CLOCK, Clock
+from messaging import codec
+from messaging.domain import Message
+from messaging.errors import UndecodableRecord
+
+logger = logging.getLogger(__name__)
+
+TTL_S: Final = 60
+TIMEOUT_S: Final = 0.25  # a hint may not hold up a 202 for longer
+PAUSE_S: Final = 5.0  # without asking again after Redis failed
+
+
+class RedisHints:
+    """Best effort: without Redis there are no hints, and a GET in the moment before storage answers 404."""
+
+    def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._silent_until_s = 0.0
+        self._lock = threading.Lock()
+        self._client = redis.Redis.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        )
+
+    def put(self, messages: Sequence[Message]) -> None:
+        if self._clock.monotonic_s() < self._silent_until_s:
+            return
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for message in messages:
+                    pipeline.set(_key(message.message_id), codec.encode(message), ex=TTL_S)
+                pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            self._rest(error)
+
+    def get(self, message_id: UUID) -> Message | None:
+        if self._clock.monotonic_s() < self._silent_until_s:
+            return None
+        try:
+            data = self._client.get(_key(message_id))
+        except (redis.RedisError, OSError) as error:
+            self._rest(error)
+            return None
+        try:
+            return codec.decode(Message, data) if isinstance(data, bytes) else None
+        except UndecodableRecord:
+            return None
+
+    def _rest(self, error: Exception) -> None:
+        with self._lock:
+            self._silent_until_s = self._clock.monotonic_s() + PAUSE_S
+        logger.warning("hints are away", extra={"error": type(error).__name__})
+
+
+def _key(message_id: UUID) -> str:
+    return f"chat4all:hint:{message_id}"

@@ -1,0 +1,112 @@
+"""Run a bridge: records from the event log to the workers, until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandParser
+
+from core.clock import SYSTEM_CLOCK
+from core.errors import Unavailable
+from core.health import serve_health
+from files import services as files
+from messaging import dispatch, metrics, tasks, wiring
+from messaging.bridge import Bridge
+from messaging.dispatch import BusDispatcher
+from messaging.ports import TopicPartition
+from messaging.services.deliver import RESUME_WITHIN_MS
+from messaging.topics import channel_of
+
+logger = logging.getLogger(__name__)
+
+PARKED_EVERY_S = 1.0
+MAX_WAITING = 100  # tasks in a channel's queue: then its workers are away or behind
+RESUMES_AT_ONCE = 20
+LAG_EVERY_S = 5.0
+PRUNE_EVERY_S = 3600.0
+
+
+class Command(BaseCommand):
+    help = "Hand records from the event log to the workers until SIGTERM. Several bridges share the partitions."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--topics", nargs="+", metavar="TOPIC", help="only these (default: all)")
+        parser.add_argument("--member", default="", help="a stable name in the group (default: host and process id)")
+        parser.add_argument("--health-port", type=int, default=0, help="serve /health, /ready and /metrics there")
+
+    def handle(self, *_: Any, **options: Any) -> None:
+        topics = tuple(options["topics"] or wiring.work_topics())
+        member = options["member"] or f"{socket.gethostname()}-{os.getpid()}"
+        bridge = Bridge(
+            wiring.event_log(),
+            BusDispatcher(settings.BUS_URL, bridge=member, send=tasks.send_batch, queue_of=wiring.queue_of),
+            topics=topics,
+            group=wiring.GROUP,
+            member=member,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: bridge.stop())
+        if options["health_port"]:
+            serve_health(options["health_port"], {"event log": wiring.event_log().ping, "bridge": bridge.check})
+        bus = dispatch.bus(settings.BUS_URL)
+        _every(PARKED_EVERY_S, lambda: resume_parked(topics, bus))
+        _every(LAG_EVERY_S, lambda: _measure_lag(topics))
+        _every(PRUNE_EVERY_S, _prune)
+        bridge.run()
+
+
+def _every(seconds: float, work: Callable[[], None]) -> None:
+    """Run ``work`` again and again on a daemon thread; a part that is away is told in the log and tried again."""
+
+    def loop() -> None:
+        pause = threading.Event()
+        while not pause.wait(seconds):
+            try:
+                work()
+            except Unavailable as error:
+                logger.warning("timer waits", extra={"error": error.detail})
+            except Exception:
+                logger.exception("timer failed")
+
+    threading.Thread(target=loop, daemon=True, name="timer").start()
+
+
+def resume_parked(topics: tuple[str, ...], bus: redis.Redis) -> None:
+    """Have workers try again what is due; a queue that nobody empties is not filled for ever."""
+    store = wiring.message_store()
+    for topic in topics:
+        room = MAX_WAITING - dispatch.queue_length(bus, wiring.queue_of(topic))
+        if channel_of(topic) is None or room <= 0:
+            continue
+        now_ms = SYSTEM_CLOCK.now_ms()
+        # Taken, they are nobody's for a while: bridges hand out each once, and the next round goes on behind them.
+        for scope in store.take_due_scopes(
+            topic=topic, now_ms=now_ms, again_at_ms=now_ms + RESUME_WITHIN_MS, limit=min(room, RESUMES_AT_ONCE)
+        ):
+            tasks.send_resume(scope)
+
+
+def _prune() -> None:
+    while wiring.message_store().prune(limit=1_000):
+        pass
+    while files.prune_unsent(limit=500):
+        pass
+
+
+def _measure_lag(topics: tuple[str, ...]) -> None:
+    log = wiring.event_log()
+    for topic in wiring.all_topics():
+        if topic.name not in topics:
+            continue
+        for partition in range(topic.partitions):
+            source = TopicPartition(topic.name, partition)
+            lag = log.end_offset(source) - log.committed(wiring.GROUP, source)
+            metrics.CONSUMER_LAG.labels(topic.name, str(partition)).set(lag)

@@ -1,0 +1,306 @@
+"""What happens between a POST and its 202: who may do this, a claim where a key is given, and the append.
+
+After the 202 nothing can lose the message; before it, whatever fails may simply be tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+from uuid import UUID
+
+from core.clock import SYSTEM_CLOCK, Clock, iso_utc
+from core.errors import Chat4AllError, FieldError, InvalidRequest, NotFound
+from core.ids import derived_id, uuid7, uuid7_ms
+from messaging import codec, metrics, topics
+from messaging.domain import Conversation, Message, Party, Status
+from messaging.errors import (
+    ConversationNotFound,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    RecipientNotFound,
+    SenderMismatch,
+    StoreUnavailable,
+)
+from messaging.ports import EventLog, KeyState, MessageStore, NewRecord, Notify
+from messaging.services.conversations import ConversationCache, Parties, announce, check_new_id
+
+KEY_LEASE_MS: Final = 6_000  # longer than an append may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A message as a client posts it; the shape is checked, the sense is not."""
+
+    workspace_id: UUID
+    user_id: str
+    conversation: str
+    sender_id: str | None = None
+    recipient_id: str | None = None
+    content: str = ""
+    file_id: str | None = None
+    reply_to: UUID | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def body_hash(self) -> str:
+        """Equal for equal requests."""
+        parts = (self.conversation, self.recipient_id, self.content, self.file_id, str(self.reply_to))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer of a 202. ``replay``: the same answer as to an earlier request with this Idempotency-Key."""
+
+    message_id: UUID
+    conversation: str
+    accepted_at_ms: int
+    replay: bool = False
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "message_id": str(self.message_id),
+            "conversation_id": self.conversation,
+            "status": Status.ACCEPTED.value,
+            "accepted_at": iso_utc(self.accepted_at_ms),
+        }
+
+
+class Hints(Protocol):
+    """Accepted messages that may not be stored yet, kept for a minute so that GET can answer ACCEPTED. Best effort."""
+
+    def put(self, messages: Sequence[Message]) -> None:
+        """Never raises."""
+
+    def get(self, message_id: UUID) -> Message | None:
+        """None when unknown or when the hints are away."""
+
+
+class Files(Protocol):
+    """Files that messages carry."""
+
+    def size(self, file_id: str, *, workspace_id: UUID, user_id: str) -> int:
+        """In bytes. Raises FileNotFound unless this user may see the file."""
+
+    def attach(self, file_id: str, *, conversation_id: UUID) -> None:
+        """The conversation's members may see the file from now on."""
+
+
+class Channels(Protocol):
+    """What channels can take."""
+
+    def check_content(self, channel: str, *, content: str, media_bytes: int | None) -> None:
+        """Raises InvalidRequest at the field that the channel would refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything that accepting needs."""
+
+    log: EventLog
+    store: MessageStore
+    parties: Parties
+    channels: Channels
+    files: Files
+    hints: Hints
+    notify: Notify
+    cache: ConversationCache
+    clock: Clock = SYSTEM_CLOCK
+
+
+def accept(draft: Draft, desk: Desk) -> Accepted:
+    """Take a message: it is on the log when this returns.
+
+    Raises SenderMismatch, ConversationNotFound, RecipientNotFound, InvalidRequest and the errors of
+    Idempotency-Keys for what the client did; LogUnavailable and StoreUnavailable for what we could not.
+    """
+    if draft.sender_id is not None and draft.sender_id != draft.user_id:
+        raise SenderMismatch(
+            fields=[FieldError("sender_id", "sender_mismatch", "must be your own user id, or left out")]
+        )
+    if draft.idempotency_key is None:
+        message, planned = _checked(draft, desk)
+        _go(draft, message, planned, desk)
+        return Accepted(message.message_id, message.conversation, message.accepted_at_ms)
+    return _accept_once(draft, draft.idempotency_key, desk)
+
+
+def _checked(draft: Draft, desk: Desk) -> tuple[Message, Conversation | None]:
+    """The message, and the conversation that it opens: everything is checked before anything is changed."""
+    known = _known(draft, desk)
+    conversation = known or _planned(draft, desk)
+    return _message(draft, conversation, desk), None if known else conversation
+
+
+def _accept_once(draft: Draft, key: str, desk: Desk) -> Accepted:
+    workspace_id, sender_id = draft.workspace_id, draft.user_id
+    try:
+        message, planned = _checked(draft, desk)
+    except Chat4AllError:
+        # What was answered once stays the answer, even if today the same request would be refused.
+        answered = desk.store.answered_key(
+            workspace_id=workspace_id,
+            sender_id=sender_id,
+            key=key,
+            body_hash=draft.body_hash,
+            now_ms=desk.clock.now_ms(),
+        )
+        if answered is None:
+            raise
+        return Accepted(answered, draft.conversation, uuid7_ms(answered), replay=True)
+    claim = desk.store.claim_key(
+        workspace_id=workspace_id,
+        sender_id=sender_id,
+        key=key,
+        body_hash=draft.body_hash,
+        message_id=message.message_id,
+        now_ms=desk.clock.now_ms(),
+        lease_ms=KEY_LEASE_MS,
+    )
+    answer = Accepted(claim.message_id, message.conversation, uuid7_ms(claim.message_id))
+    match claim.state:
+        case KeyState.MISMATCH:
+            raise IdempotencyMismatch
+        case KeyState.RUNNING:
+            raise IdempotencyInProgress(retry_after_s=1)
+        case KeyState.DONE:
+            return replace(answer, replay=True)
+        case KeyState.NEW:
+            pass
+    try:
+        _go(draft, _with_id(message, claim.message_id), planned, desk)
+    except Exception:
+        desk.store.release_key(workspace_id=workspace_id, sender_id=sender_id, key=key)
+        raise
+    with contextlib.suppress(StoreUnavailable):  # accepted all the same; a retry appends the same id again
+        desk.store.settle_key(workspace_id=workspace_id, sender_id=sender_id, key=key)
+    return answer
+
+
+def _go(draft: Draft, message: Message, planned: Conversation | None, desk: Desk) -> None:
+    """Make the changes that a message brings: the conversation that it opens, who may see its file, the record."""
+    if planned is not None:
+        message = _in_stored(draft, message, _created(draft, planned, desk), desk)
+    if message.file_id is not None:
+        desk.files.attach(message.file_id, conversation_id=message.conversation_id)
+    _append(message, desk)
+
+
+def _append(message: Message, desk: Desk) -> None:
+    desk.log.append([NewRecord(topics.MESSAGES, str(message.conversation_id), codec.encode(message))])
+    metrics.ACCEPTED.inc()
+    desk.hints.put([message])
+
+
+def _known(draft: Draft, desk: Desk) -> Conversation | None:
+    """The conversation, if there is one. Raises ConversationNotFound when the sender is not in it."""
+    conversation_id = derived_id(draft.workspace_id, draft.conversation)
+    conversation = desk.cache.get(conversation_id, desk.store.conversation)
+    if conversation is not None and draft.user_id not in conversation.members:
+        desk.cache.forget(conversation_id)  # whoever was just added through another process is in by now
+        conversation = desk.cache.get(conversation_id, desk.store.conversation)
+    if conversation is not None and draft.user_id not in conversation.members:
+        raise ConversationNotFound
+    return conversation
+
+
+def _planned(draft: Draft, desk: Desk) -> Conversation:
+    """The conversation that a first message opens with its recipient; nothing is stored yet."""
+    if draft.recipient_id is None:
+        raise ConversationNotFound
+    check_new_id(draft.conversation)
+    recipient = _recipient(draft, draft.recipient_id, desk)
+    if recipient == draft.user_id:
+        raise RecipientNotFound.at("recipient_id", "a new conversation needs somebody else", code="recipient_is_sender")
+    return Conversation(
+        conversation_id=derived_id(draft.workspace_id, draft.conversation),
+        workspace_id=draft.workspace_id,
+        public_id=draft.conversation,
+        title="",
+        members=(draft.user_id, recipient),
+        created_by=draft.user_id,
+        created_at_ms=desk.clock.now_ms(),
+    )
+
+
+def _created(draft: Draft, planned: Conversation, desk: Desk) -> Conversation:
+    """The conversation as it is stored. Raises ConversationNotFound when somebody else was first with that id."""
+    conversation, new = desk.store.create_conversation(planned)
+    if draft.user_id not in conversation.members:
+        raise ConversationNotFound
+    if new:
+        announce(conversation, parties=desk.parties, notify=desk.notify, event="created")
+    return conversation
+
+
+def _in_stored(draft: Draft, message: Message, stored: Conversation, desk: Desk) -> Message:
+    """The message as the stored conversation has it: a member of ours may have opened it with others meanwhile."""
+    return replace(message, recipients=_recipients(draft, stored, desk), audience=_audience(stored))
+
+
+def _message(draft: Draft, conversation: Conversation, desk: Desk) -> Message:
+    """The message with everything fixed that later steps need."""
+    recipients = _recipients(draft, conversation, desk)
+    media_bytes = _file_bytes(draft, draft.file_id, desk) if draft.file_id is not None else None
+    for channel in {Party.parse(recipient).channel for recipient in recipients} - {None}:
+        desk.channels.check_content(str(channel), content=draft.content, media_bytes=media_bytes)
+    if draft.reply_to is not None:
+        answered = desk.store.message(draft.reply_to) or desk.hints.get(draft.reply_to)  # perhaps not stored yet
+        if answered is None or answered.conversation_id != conversation.conversation_id:
+            raise InvalidRequest.at("reply_to", "no such message in this conversation", code="message_not_found")
+    message_id = uuid7()
+    return Message(
+        message_id=message_id,
+        workspace_id=draft.workspace_id,
+        conversation_id=conversation.conversation_id,
+        conversation=conversation.public_id,
+        sender_id=draft.user_id,
+        recipient_id=draft.recipient_id,
+        recipients=recipients,
+        audience=_audience(conversation),
+        content=draft.content,
+        file_id=draft.file_id,
+        reply_to=draft.reply_to,
+        accepted_at_ms=uuid7_ms(message_id),
+    )
+
+
+def _recipients(draft: Draft, conversation: Conversation, desk: Desk) -> tuple[str, ...]:
+    """The one asked for, or all other members."""
+    if draft.recipient_id is None:
+        return tuple(member for member in conversation.members if member != draft.user_id)
+    recipient = draft.recipient_id
+    if recipient not in conversation.members:
+        recipient = _recipient(draft, recipient, desk)
+    if recipient not in conversation.members:
+        raise RecipientNotFound.at("recipient_id", "not a member of this conversation", code="recipient_not_a_member")
+    return (recipient,)
+
+
+def _audience(conversation: Conversation) -> tuple[str, ...]:
+    return tuple(member for member in conversation.members if Party.parse(member).is_user)
+
+
+def _file_bytes(draft: Draft, file_id: str, desk: Desk) -> int:
+    try:
+        return desk.files.size(file_id, workspace_id=draft.workspace_id, user_id=draft.user_id)
+    except NotFound as error:
+        error.fields = (FieldError("file_id", error.code, error.detail),)
+        raise
+
+
+def _recipient(draft: Draft, recipient_id: str, desk: Desk) -> str:
+    try:
+        return desk.parties.normalize(draft.workspace_id, recipient_id)
+    except InvalidRequest as error:
+        error.fields = (FieldError("recipient_id", error.code, error.detail),)
+        raise
+
+
+def _with_id(message: Message, message_id: UUID) -> Message:
+    """The same message under the id that the first request with its key claimed."""
+    return replace(message, message_id=message_id, accepted_at_ms=uuid7_ms(message_id))

@@ -1,0 +1,200 @@
+"""Conversations: who is in them, who may see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, Protocol
+from uuid import UUID
+
+from core.cache import TtlCache
+from core.clock import SYSTEM_CLOCK, Clock
+from core.errors import FieldError, InvalidRequest
+from core.ids import derived_id, uuid7
+from messaging.domain import MAX_MEMBERS, Conversation, Party, is_reserved
+from messaging.errors import ConversationNotFound, MemberNotFound
+from messaging.ports import ConversationListing, ListCursor, MessageStore, Notify, Push
+from messaging.services.render import conversation_json
+
+MEMBERSHIP_TTL_S: Final = 5.0
+
+
+class Parties(Protocol):
+    """Who can be written to in a workspace."""
+
+    def normalize(self, workspace_id: UUID, party: str) -> str:
+        """The one spelling of a user id or channel address. Raises RecipientNotFound, InvalidAddress,
+        ChannelNotConfigured or UnknownChannel."""
+
+    def names(self, workspace_id: UUID, parties: Collection[str]) -> Mapping[str, str]:
+        """Display names, as far as known."""
+
+
+class ConversationCache:
+    """Conversations by id for at most 5 s: what accepting a message checks (membership) without asking the store.
+
+    A member who was removed may post for that long on other API processes; here `forget` ends it at once.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._known: TtlCache[UUID, Conversation] = TtlCache(ttl_s=MEMBERSHIP_TTL_S, clock=clock)
+
+    def get(self, conversation_id: UUID, load: Callable[[UUID], Conversation | None]) -> Conversation | None:
+        """From the cache, else loaded; absence is not cached."""
+        conversation = self._known.get(conversation_id)
+        if conversation is None and (conversation := load(conversation_id)) is not None:
+            self._known.put(conversation_id, conversation)
+        return conversation
+
+    def forget(self, conversation_id: UUID) -> None:
+        self._known.forget(conversation_id)
+
+
+def check_new_id(public_id: str) -> None:
+    """Raises InvalidRequest at ``conversation_id`` for one that only inbound messages open."""
+    if is_reserved(public_id):
+        raise InvalidRequest.at(
+            "conversation_id", "ids like channel:address@account are ours to give", code="reserved_conversation_id"
+        )
+
+
+def visible(store: MessageStore, *, workspace_id: UUID, user_id: str, public_id: str) -> Conversation:
+    """The conversation, if this user is in it; else ConversationNotFound, whatever the reason (guarantee 10)."""
+    return visible_by_id(store, conversation_id=derived_id(workspace_id, public_id), user_id=user_id)
+
+
+def visible_by_id(store: MessageStore, *, conversation_id: UUID, user_id: str) -> Conversation:
+    conversation = store.conversation(conversation_id)
+    if conversation is None or user_id not in conversation.members:
+        raise ConversationNotFound
+    return conversation
+
+
+def create(
+    *,
+    workspace_id: UUID,
+    user_id: str,
+    public_id: str | None,
+    title: str,
+    members: Iterable[str],
+    store: MessageStore,
+    parties: Parties,
+    notify: Notify,
+    clock: Clock = SYSTEM_CLOCK,
+) -> tuple[Conversation, bool]:
+    """Create a conversation of the caller and these members; the stored one and whether it is new.
+
+    The same id again answers the one there is to its members, and ConversationNotFound to everybody else.
+    """
+    everybody = dict.fromkeys([user_id, *_normalized(members, workspace_id, parties)])
+    if len(everybody) > MAX_MEMBERS:
+        raise InvalidRequest.at("members", f"at most {MAX_MEMBERS} members", code="too_many")
+    public_id = public_id or f"conv_{uuid7().hex}"
+    known = store.conversation(derived_id(workspace_id, public_id)) if is_reserved(public_id) else None
+    if known is None:
+        check_new_id(public_id)
+    conversation, new = store.create_conversation(
+        Conversation(
+            conversation_id=derived_id(workspace_id, public_id),
+            workspace_id=workspace_id,
+            public_id=public_id,
+            title=title,
+            members=tuple(everybody),
+            created_by=user_id,
+            created_at_ms=clock.now_ms(),
+        )
+    )
+    if user_id not in conversation.members:
+        raise ConversationNotFound
+    if new:
+        announce(conversation, parties=parties, notify=notify, event="created")
+    return conversation, new
+
+
+def add_member(
+    conversation: Conversation,
+    party: str,
+    *,
+    store: MessageStore,
+    parties: Parties,
+    notify: Notify,
+    cache: ConversationCache,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Conversation:
+    """Add a user or an address; the conversation as it is now."""
+    [member] = _normalized([party], conversation.workspace_id, parties, field="member_id")
+    if member not in conversation.members and len(conversation.members) >= MAX_MEMBERS:
+        raise InvalidRequest.at("member_id", f"at most {MAX_MEMBERS} members", code="too_many")
+    now_ms = clock.now_ms()
+    store.add_member(conversation.conversation_id, member, at_ms=now_ms)
+    return _changed(conversation, f"added:{member}:{now_ms}", store=store, parties=parties, notify=notify, cache=cache)
+
+
+def remove_member(
+    conversation: Conversation,
+    party: str,
+    *,
+    store: MessageStore,
+    parties: Parties,
+    notify: Notify,
+    cache: ConversationCache,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Conversation:
+    """Remove a member, oneself included; the conversation as it is now. Whoever leaves sees nothing of it any more."""
+    if party not in conversation.members:
+        raise MemberNotFound
+    store.remove_member(conversation.conversation_id, party)
+    event = f"removed:{party}:{clock.now_ms()}"
+    return _changed(conversation, event, store=store, parties=parties, notify=notify, cache=cache)
+
+
+def listing(
+    store: MessageStore, *, workspace_id: UUID, user_id: str, after: ListCursor | None, limit: int
+) -> tuple[list[ConversationListing], ListCursor | None]:
+    """A page of a user's conversations, last active first, and where the next page starts."""
+    found = store.conversations_of(user_id, workspace_id=workspace_id, after=after, limit=limit + 1)
+    page = found[:limit]
+    more = len(found) > limit
+    last = page[-1] if page else None
+    return page, ListCursor(last.last_activity_ms, last.conversation.conversation_id) if more and last else None
+
+
+def announce(conversation: Conversation, *, parties: Parties, notify: Notify, event: str) -> None:
+    """Tell every user in it live, by a frame with the conversation as it is."""
+    names = dict(parties.names(conversation.workspace_id, conversation.members))
+    body = {"type": "conversation", "conversation": conversation_json(conversation, names=names)}
+    notify(
+        [
+            Push(member, f"conversation:{conversation.conversation_id}:{event}", body)
+            for member in conversation.members
+            if Party.parse(member).is_user
+        ]
+    )
+
+
+def _normalized(members: Iterable[str], workspace_id: UUID, parties: Parties, *, field: str = "members") -> list[str]:
+    normalized = []
+    for number, member in enumerate(members):
+        place = field if field == "member_id" else f"{field}.{number}"
+        try:
+            normalized.append(parties.normalize(workspace_id, member))
+        except InvalidRequest as error:
+            error.fields = (FieldError(place, error.code, error.detail),)
+            raise
+    return normalized
+
+
+def _changed(
+    conversation: Conversation,
+    event: str,
+    *,
+    store: MessageStore,
+    parties: Parties,
+    notify: Notify,
+    cache: ConversationCache,
+) -> Conversation:
+    cache.forget(conversation.conversation_id)
+    now = store.conversation(conversation.conversation_id)
+    if now is None:
+        raise ConversationNotFound
+    announce(now, parties=parties, notify=notify, event=event)
+    return now

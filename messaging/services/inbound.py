@@ -1,0 +1,423 @@
+"""Behind `inbound`: understand one item of a platform's webhook and put it where it belongs.
+
+A person's message gets the id that the first sight of its platform id claimed, a conversation and its readers, and goes
+to `messages`; a receipt goes to `status-updates`. Repeating any step writes the same again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
+from connectors.errors import DeliveryError, PermanentDeliveryError
+from core.clock import Clock
+from core.ids import derived_id, uuid7, uuid7_ms
+from core.text import storable
+from files.errors import EmptyFile, FileTooLarge
+from messaging import codec, metrics, topics
+from messaging.domain import (
+    MAX_ADDRESS_CHARS,
+    MAX_EXTERNAL_ID_CHARS,
+    Contact,
+    Conversation,
+    ExternalRef,
+    InboundEvent,
+    Message,
+    Party,
+    Status,
+    StatusChange,
+    inbound_conversation,
+)
+from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
+from messaging.services.batches import Item, Lease, Outcomes, decoded
+from messaging.services.deliver import status_record
+from messaging.services.render import conversation_json
+from messaging.work import DONE, Outcome, Verdict
+
+logger = logging.getLogger(__name__)
+
+# A receipt for a message we do not know (yet) waits under a key of its own: statuses only move forward, so it may be
+# overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
+WAITING: Final = "~waiting"
+FILE_GIVEN_UP_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
+UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send call returned
+
+
+class Translator(Protocol):
+    """The part of a connector that understands webhooks."""
+
+    def parse(self, account: Account, payload: Mapping[str, object]) -> Event: ...
+
+    def fetch_media(self, account: Account, attachment: InboundAttachment) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """Where a channel account's messages from unknown people go."""
+
+    account: Account
+    workspace_id: UUID
+    agents: tuple[str, ...]  # user ids that become members of a conversation that an unknown sender opens
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """Everything that resolving needs. ``keep_file`` stores a file once under an id derived from its name."""
+
+    store: MessageStore
+    log: EventLog
+    notify: Notify
+    translator_for: Callable[[str], Translator]
+    inbox_for: Callable[[str, str], Inbox | None]  # channel, account id
+    keep_file: Callable[[Inbox, Conversation, str, InboundAttachment, bytes], str]
+    names: Callable[[UUID, Collection[str]], Mapping[str, str]]  # display names of parties of a workspace
+    retry_delay_s: Callable[[int], float]
+    clock: Clock
+
+
+def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s: float) -> Outcomes:
+    """Resolve a batch until ``deadline_s`` (monotonic): files may take long, and after that none is begun.
+
+    Raises Unavailable and LeaseLost.
+    """
+    values, outcomes = decoded(InboundEvent, items)
+    letters = [_opened_letter(item, event, inbound) for item, event in values]
+    refs = _references(letters, inbound)
+    waiting: set[str] = set()  # people whose earlier item must be tried again first
+    found: list[NewRecord] = []
+    resolved: Outcomes = {}
+    for letter in letters:
+        if inbound.clock.monotonic_s() >= deadline_s:
+            break
+        record = letter.item.record
+        if record.key in waiting:
+            continue
+        lease.check()
+        outcome = _resolve_one(letter, inbound, refs, found, deadline_s=deadline_s)
+        resolved[record.offset] = outcome
+        if outcome.verdict is not Verdict.DONE:
+            waiting.add(record.key)
+    if found:
+        lease.check()
+        inbound.log.append(found)
+    return outcomes | resolved
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """An item of a webhook and what it says; ``inbox`` is None when its account is gone."""
+
+    item: Item
+    event: InboundEvent
+    inbox: Inbox | None
+    news: Event
+
+
+References = dict[tuple[str, str, str], ExternalRef]  # by channel, account id, external id
+
+
+def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter:
+    inbox = inbound.inbox_for(event.channel, event.account_id)
+    if inbox is None or inbox.workspace_id != event.workspace_id:
+        return _Letter(item, event, None, Ignored("account_gone"))
+    return _Letter(
+        item, event, inbox, _storable(inbound.translator_for(event.channel).parse(inbox.account, event.payload))
+    )
+
+
+def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
+    """What the receipts of a batch are about, read at once; each message of ours comes back with three."""
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for letter in letters:
+        if isinstance(letter.news, StatusReport):
+            place = letter.event.channel, letter.event.account_id
+            wanted.setdefault(place, set()).add(letter.news.external_id)
+    return {
+        (*place, external_id): ref
+        for place, external_ids in wanted.items()
+        for external_id, ref in inbound.store.externals(*place, external_ids).items()
+    }
+
+
+def _resolve_one(
+    letter: _Letter, inbound: Inbound, refs: References, found: list[NewRecord], *, deadline_s: float
+) -> Outcome:
+    event, inbox = letter.event, letter.inbox
+    if inbox is None:
+        metrics.INBOUND.labels(event.channel, "account_gone").inc()
+        return DONE
+    metrics.INBOUND.labels(event.channel, type(letter.news).__name__).inc()
+    match letter.news:
+        case InboundText() as text:
+            return _receive(letter.item, event, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+        case StatusReport() as report:
+            return _report(letter, report, inbound, refs, found)
+        case Ignored(kind):
+            logger.info("inbound ignored", extra={"channel": event.channel, "kind": kind})
+            return DONE
+
+
+def _storable(news: Event) -> Event:
+    """The same with texts that every database takes; Ignored where an id is longer than any that a platform gives."""
+    if isinstance(news, Ignored):
+        return news
+    if len(news.external_id) > MAX_EXTERNAL_ID_CHARS or len(getattr(news, "sender", "")) > MAX_ADDRESS_CHARS:
+        return Ignored("malformed")
+    if isinstance(news, StatusReport):
+        return replace(news, **_storable_texts(news))
+    attachments = tuple(replace(each, **_storable_texts(each)) for each in news.attachments)
+    return replace(news, **_storable_texts(news), attachments=attachments)
+
+
+def _storable_texts(thing: InboundText | StatusReport | InboundAttachment) -> dict[str, Any]:
+    values = {each.name: getattr(thing, each.name) for each in fields(thing)}
+    return {name: storable(value) for name, value in values.items() if isinstance(value, str)}
+
+
+def _receive(
+    item: Item,
+    event: InboundEvent,
+    text: InboundText,
+    *,
+    inbox: Inbox,
+    inbound: Inbound,
+    found: list[NewRecord],
+    deadline_s: float,
+) -> Outcome:
+    """A message for each attachment (the first carries the text), or one for the text alone."""
+    conversation = _conversation(event, text, inbox, inbound)
+    reply_to = _replied(event, text, inbound)
+    for number, attachment in enumerate(text.attachments or (None,)):
+        external_id = text.external_id if number == 0 else f"{text.external_id}#{number}"
+        ref = _claimed(external_id, event, text, conversation, inbound)
+        if inbound.store.message(ref.message_id) is not None:
+            metrics.INBOUND.labels(event.channel, "duplicate").inc()
+            continue
+        if number and inbound.clock.monotonic_s() >= deadline_s:
+            # Those before it are on their way: the next batch finds them stored, and goes on here.
+            return Outcome(Verdict.PAUSED, after_s=1.0, reason="out_of_time")
+        try:
+            file_id = (
+                _fetched(attachment, ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
+                if attachment
+                else None
+            )
+        except DeliveryError as error:
+            delay_s = error.retry_after_s or inbound.retry_delay_s(item.attempts)
+            return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
+        home = conversation
+        if ref.conversation_id != conversation.conversation_id:  # claimed before the contact moved on: it stays there
+            home = inbound.store.conversation(ref.conversation_id) or conversation
+        users = tuple(member for member in home.members if Party.parse(member).is_user)
+        message = Message(
+            message_id=ref.message_id,
+            workspace_id=event.workspace_id,
+            conversation_id=home.conversation_id,
+            conversation=home.public_id,
+            sender_id=ref.party,
+            recipient_id=None,
+            recipients=users,
+            audience=users,
+            content=text.text if number == 0 else "",
+            file_id=file_id,
+            reply_to=reply_to,
+            accepted_at_ms=uuid7_ms(ref.message_id),
+            account_id=event.account_id,
+            external_id=external_id,
+        )
+        inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
+        found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message)))
+    return DONE
+
+
+def _claimed(
+    external_id: str, event: InboundEvent, text: InboundText, conversation: Conversation, inbound: Inbound
+) -> ExternalRef:
+    """Our id for a platform's message: the first sight mints it, every repeat finds it."""
+    new = ExternalRef(
+        channel=event.channel,
+        account_id=event.account_id,
+        external_id=external_id,
+        message_id=uuid7(),
+        conversation_id=conversation.conversation_id,
+        party=str(Party(event.channel, text.sender)),
+    )
+    [claimed] = inbound.store.claim_externals([new])
+    return claimed
+
+
+def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+    """The conversation that the answered message is in, else the last one with this person, else a new one."""
+    sender = str(Party(event.channel, text.sender))
+    candidates = []
+    if text.reply_to_external_id:
+        ref = _external(event, text.reply_to_external_id, inbound)
+        candidates.append(ref.conversation_id if ref else None)
+    contact = inbound.store.contact(
+        workspace_id=event.workspace_id, channel=event.channel, account_id=event.account_id, address=text.sender
+    )
+    candidates.append(contact.conversation_id if contact else None)
+    for conversation_id in candidates:
+        conversation = inbound.store.conversation(conversation_id) if conversation_id else None
+        if conversation and conversation.workspace_id == event.workspace_id and sender in conversation.members:
+            return conversation
+    return _opened(event, text, inbox, inbound)
+
+
+def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+    """A conversation between an unknown person and the account's agents."""
+    sender = str(Party(event.channel, text.sender))
+    public_id = inbound_conversation(event.channel, text.sender, event.account_id)
+    conversation, _ = inbound.store.create_conversation(
+        Conversation(
+            conversation_id=derived_id(event.workspace_id, public_id),
+            workspace_id=event.workspace_id,
+            public_id=public_id,
+            title=text.sender_name,
+            members=(sender, *inbox.agents),
+            created_by=sender,
+            created_at_ms=event.received_at_ms,
+        )
+    )
+    if sender not in conversation.members:  # they were removed, and write again
+        inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
+    names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
+    body = {"type": "conversation", "conversation": conversation_json(conversation, names=names)}
+    # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
+    inbound.notify(
+        [
+            Push(member, f"conversation:{conversation.conversation_id}", body)
+            for member in conversation.members
+            if Party.parse(member).is_user
+        ]
+    )
+    return conversation
+
+
+def _fetched(
+    attachment: InboundAttachment,
+    ref: ExternalRef,
+    conversation: Conversation,
+    *,
+    item: Item,
+    inbox: Inbox,
+    event: InboundEvent,
+    inbound: Inbound,
+) -> str | None:
+    """The id of the stored file; None when it is not to be had or kept. Raises a DeliveryError to try again."""
+    try:
+        content = inbound.translator_for(event.channel).fetch_media(inbox.account, attachment)
+        return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content)
+    except (DeliveryError, EmptyFile, FileTooLarge) as error:
+        if isinstance(error, DeliveryError) and not _is_final(error, item, inbound):
+            raise
+        logger.warning("attachment lost", extra={"channel": event.channel, "error": type(error).__name__})
+        metrics.INBOUND.labels(event.channel, "attachment_gone").inc()
+        return None
+
+
+def _is_final(error: DeliveryError, item: Item, inbound: Inbound) -> bool:
+    asked_long = bool(item.first_failed_ms) and inbound.clock.now_ms() - item.first_failed_ms > FILE_GIVEN_UP_MS
+    return asked_long or isinstance(error, PermanentDeliveryError)
+
+
+def _replied(event: InboundEvent, text: InboundText, inbound: Inbound) -> UUID | None:
+    if not text.reply_to_external_id:
+        return None
+    ref = _external(event, text.reply_to_external_id, inbound)
+    return ref.message_id if ref else None
+
+
+def _external(event: InboundEvent, external_id: str, inbound: Inbound) -> ExternalRef | None:
+    return inbound.store.externals(event.channel, event.account_id, [external_id]).get(external_id)
+
+
+def _contact(event: InboundEvent, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
+    return Contact(
+        workspace_id=event.workspace_id,
+        channel=event.channel,
+        account_id=event.account_id,
+        address=text.sender,
+        conversation_id=conversation.conversation_id,
+        last_message_id=message_id,
+        name=text.sender_name,
+        handle=text.sender_handle,
+    )
+
+
+def _report(
+    letter: _Letter, report: StatusReport, inbound: Inbound, refs: References, found: list[NewRecord]
+) -> Outcome:
+    """A receipt: find our message by the platform's id, else by the id of ours that the platform sent back."""
+    item, event = letter.item, letter.event
+    target = _reported(event, report, inbound, refs)
+    if target is None:
+        if not item.record.key.endswith(WAITING):
+            found.append(NewRecord(topics.INBOUND, item.record.key + WAITING, item.record.value))
+            return DONE
+        if inbound.clock.now_ms() - event.received_at_ms < UNKNOWN_STATUS_WAIT_MS:
+            return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
+        metrics.INBOUND.labels(event.channel, "status_of_unknown").inc()
+        return DONE
+    message_id, conversation_id, recipient = target
+    change = StatusChange(
+        message_id=message_id,
+        conversation_id=conversation_id,
+        recipient=recipient,
+        status=Status(report.status),
+        # Meta's times are whole seconds: a receipt must not look older than its message.
+        at_ms=max(report.at_ms or event.received_at_ms, uuid7_ms(message_id)),
+        reason=report.reason,
+        external_id=report.external_id,
+    )
+    found.append(status_record(change))
+    return DONE
+
+
+Target = tuple[UUID, UUID, str]  # message, conversation, recipient
+
+
+def _reported(event: InboundEvent, report: StatusReport, inbound: Inbound, refs: References) -> Target | None:
+    """Message, conversation and recipient; only within the account's own workspace."""
+    place = event.channel, event.account_id, report.external_id
+    if ref := refs.get(place):
+        return ref.message_id, ref.conversation_id, ref.party
+    target = _correlated(event, report, inbound)
+    if target is not None:
+        refs[place] = _keep_evidence(event, report, target, inbound)
+    return target
+
+
+def _keep_evidence(event: InboundEvent, report: StatusReport, target: Target, inbound: Inbound) -> ExternalRef:
+    """The platform has it, whatever the send call met or will meet: nobody sends it again."""
+    message_id, conversation_id, recipient = target
+    sent = DeliveryOutcome(DeliveryKey(message_id, recipient), external_id=report.external_id)
+    inbound.store.settle_deliveries([sent], owner="platform")
+    ref = ExternalRef(
+        channel=event.channel,
+        account_id=event.account_id,
+        external_id=report.external_id,
+        message_id=message_id,
+        conversation_id=conversation_id,
+        party=recipient,
+    )
+    [claimed] = inbound.store.claim_externals([ref])
+    return claimed
+
+
+def _correlated(event: InboundEvent, report: StatusReport, inbound: Inbound) -> Target | None:
+    """By the id of ours that the platform sent back."""
+    try:
+        message = inbound.store.message(UUID(report.correlation_id or ""))
+    except ValueError:
+        return None
+    if message is None or message.workspace_id != event.workspace_id:
+        return None
+    wanted = str(Party(event.channel, report.recipient or ""))
+    on_channel = [each for each in message.recipients if Party.parse(each).channel == event.channel]
+    recipient = wanted if wanted in on_channel else on_channel[0] if len(on_channel) == 1 else None
+    return (message.message_id, message.conversation_id, recipient) if recipient else None

@@ -1,0 +1,55 @@
+"""Behind `messages`: store, push to users live, hand on to the channels. In this order, repeatable from any point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.clock import SYSTEM_CLOCK, Clock
+from messaging import codec, topics
+from messaging.domain import Message, Outbound, Party, RecipientStatus
+from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
+from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
+from messaging.services.render import message_json
+from messaging.work import DONE
+
+
+def persist(
+    items: Sequence[Item],
+    *,
+    store: MessageStore,
+    log: EventLog,
+    notify: Notify,
+    lease: Lease,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Outcomes:
+    """Raises Unavailable (nothing is done then, all may be repeated) and LeaseLost."""
+    values, outcomes = decoded(Message, items)
+    messages = [message for _, message in values]
+    if not messages:
+        return outcomes
+    lease.check()
+    store.save_messages(messages)
+    statuses = store.statuses(messages)
+    lease.check()
+    notify([push for message in messages for push in _pushes(message, statuses[message.message_id])])
+    outbound = [record for message in messages for record in _outbound(message, clock.now_ms())]
+    if outbound:
+        lease.check()
+        log.append(outbound)
+    return outcomes | all_of(values, DONE)
+
+
+def _pushes(message: Message, statuses: Sequence[RecipientStatus]) -> list[Push]:
+    body = {"type": "message", "message": message_json(message, statuses)}
+    return [Push(user, f"message:{message.message_id}", body) for user in message.audience]
+
+
+def _outbound(message: Message, now_ms: int) -> list[NewRecord]:
+    """One record for each external recipient, on its channel's topic."""
+    records = []
+    for recipient in message.recipients:
+        channel = Party.parse(recipient).channel
+        if channel is not None:
+            value = codec.encode(Outbound(message=message, recipient=recipient, channel=channel, routed_at_ms=now_ms))
+            records.append(NewRecord(topics.outbound(channel), str(message.conversation_id), value))
+    return records

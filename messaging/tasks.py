@@ -1,0 +1,183 @@
+"""The only place that calls Celery: one task runs a batch, one resumes what is parked.
+
+Celery is an executor here and nothing else: early ack, no results, no retries, no ETA. What it loses the bridge
+dispatches again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import secrets
+import time
+from typing import Any, Final
+from uuid import UUID
+
+from billiard.exceptions import WorkerLostError
+from celery import Task, current_app, shared_task
+from celery.worker.request import Request
+from django.conf import settings
+from django.db import InterfaceError, OperationalError
+from kombu.exceptions import KombuError
+from redis import RedisError
+
+from core.errors import Unavailable
+from messaging import metrics, topics, wiring
+from messaging.dispatch import BusWorker, Lease, WorkItem
+from messaging.errors import LeaseLost
+from messaging.ports import ParkScope, TopicPartition
+from messaging.services import batches, deliver, inbound, persist, statuses
+from messaging.work import LaneId, Outcome, Verdict
+
+logger = logging.getLogger(__name__)
+
+BATCH_DEADLINE_S: Final = 5.0
+MAX_FAILURES: Final = 3
+HARD_LIMIT_S: Final = 60  # a record that hangs its worker counts as one that kills it
+RUN_BATCH: Final = "messaging.run_batch"
+RESUME_PARKED: Final = "messaging.resume_parked"
+
+
+@functools.cache
+def worker() -> BusWorker:
+    return BusWorker(settings.BUS_URL)
+
+
+def send_batch(lane: LaneId, epoch: str, reply_to: str) -> None:
+    """Enqueue a batch's task on its topic's queue. Raises Unavailable."""
+    args = (lane.source.topic, lane.source.partition, lane.number, epoch, reply_to)
+    _enqueue(RUN_BATCH, args, queue=wiring.queue_of(lane.source.topic))
+
+
+def _enqueue(task: str, args: tuple[object, ...], *, queue: str) -> None:
+    """One try: the bridge finds out what was lost, and must not hang here."""
+    try:
+        current_app.send_task(task, args=args, queue=queue, retry=False)
+    except (KombuError, RedisError, OSError) as error:
+        raise Unavailable(f"the broker does not answer ({type(error).__name__}); check BUS_URL") from error
+
+
+def send_resume(scope: ParkScope) -> None:
+    """Enqueue another try at what a conversation holds back."""
+    _enqueue(RESUME_PARKED, (scope.topic, str(scope.conversation_id)), queue=wiring.queue_of(scope.topic))
+
+
+class _BatchRequest(Request):
+    """Runs in the worker's parent process: tells the bridge at once when the child died that held a batch."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        super().on_timeout(soft, timeout)
+        if not soft:
+            self._report_lost()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        error = exc_info.exception
+        if isinstance(getattr(error, "exc", error), WorkerLostError):  # billiard wraps what it raises for a dead child
+            self._report_lost()
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _report_lost(self) -> None:
+        topic, partition, lane, epoch, reply_to = self.args
+        try:
+            worker().report_lost(LaneId(TopicPartition(topic, partition), lane), epoch, reply_to=reply_to)
+        except Unavailable:
+            logger.warning("a lost batch could not be reported; its lease will lapse")
+
+
+class _BatchTask(Task[Any, None]):
+    Request = _BatchRequest  # type: ignore[assignment] # the stubs know only its dotted name
+
+
+@shared_task(name=RUN_BATCH, base=_BatchTask, time_limit=HARD_LIMIT_S)
+def run_batch(topic: str, partition: int, lane: int, epoch: str, reply_to: str) -> None:
+    """Process a lane's batch and answer per record; a stale dispatch does nothing and says nothing."""
+    where = LaneId(TopicPartition(topic, partition), lane)
+    items = worker().start(where, epoch)
+    if items is None:
+        return
+    with worker().lease(where, epoch) as lease, metrics.BATCH_SECONDS.labels(topic).time():
+        metrics.BATCH_RECORDS.labels(topic).observe(len(items))
+        try:
+            outcomes = _outcomes(topic, items, owner=f"{where}@{epoch}", lease=lease)
+        except LeaseLost:
+            logger.warning("batch abandoned: its lease was lost", extra={"topic": topic})
+            return
+    if outcomes is None:
+        worker().report_lost(where, epoch, reply_to=reply_to)
+    else:
+        worker().finish(where, epoch, reply_to=reply_to, outcomes=outcomes)
+
+
+def _outcomes(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> dict[int, Outcome] | None:
+    """What became of the records; None when one of several broke the batch: the bridge halves it until it stands alone.
+
+    Raises LeaseLost.
+    """
+    try:
+        return _process(topic, items, owner=owner, lease=lease)
+    except (Unavailable, OperationalError, InterfaceError) as error:
+        logger.warning("a part is away, the batch waits", extra={"topic": topic, "error": _told(error)})
+        return {item.record.offset: batches.AWAY for item in items}
+    except LeaseLost:
+        raise
+    except Exception as error:  # a bug of ours, or a value that some part does not take: it must not stop the others
+        logger.exception("a batch failed", extra={"topic": topic, "records": len(items)})
+        if len(items) > 1:
+            return None
+        [item] = items
+        return {item.record.offset: _broken(item, error)}
+
+
+def _broken(item: WorkItem, error: Exception) -> Outcome:
+    """Poison, unless it was tried only once or twice."""
+    if item.attempts + 1 >= MAX_FAILURES:
+        return Outcome(Verdict.POISON, reason=type(error).__name__)
+    return Outcome(Verdict.RETRY, after_s=2.0**item.attempts, reason=type(error).__name__)
+
+
+def _told(error: Exception) -> str:
+    return error.detail if isinstance(error, Unavailable) else type(error).__name__
+
+
+def _process(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> dict[int, Outcome]:
+    store, log = wiring.message_store(), wiring.event_log()
+    match topic:
+        case topics.MESSAGES:
+            return persist.persist(items, store=store, log=log, notify=wiring.notify(), lease=lease)
+        case topics.STATUS_UPDATES:
+            return statuses.apply_statuses(items, store=store, notify=wiring.notify(), lease=lease)
+        case topics.INBOUND:
+            return inbound.resolve(items, wiring.inbound(), lease=lease, deadline_s=_deadline_s())
+        case _:
+            return deliver.deliver(
+                items, wiring.delivery(_channel(topic)), owner=owner, lease=lease, deadline_s=_deadline_s()
+            )
+
+
+@shared_task(name=RESUME_PARKED, time_limit=HARD_LIMIT_S)
+def resume_parked(topic: str, conversation_id: str) -> None:
+    """Try again what one conversation holds back on a channel."""
+    scope = ParkScope(topic, UUID(conversation_id))
+    where = LaneId(TopicPartition(topic, -1), scope.conversation_id.int & 0x7FFFFFFF)
+    with worker().solo_lease(where) as lease:
+        if lease is None:
+            return  # another worker is at it
+        # An owner of its own for each try: a predecessor that died while sending must look abandoned, not like us.
+        owner = f"parked:{topic}:{conversation_id}:{secrets.token_hex(4)}"
+        try:
+            deliver.resume_parked(
+                scope, wiring.delivery(_channel(topic)), owner=owner, lease=lease, deadline_s=_deadline_s()
+            )
+        except (LeaseLost, Unavailable) as error:
+            logger.warning("parked records stay", extra={"topic": topic, "error": error.detail})
+
+
+def _channel(topic: str) -> str:
+    channel = topics.channel_of(topic)
+    if channel is None:
+        raise ValueError(f"nothing is known to do with topic {topic!r}")
+    return channel
+
+
+def _deadline_s() -> float:
+    return time.monotonic() + BATCH_DEADLINE_S

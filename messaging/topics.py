@@ -1,0 +1,56 @@
+"""The topics, declared once: adapters create them, `setup_topics` verifies them, the bridge reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+MAX_RECORD_BYTES: Final = 1024 * 1024
+PARTITIONS: Final = 3
+RETENTION: Final = timedelta(days=7)
+PARTITION_BYTES: Final = 64 * 1024 * 1024
+
+INBOUND: Final = "inbound"  # key account:contact, value InboundEvent
+MESSAGES: Final = "messages"  # key conversation id, value Message
+STATUS_UPDATES: Final = "status-updates"  # key conversation id, value StatusChange
+OUTBOUND_SUFFIX: Final = "-outbound"
+DEAD_LETTER_SUFFIX: Final = "-dead-letters"
+
+CORE_TOPICS: Final = (INBOUND, MESSAGES, STATUS_UPDATES)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    name: str
+    partitions: int = PARTITIONS
+    retention: timedelta = RETENTION
+    max_bytes: int = PARTITION_BYTES  # per partition; Redis Streams trims by it, never past the watermark
+
+
+def outbound(channel: str) -> str:
+    """``whatsapp-outbound``: key conversation id, value Outbound."""
+    return channel + OUTBOUND_SUFFIX
+
+
+def dead_letters(topic: str) -> str:
+    return topic + DEAD_LETTER_SUFFIX
+
+
+def channel_of(topic: str) -> str | None:
+    """The channel of an outbound topic, None for a core one."""
+    return topic.removesuffix(OUTBOUND_SUFFIX) if topic.endswith(OUTBOUND_SUFFIX) else None
+
+
+def work_topics(channels: tuple[str, ...]) -> tuple[str, ...]:
+    """What bridges read."""
+    return CORE_TOPICS + tuple(outbound(channel) for channel in channels)
+
+
+def all_topics(
+    channels: tuple[str, ...], partitions: int = PARTITIONS, max_bytes: int = PARTITION_BYTES
+) -> tuple[Topic, ...]:
+    """Every topic of a system with these channels; dead letters have one partition: they are few and read by people."""
+    work = work_topics(channels)
+    counts = {**dict.fromkeys(work, partitions), **{dead_letters(name): 1 for name in work}}
+    return tuple(Topic(name, count, max_bytes=max_bytes) for name, count in counts.items())

@@ -1,0 +1,213 @@
+"""The composition root: URLs in settings -> adapters. One of each per process; they connect on first use."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from accounts.tokens import Principal
+from connectors import registry
+from connectors.base import InboundAttachment
+from connectors.http import retry_delay_s
+from core.clock import SYSTEM_CLOCK
+from core.ids import derived_id
+from files import services as files
+from messaging import channels, dispatch, parties, topics
+from messaging.breakers import SharedBreakers
+from messaging.bridge import BridgeLimits, DeadLetters
+from messaging.domain import Conversation
+from messaging.errors import ConversationNotFound
+from messaging.eventlog.redis_streams import RedisStreamsLog
+from messaging.hints import RedisHints
+from messaging.ports import EventLog, MessageStore, Notify
+from messaging.services.accept import Desk
+from messaging.services.conversations import ConversationCache
+from messaging.services.deliver import Delivery
+from messaging.services.inbound import Inbound, Inbox
+from messaging.services.reading import acknowledge as acknowledge_messages
+from messaging.stores.orm import OrmStore
+from realtime.notify import RedisNotifier
+
+GROUP = "bridge"
+
+
+@functools.cache
+def event_log() -> EventLog:
+    """EVENT_LOG_URL: ``redis://…``."""
+    url = settings.EVENT_LOG_URL
+    match urlsplit(url).scheme:
+        case "redis" | "rediss" | "unix":
+            return RedisStreamsLog(url, append_timeout_s=settings.APPEND_TIMEOUT_S)
+        case scheme:
+            raise ImproperlyConfigured(f"EVENT_LOG_URL: no event log speaks {scheme!r}. Hint: redis://host:port/0")
+
+
+@functools.cache
+def message_store() -> MessageStore:
+    """MESSAGE_STORE_URL: ``orm://<database alias>``."""
+    url = urlsplit(settings.MESSAGE_STORE_URL)
+    match url.scheme:
+        case "orm":
+            return OrmStore(using=url.netloc or "messages")
+        case scheme:
+            raise ImproperlyConfigured(f"MESSAGE_STORE_URL: no store speaks {scheme!r}. Hint: orm://messages")
+
+
+@functools.cache
+def notifier() -> RedisNotifier:
+    return RedisNotifier(settings.BUS_URL)
+
+
+def notify() -> Notify:
+    return notifier().push
+
+
+@functools.cache
+def hints() -> RedisHints:
+    return RedisHints(settings.BUS_URL)
+
+
+@functools.cache
+def breakers() -> SharedBreakers:
+    return SharedBreakers(settings.BUS_URL)
+
+
+@functools.cache
+def known_parties() -> parties.KnownParties:
+    return parties.KnownParties(message_store())
+
+
+@functools.cache
+def conversation_cache() -> ConversationCache:
+    return ConversationCache()
+
+
+@functools.cache
+def desk() -> Desk:
+    """What accepting a message needs."""
+    return Desk(
+        log=event_log(),
+        store=message_store(),
+        parties=known_parties(),
+        channels=parties.ConnectorLimits(),
+        files=parties.SentFiles(),
+        hints=hints(),
+        notify=notify(),
+        cache=conversation_cache(),
+    )
+
+
+@functools.cache
+def delivery(channel: str) -> Delivery:
+    """What sending on a channel needs. Raises UnknownChannel."""
+    store = message_store()
+
+    return Delivery(
+        channel=channel,
+        sender=registry.get(channel),
+        account_for=lambda outbound: parties.account_for(outbound, store),
+        is_agent=parties.is_agent,
+        breakers=breakers(),
+        store=store,
+        log=event_log(),
+        media_for=parties.SentFiles.media,
+        bury=DeadLetters(event_log(), per_minute=BridgeLimits().dead_letters_per_minute, clock=SYSTEM_CLOCK).bury,
+        retry_delay_s=retry_delay_s,
+        clock=SYSTEM_CLOCK,
+    )
+
+
+@functools.cache
+def inbound() -> Inbound:
+    """What understanding webhooks needs."""
+    return Inbound(
+        store=message_store(),
+        log=event_log(),
+        notify=notify(),
+        translator_for=registry.get,
+        inbox_for=inbox_for,
+        keep_file=keep_file,
+        names=known_parties().names,
+        retry_delay_s=retry_delay_s,
+        clock=SYSTEM_CLOCK,
+    )
+
+
+def inbox_for(channel: str, account_id: str) -> Inbox | None:
+    ours = channels.account(channel, account_id)
+    return Inbox(ours.account, ours.workspace_id, ours.agents) if ours else None
+
+
+def keep_file(
+    inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
+) -> str:
+    """Store what a person sent, once: the id is derived from ``name``, and the conversation's members may see it."""
+    file_id = f"file_{derived_id(inbox.workspace_id, name).hex}"
+    stored = files.store_bytes(
+        iter([content]),
+        placement=files.Placement(
+            workspace_id=inbox.workspace_id,
+            uploader_id=files.FROM_OUTSIDE,
+            conversation_id=conversation.conversation_id,
+            conversation=conversation.public_id,
+        ),
+        filename=attachment.filename,
+        content_type=attachment.content_type,
+        file_id=file_id,
+    )
+    files.grant(stored.file_id, conversation_id=conversation.conversation_id)
+    return stored.file_id
+
+
+def is_member(viewer: files.Viewer, conversation_ids: Sequence[UUID]) -> bool:
+    """Whether somebody is in any of these conversations: files ask."""
+    store = message_store()
+    for conversation_id in conversation_ids:
+        conversation = conversation_cache().get(conversation_id, store.conversation)
+        if conversation and viewer.user_id in conversation.members:
+            return True
+    return False
+
+
+def check_conversation(viewer: files.Viewer, conversation_id: UUID) -> None:
+    """Raises ConversationNotFound for somebody else's conversation; one that does not exist yet is free to be named."""
+    conversation = conversation_cache().get(conversation_id, message_store().conversation)
+    if conversation and viewer.user_id not in conversation.members:
+        raise ConversationNotFound
+
+
+def acknowledge(principal: Principal, messages: Sequence[tuple[str, str]]) -> None:
+    """A socket's client acknowledged these (public conversation id, message id), which were pushed to it."""
+    acknowledge_messages(
+        principal.user_id,
+        [(derived_id(principal.workspace_id, conversation), UUID(message_id)) for conversation, message_id in messages],
+        log=event_log(),
+    )
+
+
+def bus_answers() -> None:
+    """Raise Unavailable, naming the remedy, unless the bus's Redis answers."""
+    dispatch.ping(settings.BUS_URL)
+
+
+def checks() -> dict[str, Callable[[], None]]:
+    """What the product stands on, by name: for /ready of every process."""
+    return {"event log": event_log().ping, "message store": message_store().ping, "bus": bus_answers}
+
+
+def all_topics() -> tuple[topics.Topic, ...]:
+    return topics.all_topics(registry.channels(), settings.PARTITIONS, settings.LOG_PARTITION_BYTES)
+
+
+def work_topics() -> tuple[str, ...]:
+    return topics.work_topics(registry.channels())
+
+
+def queue_of(topic: str) -> str:
+    """The Celery queue behind a topic: one per channel, `inbound` (which waits for platforms' files), and `core`."""
+    return topics.channel_of(topic) or ("inbound" if topic == topics.INBOUND else "core")
