@@ -1,0 +1,1 @@
+"""The chat console: one page, served by the API, that speaks only the public API and the gateway."""

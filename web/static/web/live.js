@@ -1,0 +1,138 @@
+// The socket: frames in, acknowledgements out, and back again after every loss without missing a frame.
+
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 20_000;
+const ACK_AFTER_MS = 50;
+const TOKEN_REFUSED = 4401;
+const TOO_MANY_SOCKETS = 4409; // this user has opened newer ones: coming back would close one of those
+
+export class Live {
+  #api;
+  #url;
+  #handlers;
+  #socket = null;
+  #position = null; // the last frame seen: {epoch, seq}
+  #attempt = 0;
+  #timer = 0;
+  #ackTimer = 0;
+  #heartbeat = 0;
+  #lastHeard = 0;
+  #stopped = false;
+
+  /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline"). */
+  constructor(api, url, handlers) {
+    this.#api = api;
+    this.#url = url;
+    this.#handlers = handlers;
+    this.wake = this.wake.bind(this);
+    addEventListener("online", this.wake);
+    document.addEventListener("visibilitychange", this.wake);
+  }
+
+  async connect() {
+    if (this.#stopped || this.#socket) return;
+    this.#handlers.state("connecting");
+    let token;
+    try {
+      token = await this.#api.token();
+    } catch {
+      if (this.#api.signedIn) this.#later();
+      return;
+    }
+    if (this.#stopped || this.#socket) return;
+    const resume = this.#position ? `?epoch=${encodeURIComponent(this.#position.epoch)}&since=${this.#position.seq}` : "";
+    // The token travels as a subprotocol: addresses end up in logs.
+    const socket = new WebSocket(`${this.#url}/${resume}`, ["chat4all", `bearer.${token}`]);
+    this.#socket = socket;
+    socket.onmessage = (event) => this.#receive(JSON.parse(event.data));
+    socket.onclose = (event) => this.#closed(socket, event.code);
+  }
+
+  /** A new token for a socket that is open: its time is extended without a reconnect. */
+  async renew() {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#send({ type: "auth", token: await this.#api.token() });
+  }
+
+  /** Do not wait for the timer: the network is back, or somebody looks at the page again. */
+  wake() {
+    if (this.#stopped || document.hidden || this.#socket) return;
+    clearTimeout(this.#timer);
+    this.#attempt = 0;
+    this.connect();
+  }
+
+  stop() {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    clearInterval(this.#heartbeat);
+    removeEventListener("online", this.wake);
+    document.removeEventListener("visibilitychange", this.wake);
+    this.#socket?.close(1000);
+  }
+
+  #receive(frame) {
+    this.#lastHeard = Date.now();
+    switch (frame.type) {
+      case "hello":
+        this.#greeted(frame);
+        break;
+      case "resync":
+        this.#position = { epoch: frame.epoch, seq: frame.seq };
+        this.#handlers.resync();
+        break;
+      case "token_expiring":
+        this.#api.refresh().catch(() => {});
+        break;
+      default:
+        if (Number.isInteger(frame.seq)) this.#take(frame);
+    }
+  }
+
+  #greeted(frame) {
+    this.#attempt = 0;
+    this.#handlers.state("live");
+    clearInterval(this.#heartbeat);
+    const everyMs = (frame.heartbeat_s || 25) * 1000;
+    this.#heartbeat = setInterval(() => this.#beat(everyMs), everyMs);
+    if (this.#position) return; // what was missed follows, or a resync
+    this.#position = { epoch: frame.epoch, seq: frame.seq };
+    this.#handlers.resync();
+  }
+
+  #take(frame) {
+    if (this.#position?.epoch === frame.epoch && frame.seq <= this.#position.seq) return;
+    this.#position = { epoch: frame.epoch, seq: frame.seq };
+    this.#handlers.frame(frame);
+    this.#ackTimer ||= setTimeout(() => {
+      this.#ackTimer = 0;
+      this.#send({ type: "ack", seq: this.#position.seq });
+    }, ACK_AFTER_MS);
+  }
+
+  #beat(everyMs) {
+    if (Date.now() - this.#lastHeard > 2.5 * everyMs) this.#socket?.close(4000, "silent");
+    else this.#send({ type: "ping" });
+  }
+
+  #send(message) {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  async #closed(socket, code) {
+    if (socket !== this.#socket) return;
+    this.#socket = null;
+    clearInterval(this.#heartbeat);
+    if (this.#stopped) return;
+    this.#handlers.state("offline");
+    if (code === TOO_MANY_SOCKETS) return;
+    if (code === TOKEN_REFUSED) await this.#api.refresh().catch(() => {});
+    if (this.#api.signedIn) this.#later();
+  }
+
+  #later() {
+    const longest = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.#attempt);
+    this.#attempt += 1;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.connect(), longest * (0.5 + Math.random() / 2));
+  }
+}
