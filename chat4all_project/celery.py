@@ -1,0 +1,67 @@
+"""The Celery app: an executor of batches on Redis. Nothing is retried, acknowledged late or answered here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_init, setup_logging, worker_process_init
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
+
+app = Celery("chat4all")
+app.conf.update(
+    # JSON only: a broker that somebody else can write to must not run pickled code.
+    task_serializer="json",
+    accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,  # what waits, waits in Redis, where any free worker takes it
+    worker_lost_wait=1.0,  # a child's death is told before its batch's lease (3 s) lapses
+    worker_enable_remote_control=False,
+    worker_send_task_events=False,
+    worker_hijack_root_logger=False,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    task_default_queue="core",
+    task_create_missing_queues=True,
+    broker_connection_timeout=2,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "global_keyprefix": "",
+    },
+)
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks(["messaging"])
+
+
+@setup_logging.connect
+def _log_as_configured(**_: Any) -> None:
+    """Django configures logging; Celery leaves it alone, and two lines for each task would cost more than the task."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@celeryd_init.connect
+def _serve_health(**_: Any) -> None:
+    """The parent answers /health, /ready and /metrics for its children on HEALTH_PORT."""
+    from core.health import serve_health  # noqa: PLC0415 - Django is set up by now
+    from messaging import wiring  # noqa: PLC0415
+
+    if port := os.environ.get("HEALTH_PORT"):
+        serve_health(int(port), wiring.checks())
+
+
+@worker_process_init.connect
+def _fresh_connections(**_: Any) -> None:
+    """A child starts with connections of its own."""
+    from django.db import connections  # noqa: PLC0415
+
+    connections.close_all()

@@ -1,0 +1,19 @@
+"""The API for a WSGI server: ``granian --interface wsgi chat4all_project.wsgi:application``."""
+
+from __future__ import annotations
+
+import os
+
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+
+from core.wsgi import TextCharsetsOnly
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
+
+application = TextCharsetsOnly(get_wsgi_application())
+
+from core.health import serve_own_health  # noqa: E402 - only now apps are loaded
+
+if settings.API_HEALTH_PORT:
+    serve_own_health(settings.API_HEALTH_PORT)
