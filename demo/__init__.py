@@ -1,0 +1,1 @@
+"""The local profile as one command: a supervisor, real dialogues, and an honest count of what arrived."""

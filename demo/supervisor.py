@@ -1,0 +1,399 @@
+"""The whole local profile as one object: `with LocalSystem(folder) as system: system.api_url`; by hand: `make run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from demo import channels
+from demo.channels import SetUp
+from demo.ports import HOST, Ports, PortsTaken
+from demo.processes import Crash, Program, StartFailed, StillRunning, Supervisor, print_crash
+from demo.redis_server import (
+    BUS_RULES,
+    LOG_RULES,
+    RedisNotFound,
+    RedisTooOld,
+    find_redis_server,
+    redis_config,
+    refuse_older_server,
+)
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CHANNELS: Final = ("whatsapp", "instagram")
+TEAMS: Final = ("core", "inbound")  # queues that WORKER_PROCESSES work on; a channel's worker sends in parallel anyway
+
+# A shell that is set up for another project must not leak in: its DATABASE_URL would have us migrate a stranger's
+# database, its HTTP_PROXY would get what belongs to 127.0.0.1. These are passed on, everything else is ours.
+INHERITED: Final = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE")
+TUNABLES: Final = (
+    "LOG_LEVEL",
+    "PARTITIONS",
+    "LOG_PARTITION_BYTES",
+    "MAX_FILE_BYTES",
+    "API_WORKERS",
+    "API_THREADS",
+    "WORKER_PROCESSES",
+)
+
+REDIS_STAGE, SERVICE_STAGE, BRIDGE_STAGE = range(3)  # the bridge stops first: nothing new is handed to the workers
+
+
+class LocalSystem:
+    """Every process of the local profile, its addresses and its folder.
+
+    Without ``ports`` it takes free ones, so that several may run at once; ``processes`` names a part of the table;
+    ``restart`` brings crashed processes back (a demo wants it, a test that kills them does not); ``set_up`` runs before
+    the services start.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        ports: Ports | None = None,
+        env: Mapping[str, str] | None = None,
+        processes: Sequence[str] | None = None,
+        restart: bool = False,
+        set_up: SetUp | None = None,
+        on_crash: Callable[[Crash], None] = print_crash,
+    ) -> None:
+        self.state_dir = state_dir.absolute()
+        self.ports = ports or Ports.free()
+        self.env = {**_inherited(), **self._addresses(), **(env or {})}
+        """What children and `manage` get, the name of the service aside."""
+        self._first_commands = set_up or SetUp()
+        table = self._table()
+        wanted = set(processes) if processes is not None else {program.name for program in table}
+        if unknown := wanted - {program.name for program in table}:
+            raise ValueError(f"no such process: {', '.join(sorted(unknown))}")
+        self.processes = tuple(program.name for program in table if program.name in wanted)
+        self._supervisor = Supervisor(
+            [program for program in table if program.name in wanted],
+            self.state_dir,
+            restart=restart,
+            on_crash=on_crash,
+        )
+
+    # --- addresses -----------------------------------------------------------------------------------------------
+
+    @property
+    def api_url(self) -> str:
+        return self.env["API_URL"]
+
+    @property
+    def gateway_url(self) -> str:
+        """For sockets: ``ws://…``."""
+        return self.env["GATEWAY_URL"]
+
+    @property
+    def simulator_url(self) -> str:
+        return self.env["SIMULATOR_URL"]
+
+    @property
+    def operator(self) -> dict[str, str]:
+        """``username`` and ``password`` of the admin's first user."""
+        operator: dict[str, str] = json.loads((self.state_dir / "operator.json").read_text())
+        return operator
+
+    def ready_url(self, name: str) -> str:
+        """Where a process tells whether it is ready. Raises KeyError for a redis-server, which has none."""
+        path = "health" if name == "simulator" else "ready"  # it stands alone: there is nothing that it waits for
+        return f"http://{HOST}:{self._health_ports()[name]}/{path}"
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, timeout_s: float = 60) -> Self:
+        """Returns when every part is ready. Raises PortsTaken, StillRunning or StartFailed; then nothing is left."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.ports.check_free()
+        self._supervisor.open()
+        try:
+            for stage in self._supervisor.stages:
+                if stage == SERVICE_STAGE:
+                    self._set_up()
+                self._supervisor.start_stage(stage, timeout_s=timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop every process, the last started first; nothing is left. May be called again."""
+        self._supervisor.close()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a process and its children; it stays down until `restart`."""
+        self._supervisor.kill(name)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._supervisor.signal(name, number)
+
+    def restart(self, name: str, timeout_s: float = 30) -> None:
+        """Stop it unless it is down, start it, and wait until it is ready."""
+        self._supervisor.restart(name, timeout_s=timeout_s)
+
+    def pid(self, name: str) -> int:
+        return self._supervisor.pid(name)
+
+    def is_running(self, name: str) -> bool:
+        return self._supervisor.is_running(name)
+
+    def log_tail(self, name: str, lines: int = 20) -> str:
+        return self._supervisor.log_tail(name, lines)
+
+    def manage(self, *arguments: str) -> str:
+        """Run ``manage.py`` on this system and return what it printed. Raises StartFailed with the end of it."""
+        return self._run(f"manage.py {' '.join(arguments)}", "manage.py", *arguments)
+
+    def run_commands(self, set_up: SetUp) -> str:
+        """Several of them in one process. Raises StartFailed with the words of the first that failed."""
+        return self._run("setting up", "-m", "demo.commands", *set_up.commands, env=set_up.env)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        """What the services find when they start; each step may be repeated."""
+        operator = shlex.quote(str(self.state_dir / "operator.json"))
+        steps = (
+            "migrate --noinput --verbosity 0 --database default",
+            "migrate --noinput --verbosity 0 --database messages",
+            "setup_topics",
+            f"create_operator --file {operator}",
+        )
+        first = self._first_commands
+        self.run_commands(SetUp((*steps, *first.commands), first.env))
+
+    def _run(self, what: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """What Python printed with these arguments. Raises StartFailed."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**self.env, **(env or {}), "SERVICE": "manage"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise StartFailed(f"{what} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        return done.stdout
+
+    def _addresses(self) -> dict[str, str]:
+        ports = self.ports
+        return {
+            **ports.environment(),
+            "STATE_DIR": str(self.state_dir),
+            "EVENT_LOG_URL": f"redis://{HOST}:{ports.redis_log}/0",
+            "BUS_URL": f"redis://{HOST}:{ports.redis_bus}/0",
+            "API_URL": f"http://{HOST}:{ports.api}",
+            "GATEWAY_URL": f"ws://{HOST}:{ports.gateway}",
+            "SIMULATOR_URL": f"http://{HOST}:{ports.simulator}",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _health_ports(self) -> dict[str, int]:
+        ports = self.ports
+        return {
+            "api": ports.api,
+            "gateway": ports.gateway,
+            "bridge": ports.bridge_health,
+            "worker-core": ports.worker_core_health,
+            "worker-inbound": ports.worker_inbound_health,
+            "worker-whatsapp": ports.worker_whatsapp_health,
+            "worker-instagram": ports.worker_instagram_health,
+            "simulator": ports.simulator,
+        }
+
+    def _table(self) -> list[Program]:
+        ports, setting = self.ports, self.env.get
+        manage = (sys.executable, str(ROOT / "manage.py"))
+        api = (
+            *(sys.executable, "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application"),
+            *("--host", HOST, "--port", str(ports.api), "--no-access-log", "--respawn-failed-workers"),
+            *("--workers", setting("API_WORKERS", "2"), "--blocking-threads", setting("API_THREADS", "32")),
+        )
+        return [
+            self._redis("redis-log", ports.redis_log, (*LOG_RULES, f"maxmemory {self._log_memory()}")),
+            self._redis("redis-bus", ports.redis_bus, BUS_RULES),
+            self._service("simulator", sys.executable, "-m", "simulator", "--port", str(ports.simulator)),
+            self._service("api", *api),
+            self._service("gateway", *manage, "run_gateway", "--host", HOST, "--port", str(ports.gateway)),
+            self._worker("core"),
+            self._worker("inbound"),
+            *(self._worker(channel) for channel in CHANNELS),
+            self._service("bridge", *manage, "run_bridge", "--health-port", str(ports.bridge_health)),
+        ]
+
+    def _log_memory(self) -> int:
+        """Bytes for all partitions (dead letters have one a topic), and half as much for what Redis adds to them."""
+        work_topics = 3 + len(CHANNELS)
+        streams = work_topics * (int(self.env.get("PARTITIONS", "3")) + 1)
+        return streams * int(self.env.get("LOG_PARTITION_BYTES", str(64 * 1024 * 1024))) * 3 // 2
+
+    def _redis(self, name: str, port: int, rules: tuple[str, ...]) -> Program:
+        folder, executable = self.state_dir / name, find_redis_server()
+
+        def prepare() -> None:
+            refuse_older_server(executable, folder)
+            redis_config(port=port, directory=folder, rules=rules)
+
+        command = (executable, str(folder / "redis.conf"))
+        return Program(
+            name, command, env=self.env, stage=REDIS_STAGE, prepare=prepare, why_not_ready=lambda: _redis_fault(port)
+        )
+
+    def _worker(self, queue: str) -> Program:
+        name = f"worker-{queue}"
+        return self._service(
+            name,
+            *(sys.executable, "-m", "celery", "-A", "chat4all_project", "worker", "-Q", queue, "-n", f"{queue}@%h"),
+            *("--concurrency", self.env.get("WORKER_PROCESSES", "2") if queue in TEAMS else "1"),
+            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            HEALTH_PORT=str(self._health_ports()[name]),
+        )
+
+    def _service(self, name: str, *command: str, **extra: str) -> Program:
+        metrics = self.state_dir / "metrics" / name
+
+        def prepare() -> None:  # what a dead process counted is no longer true
+            shutil.rmtree(metrics, ignore_errors=True)
+            metrics.mkdir(parents=True)
+
+        return Program(
+            name,
+            command,
+            env={
+                **self.env,
+                "SERVICE": name,
+                "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+                "PYTHONPATH": str(ROOT),
+                **extra,
+            },
+            stage=BRIDGE_STAGE if name == "bridge" else SERVICE_STAGE,
+            prepare=prepare,
+            why_not_ready=lambda: _http_fault(self.ready_url(name)),
+        )
+
+
+def _inherited() -> dict[str, str]:
+    return {name: os.environ[name] for name in (*INHERITED, *TUNABLES) if name in os.environ}
+
+
+def _redis_fault(port: int) -> str:
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            answer = connection.recv(64)
+    except OSError as error:
+        return str(error)
+    return "" if answer.startswith(b"+PONG") else answer.decode(errors="replace").strip()
+
+
+def _http_fault(url: str) -> str:
+    """ "" when ``url`` answers 200, else what it says."""
+    try:
+        with _DIRECT.open(url, timeout=5):
+            return ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"{error.code}: {error.read(500).decode(errors='replace')}"
+    except OSError as error:
+        return str(error)
+
+
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the shell's HTTP_PROXY
+
+
+# --- by hand -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt, once: clearing up is not interrupted again."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def demo_system() -> LocalSystem:
+    """The system at its fixed addresses, moved where the environment says so, with channel accounts that the simulator
+    serves. Raises ValueError for a bad variable."""
+    state_dir = Path(os.environ.get("STATE_DIR") or ROOT / ".chat4all").absolute()
+    return connected_system(state_dir, Ports.from_environment(os.environ), restart=True)
+
+
+def connected_system(state_dir: Path, ports: Ports, *, restart: bool = False) -> LocalSystem:
+    """A system whose WhatsApp and Instagram accounts are those of its simulator; unknown people reach the operator."""
+    agents = dict.fromkeys(CHANNELS, "operator")
+    return LocalSystem(
+        state_dir,
+        ports=ports,
+        env=channels.simulator_settings(state_dir, api_url=f"http://{HOST}:{ports.api}"),
+        set_up=channels.set_up(state_dir, simulator_url=f"http://{HOST}:{ports.simulator}", agents=agents),
+        restart=restart,
+    )
+
+
+START_FAILURES: Final = (PortsTaken, StillRunning, StartFailed, RedisNotFound, RedisTooOld, ValueError)
+"""What a person is told in words when the system does not start."""
+
+
+def main() -> int:
+    """`make run`: everything up until Ctrl-C."""
+    try:
+        with interruptible(), demo_system() as system:
+            print_addresses(system)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    except START_FAILURES as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def print_addresses(system: LocalSystem) -> None:
+    print(f"  API        {system.api_url}  (reference: {system.api_url}/docs)")
+    print(f"  console    {system.api_url}/console")
+    print(f"  admin      {system.api_url}/admin/  (user and password: {system.state_dir / 'operator.json'})")
+    print(f"  sockets    {system.gateway_url}")
+    print(f"  simulator  {system.simulator_url}/_control/messages  (docs/simulator.md)")
+    print(f"  logs       {system.state_dir / 'logs'}")
+    print("Ctrl-C stops it.", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
