@@ -1,0 +1,102 @@
+"""Who talks in a benchmark: registered users with tokens and conversations, and a simulated WhatsApp account."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from bench.client import post
+from demo.supervisor import LocalSystem
+
+PASSWORD: Final = "correct horse battery staple"
+WHATSAPP_ACCOUNT: Final = "106540352242922"
+WHATSAPP_SECRETS: Final = {
+    "BENCH_ACCESS_TOKEN": "bench-access-token",
+    "BENCH_APP_SECRET": "bench-app-secret",
+    "BENCH_VERIFY_TOKEN": "bench-verify-token",
+}
+"""Go into the environment of the `LocalSystem`."""
+
+TEXT: Final = "Olá! O pedido chega amanhã de manhã, entre 9 e 11 horas. Até logo!"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    user_id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A conversation, and the request that says something in it."""
+
+    conversation_id: str
+    sender: User
+    recipient: User | None  # None: an external person
+    request: bytes
+
+
+def users(api_url: str, count: int, *, prefix: str) -> list[User]:
+    with httpx.Client(base_url=api_url, timeout=30) as http, ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda number: _user(http, f"{prefix}{number}"), range(count)))
+
+
+def _user(http: httpx.Client, name: str) -> User:
+    who = {"username": name, "password": PASSWORD}
+    http.post("/auth/register", json=who).raise_for_status()
+    signed_in = http.post("/auth/token", json=who).raise_for_status().json()
+    return User(signed_in["user_id"], signed_in["access_token"])
+
+
+def talks(api_url: str, pairs: int, *, prefix: str) -> list[Talk]:
+    """Conversations between users, two to each, opened and known to the API."""
+    everybody = users(api_url, 2 * pairs, prefix=prefix)
+    return [_opened(api_url, f"{prefix}-{number}", *everybody[2 * number : 2 * number + 2]) for number in range(pairs)]
+
+
+def _opened(api_url: str, conversation_id: str, sender: User, recipient: User) -> Talk:
+    _open(api_url, conversation_id, sender, recipient.user_id)
+    request = post("/v1/messages", sender.token, {"conversation_id": conversation_id, "content": TEXT})
+    return Talk(conversation_id, sender, recipient, request)
+
+
+def external_talks(api_url: str, senders: Sequence[User], count: int, *, prefix: str) -> list[Talk]:
+    """Conversations of these users with people on WhatsApp, one each."""
+    found = []
+    for number in range(count):
+        sender, conversation_id = senders[number % len(senders)], f"{prefix}-{number}"
+        _open(api_url, conversation_id, sender, f"whatsapp:+55119{80000000 + number}")
+        request = post("/v1/messages", sender.token, {"conversation_id": conversation_id, "content": TEXT})
+        found.append(Talk(conversation_id, sender, None, request))
+    return found
+
+
+def _open(api_url: str, conversation_id: str, sender: User, member: str) -> None:
+    httpx.post(
+        f"{api_url}/v1/conversations",
+        json={"conversation_id": conversation_id, "members": [member]},
+        headers={"Authorization": f"Bearer {sender.token}"},
+        timeout=30,
+    ).raise_for_status()
+
+
+def set_up_whatsapp(system: LocalSystem) -> None:
+    """The same account at the hub and at the simulator, whose webhooks come back to the hub."""
+    secrets = {name.removeprefix("BENCH_").lower(): value for name, value in WHATSAPP_SECRETS.items()}
+    webhook_url = f"{system.api_url}/webhooks/whatsapp/{WHATSAPP_ACCOUNT}"
+    account = {"channel": "whatsapp", "account_id": WHATSAPP_ACCOUNT, "webhook_url": webhook_url, **secrets}
+    httpx.post(f"{system.simulator_url}/_control/accounts", json=account, timeout=30).raise_for_status()
+    system.manage(
+        *("add_channel_account", "--channel", "whatsapp", "--account-id", WHATSAPP_ACCOUNT, "--default"),
+        *("--base-url", system.simulator_url),
+        *(each for name in WHATSAPP_SECRETS for each in ("--credential", f"{name[6:].lower()}={name}")),
+    )
+
+
+def accepted_id(body: bytes) -> str:
+    return str(json.loads(body)["message_id"])
