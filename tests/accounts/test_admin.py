@@ -1,0 +1,201 @@
+"""Operators in the admin: signing in, creating users, switching them off; and `createsuperuser`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth import aauthenticate, authenticate
+from django.core.management import CommandError, call_command
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from tests.accounts.conftest import PASSWORD, Post
+
+pytestmark = pytest.mark.django_db(databases=["default", "messages"])
+LOGIN = "/admin/login/"
+
+
+@pytest.fixture
+def operator(default_workspace: Workspace) -> User:
+    return User.objects.create_superuser("operator", PASSWORD)
+
+
+@pytest.fixture
+def admin(client: Client, operator: User) -> Client:
+    client.force_login(operator)
+    return client
+
+
+def sign_in(client: Client, username: str, password: str = PASSWORD) -> bool:
+    response = client.post(LOGIN, {"username": username, "password": password, "next": "/admin/"})
+    return response.status_code == 302
+
+
+@pytest.mark.parametrize("name", ["operator", "OPERATOR", "default/operator"])
+def test_lets_an_operator_in(client: Client, operator: User, name: str) -> None:
+    assert sign_in(client, name)
+    assert client.get("/admin/").status_code == 200
+
+
+def test_lets_an_operator_of_another_workspace_in_by_workspace_and_name(client: Client, acme: Workspace) -> None:
+    User.objects.create_superuser("chief", PASSWORD, workspace=acme)
+    assert not sign_in(client, "chief")
+    assert sign_in(client, "acme/chief")
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("operator", "wrong"), ("nobody", PASSWORD), ("alice", PASSWORD), ("nowhere/operator", PASSWORD), ("/", "x")],
+)
+def test_keeps_everybody_else_out(client: Client, operator: User, alice: User, name: str, password: str) -> None:
+    assert not sign_in(client, name, password)
+    assert client.get("/admin/").status_code == 302
+
+
+def test_stops_guessing_at_an_operator_through_either_door(
+    client: Client, post: Post, operator: User, settings: Settings
+) -> None:
+    settings.LOGIN_FAILURES_PER_USER = 2
+    assert not sign_in(client, "operator", "wrong")
+    assert post("/auth/token", {"username": "operator", "password": "wrong"}).status_code == 401
+    assert not sign_in(client, "operator")
+    assert post("/auth/token", {"username": "operator", "password": PASSWORD}).status_code == 429
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "messages"], serialized_rollback=True)
+async def test_authenticates_from_async_code_alike(operator: User) -> None:
+    found = await aauthenticate(None, username="operator", password=PASSWORD)
+    assert found == operator
+    assert await aauthenticate(None, username="operator", password="wrong") is None
+
+
+def test_authenticates_nobody_without_credentials(operator: User) -> None:
+    assert authenticate(None) is None
+    assert authenticate(None, username="operator") is None
+
+
+def test_creates_a_user_with_a_password_in_the_chosen_workspace(admin: Client, acme: Workspace, post: Post) -> None:
+    form = {
+        "workspace": str(acme.id),
+        "username": "carol",
+        "display_name": "Carol",
+        "usable_password": "true",
+        "password1": PASSWORD,
+        "password2": PASSWORD,
+    }
+    assert admin.post("/admin/accounts/user/add/", form).status_code == 302
+    assert User.objects.get(username="carol").workspace_id == acme.id
+    credentials = {"username": "carol", "password": PASSWORD, "workspace": "acme"}
+    assert post("/auth/token", credentials).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["alice", "ALICE"])
+def test_explains_that_a_name_is_taken(admin: Client, alice: User, name: str) -> None:
+    form = {
+        "workspace": str(DEFAULT_WORKSPACE_ID),
+        "username": name,
+        "usable_password": "true",
+        "password1": PASSWORD,
+        "password2": PASSWORD,
+    }
+    response = admin.post("/admin/accounts/user/add/", form)
+    assert response.status_code == 200
+    assert "This username is taken." in response.content.decode()
+    assert User.objects.filter(username__iexact="alice").count() == 1
+
+
+def test_takes_a_name_again_in_another_workspace(admin: Client, alice: User, acme: Workspace) -> None:
+    form = {
+        "workspace": str(acme.id),
+        "username": "alice",
+        "usable_password": "true",
+        "password1": PASSWORD,
+        "password2": PASSWORD,
+    }
+    assert admin.post("/admin/accounts/user/add/", form).status_code == 302
+    assert User.objects.filter(username="alice").count() == 2
+
+
+@pytest.mark.parametrize("query", ["alice", "Souza", "user_"])
+def test_finds_users_by_name_and_id(admin: Client, alice: User, query: str) -> None:
+    page = admin.get("/admin/accounts/user/", {"q": query}).content.decode()
+    assert alice.public_id in page
+
+
+def test_switches_users_off_and_on_but_never_oneself(admin: Client, operator: User, alice: User) -> None:
+    everybody = [str(operator.pk), str(alice.pk)]
+
+    def run(action: str) -> None:
+        admin.post("/admin/accounts/user/", {"action": action, "_selected_action": everybody})
+        operator.refresh_from_db()
+        alice.refresh_from_db()
+
+    run("deactivate")
+    assert (operator.is_active, alice.is_active) == (True, False)
+    run("activate")
+    assert alice.is_active
+
+
+@pytest.mark.parametrize("page", ["user", "user/add", "workspace", "workspace/add", "user/{user}/change"])
+def test_shows_every_page(admin: Client, alice: User, page: str) -> None:
+    response = admin.get(f"/admin/accounts/{page.format(user=alice.pk)}/")
+    assert response.status_code == 200
+
+
+def test_never_shows_a_password_hash(admin: Client, alice: User) -> None:
+    page = admin.get(f"/admin/accounts/user/{alice.pk}/change/").content.decode()
+    assert alice.password.rpartition("$")[2] not in page
+
+
+def test_keeps_a_user_in_their_workspace(admin: Client, alice: User, acme: Workspace) -> None:
+    form = {"workspace": str(acme.id), "username": "alice", "display_name": "Renamed", "is_active": "on"}
+    assert admin.post(f"/admin/accounts/user/{alice.pk}/change/", form).status_code == 302
+    alice.refresh_from_db()
+    assert (alice.display_name, alice.workspace_id) == ("Renamed", DEFAULT_WORKSPACE_ID)
+
+
+def test_never_deletes_a_workspace(admin: Client, acme: Workspace) -> None:
+    response = admin.post(f"/admin/accounts/workspace/{acme.id}/delete/", {"post": "yes"})
+    assert response.status_code == 403
+    assert Workspace.objects.filter(id=acme.id).exists()
+
+
+# --- manage.py createsuperuser -----------------------------------------------------------------------------------
+
+Create = Callable[..., str]
+
+
+@pytest.fixture
+def create(default_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Create:
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", PASSWORD)
+
+    def run(**options: Any) -> str:
+        out = io.StringIO()
+        call_command("createsuperuser", interactive=False, stdout=out, **options)
+        return out.getvalue()
+
+    return run
+
+
+def test_creates_an_operator_from_the_command_line(create: Create) -> None:
+    create(username="boss")
+    boss = User.objects.get(username="boss")
+    assert (boss.is_staff, boss.is_superuser, boss.workspace_id) == (True, True, DEFAULT_WORKSPACE_ID)
+    assert boss.check_password(PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("alice", "taken"), ("Alice", "taken"), ("acme/boss", "letters"), ("a b", "letters"), ("", "blank")],
+)
+def test_explains_why_it_creates_no_operator(create: Create, alice: User, name: str, why: str) -> None:
+    with pytest.raises(CommandError, match=why):
+        create(username=name)
+
+
+def test_has_a_default_workspace_that_is_open(default_workspace: Workspace) -> None:
+    assert (default_workspace.slug, default_workspace.open_registration) == ("default", True)

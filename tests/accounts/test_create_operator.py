@@ -1,0 +1,69 @@
+"""`manage.py create_operator`: somebody who can sign in to the admin, without a password on any screen."""
+
+from __future__ import annotations
+
+import json
+import stat
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.contrib.auth import authenticate
+from django.core.management import CommandError, call_command
+
+from accounts.models import User
+
+pytestmark = pytest.mark.django_db
+
+
+def create_operator(path: Path) -> str:
+    """What the command prints."""
+    printed = StringIO()
+    call_command("create_operator", "--file", str(path), stdout=printed)
+    return printed.getvalue()
+
+
+def test_the_operator_signs_in_with_the_password_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    printed = create_operator(path)
+    credentials = json.loads(path.read_text())
+    user = authenticate(**credentials)
+    assert isinstance(user, User)
+    assert user.is_staff
+    assert user.is_superuser
+    assert credentials["password"] not in printed
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    create_operator(path)
+    before = (path.read_text(), User.objects.get().password)
+    assert create_operator(path) == ""
+    assert (path.read_text(), User.objects.get().password) == before
+
+
+def test_a_lost_file_gives_a_new_password(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    create_operator(path)
+    old = json.loads(path.read_text())
+    path.unlink()
+    create_operator(path)
+    assert authenticate(**old) is None
+    assert authenticate(**json.loads(path.read_text())) is not None
+
+
+def test_a_lost_database_gets_the_operator_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    create_operator(path)
+    User.objects.all().delete()
+    create_operator(path)
+    assert authenticate(**json.loads(path.read_text())) is not None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"username": "operator"}'])
+def test_a_broken_file_is_told(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "operator.json"
+    path.write_text(content)
+    with pytest.raises(CommandError, match=r"operator\.json holds no username and password"):
+        create_operator(path)

@@ -1,0 +1,202 @@
+"""Webhooks of platforms: the account's secret comes before anything is parsed, and all of it or nothing is appended."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from messaging import channels, codec, topics
+from messaging.domain import InboundEvent
+from messaging.models import ChannelAccount
+from tests.api.conftest import APP_SECRET, VERIFY_TOKEN, Log, problem
+
+pytestmark = [pytest.mark.django_db(databases=["default", "messages"]), pytest.mark.usefixtures("accounts")]
+
+URL = "/webhooks/whatsapp/1055"
+
+
+def text(number: int, account: str = "1055") -> dict[str, object]:
+    message = {"id": f"wamid.{number}", "from": f"55119999988{number:02}", "timestamp": "1700000000", "type": "text",
+               "text": {"body": "hello"}}  # fmt: skip
+    value = {"metadata": {"phone_number_id": account}, "contacts": [], "messages": [message]}
+    return {"id": "0", "changes": [{"field": "messages", "value": value}]}
+
+
+def webhook(*entries: object) -> bytes:
+    return json.dumps({"object": "whatsapp_business_account", "entry": list(entries)}).encode()
+
+
+def signature(body: bytes, secret: str = APP_SECRET) -> str:
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def post(body: bytes, signed: str | None = None, url: str = URL, content_type: str = "application/json") -> Any:
+    headers = {"X-Hub-Signature-256": signature(body) if signed is None else signed}
+    return Client().generic("POST", url, body, content_type=content_type, headers=headers)
+
+
+def test_appends_every_item_in_order(log: Log) -> None:
+    answer = post(webhook(text(1), text(2), text(1)))
+    assert (answer.status_code, answer.json()) == (200, {"received": 3})
+    events = [codec.decode(InboundEvent, each.value) for each in log.new(topics.INBOUND)]
+    assert {event.contact for event in events} == {"+5511999998801", "+5511999998802"}
+    assert {each.key for each in log.new(topics.INBOUND)} == {"1055:+5511999998801", "1055:+5511999998802"}
+
+
+def test_leaves_out_items_of_other_accounts(log: Log) -> None:
+    assert post(webhook(text(1, account="other"))).json() == {"received": 0}
+    assert log.new(topics.INBOUND) == []
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "", "sha256=", "sha256=" + "0" * 64, "sha1=" + "0" * 40, "rubbish", "x" * 10_000,
+        signature(webhook(text(1)), "another secret"), signature(webhook(text(2))),
+        signature(webhook(text(1))).removeprefix("sha256="), signature(webhook(text(1))) + "0",
+    ],
+)  # fmt: skip
+def test_refuses_what_was_not_signed_with_the_secret(log: Log, signed: str) -> None:
+    problem(post(webhook(text(1)), signed), 401, "bad_signature")
+    assert log.new(topics.INBOUND) == []
+
+
+def test_checks_the_signature_before_it_parses(log: Log) -> None:
+    problem(post(b"{broken", "sha256=00"), 401, "bad_signature")
+    problem(Client().post(URL, b"{broken", content_type="application/json"), 401, "bad_signature")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        pytest.param(b"", 400, "malformed_json", id="nothing"),
+        pytest.param(b"{", 400, "malformed_json", id="half"),
+        pytest.param(b"\xff", 400, "malformed_json", id="not UTF-8"),
+        pytest.param(b'{"object": "\xff"}', 400, "malformed_json", id="not UTF-8 inside"),
+        pytest.param(b"[" * 100_000, 422, "bad_webhook", id="deep"),
+        pytest.param(b'{"object":' + b"[" * 100_000, 400, "malformed_json", id="deep inside"),
+        pytest.param(b"[]", 422, "bad_webhook", id="list"),
+        pytest.param(b"null", 422, "bad_webhook", id="null"),
+        pytest.param(b"{}", 422, "bad_webhook", id="empty"),
+        pytest.param(b'{"object": "page", "entry": []}', 422, "bad_webhook", id="another object"),
+        pytest.param(b'{"object": "whatsapp_business_account"}', 422, "bad_webhook", id="no entry"),
+        pytest.param(b'{"object": "whatsapp_business_account", "entry": {}}', 422, "bad_webhook", id="entry no list"),
+        pytest.param(webhook("text"), 422, "bad_webhook", id="entry no object"),
+        pytest.param(webhook({"changes": "x"}), 422, "bad_webhook", id="changes no list"),
+        pytest.param(webhook(text(1), 5), 422, "bad_webhook", id="second entry wrong"),
+    ],
+)
+def test_refuses_a_signed_body_that_is_no_webhook(log: Log, body: bytes, status: int, code: str) -> None:
+    problem(post(body), status, code)
+    assert log.new(topics.INBOUND) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"value": None}, {"value": []}, {"value": {"metadata": 5}},
+        {"value": {"metadata": {"phone_number_id": 1055}}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "messages": [None, 5, "x", [], {}]}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "messages": [{"id": 5, "from": {"a": 1}}]}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "messages": [{"from": "9" * 100_000, "id": "x"}]}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "statuses": [{"id": None, "recipient_id": []}]}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "messages": [{"id": "x", "from": "1\ud800"}]}},
+        {"value": {"metadata": {"phone_number_id": "1055"}, "messages": [{"id": "x\u0000", "from": "\u0000"}]}},
+    ],
+)  # fmt: skip
+def test_takes_or_refuses_strange_items_and_never_breaks(change: dict[str, object]) -> None:
+    assert post(webhook({"id": "0", "changes": [change]})).status_code in {200, 400, 422}
+
+
+def test_refuses_more_than_four_mebibytes(log: Log) -> None:
+    answer = post(webhook(text(1)) + b" " * 4 * 1024 * 1024)
+    problem(answer, 413, "webhook_too_large")
+    assert log.new(topics.INBOUND) == []
+
+
+def test_takes_what_meta_may_send(log: Log) -> None:
+    """Up to 3 MB: more than a client's JSON may hold."""
+    assert post(webhook(text(1)) + b" " * 3 * 1024 * 1024).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/octet-stream", "", "multipart/form-data; boundary=x"]
+)
+def test_reads_the_raw_bytes_whatever_they_are_called(content_type: str, log: Log) -> None:
+    assert post(webhook(text(1)), content_type=content_type).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/webhooks/pigeon/1055", "/webhooks/whatsapp/9999", "/webhooks/instagram/1055", "/webhooks/WhatsApp/1055",
+     "/webhooks/whatsapp/%00", "/webhooks/whatsapp/" + "9" * 5000, "/webhooks/whatsapp/ü", "/webhooks/base/1055"],
+)  # fmt: skip
+def test_does_not_know_other_accounts_and_channels(url: str, log: Log) -> None:
+    body = webhook(text(1))
+    problem(post(body, url=url), 404, "not_found")
+    problem(Client().get(url, {"hub.mode": "subscribe"}), 404, "not_found")
+    assert log.new(topics.INBOUND) == []
+
+
+def test_does_not_know_an_account_that_was_switched_off(log: Log) -> None:
+    ChannelAccount.objects.update(is_active=False)
+    channels.forget()
+    problem(post(webhook(text(1))), 404, "not_found")
+
+
+def test_another_accounts_secret_does_not_count(log: Log) -> None:
+    row = ChannelAccount.objects.get(channel="instagram")
+    row.credentials = {**row.credentials, "app_secret": "another secret"}
+    row.save()
+    channels.forget()
+    body = json.dumps({"object": "instagram", "entry": []}).encode()
+    problem(post(body, url="/webhooks/instagram/1784"), 401, "bad_signature")
+    assert post(body, signature(body, "another secret"), url="/webhooks/instagram/1784").status_code == 200
+
+
+def test_an_account_without_a_secret_takes_nothing(log: Log) -> None:
+    ChannelAccount.objects.all().delete()
+    workspace_id = "0192f0c1-a000-7000-8000-000000000001"
+    ChannelAccount.objects.create(workspace_id=workspace_id, channel="whatsapp", account_id="1055", credentials={})
+    channels.forget()
+    body = webhook(text(1))
+    problem(post(body, signature(body, "")), 401, "bad_signature")
+    problem(Client().get(URL, {"hub.mode": "subscribe", "hub.verify_token": ""}), 401, "bad_signature")
+
+
+# --- the platform's check of a subscription ------------------------------------------------------------------------
+
+
+def test_answers_the_challenge_as_plain_text() -> None:
+    query = {"hub.mode": "subscribe", "hub.verify_token": VERIFY_TOKEN, "hub.challenge": "<b>1158201444</b>"}
+    answer = Client().get(URL, query)
+    assert (answer.status_code, answer.content) == (200, b"<b>1158201444</b>")
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"hub.mode": "subscribe"},
+        {"hub.mode": "subscribe", "hub.verify_token": "wrong"},
+        {"hub.mode": "subscribe", "hub.verify_token": "ü"},
+        {"hub.mode": "unsubscribe", "hub.verify_token": VERIFY_TOKEN},
+        {"hub.verify_token": VERIFY_TOKEN},
+    ],
+)
+def test_refuses_a_challenge_without_the_verify_token(query: dict[str, str]) -> None:
+    answer = Client().get(URL, {**query, "hub.challenge": "echo"})
+    problem(answer, 401, "bad_signature")
+    assert b"echo" not in answer.content
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_has_no_other_methods(method: str) -> None:
+    problem(Client().generic(method, URL, webhook(text(1))), 405, "method_not_allowed")

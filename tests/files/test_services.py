@@ -1,0 +1,117 @@
+"""What messaging uses: storing what platforms sent, reading it again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.core.files.base import File
+from django.core.files.storage import default_storage
+
+from accounts.models import DEFAULT_WORKSPACE_ID
+from core.clock import ManualClock
+from files import services
+from files.errors import EmptyFile, FileNotFound, FileTooLarge
+from files.models import StoredFile
+from files.services import Placement
+from tests.files.conftest import SHARED, Person
+
+FROM_WHATSAPP = Placement(
+    workspace_id=DEFAULT_WORKSPACE_ID, uploader_id="whatsapp:+5511", conversation_id=SHARED, conversation="shared"
+)
+
+
+def chunks(*parts: bytes) -> Iterator[bytes]:
+    yield from parts
+
+
+def store(*parts: bytes, file_id: str | None = None, filename: str = "photo.jpg") -> services.FileInfo:
+    return services.store_bytes(
+        chunks(*parts),
+        placement=FROM_WHATSAPP,
+        filename=filename,
+        content_type="image/jpeg",
+        file_id=file_id,
+        clock=ManualClock(1_234_567),
+    )
+
+
+def test_inbound_media_is_stored_and_read_again(db: None) -> None:
+    info = store(b"\xff\xd8", b"\xff", b"data")
+    with services.open_bytes(info.file_id) as stored:
+        assert stored.read() == b"\xff\xd8\xffdata"
+    assert (info.size, info.content_type, info.created_at_ms) == (7, "image/jpeg", 1_234_567)
+    assert info.checksum == hashlib.sha256(b"\xff\xd8\xffdata").hexdigest()
+    assert services.get(info.file_id, workspace_id=DEFAULT_WORKSPACE_ID) == info
+    assert (info.uploader_id, info.conversation_id) == ("whatsapp:+5511", SHARED)
+
+
+def test_more_than_fits_in_memory_goes_over_the_disk(db: None) -> None:
+    info = store(*[bytes([n]) * 500_000 for n in range(6)])
+    with services.open_bytes(info.file_id) as stored:
+        assert hashlib.sha256(stored.read()).hexdigest() == info.checksum
+
+
+def test_a_replay_reads_and_stores_nothing(db: None) -> None:
+    first = store(b"once", file_id="file_fixed")
+
+    def untouched() -> bytes:
+        raise AssertionError("the platform was asked again")
+
+    again = services.store_bytes(
+        iter(untouched, b""), placement=FROM_WHATSAPP, filename="b", content_type="", file_id="file_fixed"
+    )
+    assert again == first
+    assert StoredFile.objects.count() == 1
+
+
+def test_a_replay_after_a_crash_between_bytes_and_row_ends_with_one_of_each(db: None) -> None:
+    first = store(b"bytes", file_id="file_fixed")
+    StoredFile.objects.all().delete()
+    assert store(b"bytes", file_id="file_fixed") == first
+    folder = Path(default_storage.path(first.path)).parent
+    assert [each.name for each in folder.iterdir() if each.name.startswith(("file_fixed", ".incoming"))] == [
+        "file_fixed.jpg"
+    ]
+
+
+def test_a_stream_that_breaks_keeps_nothing(db: None) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        services.store_bytes(broken(), placement=FROM_WHATSAPP, filename="a", content_type="", file_id="file_half")
+    assert services.get("file_half", workspace_id=DEFAULT_WORKSPACE_ID) is None
+    assert not list(Path(default_storage.path("")).rglob("file_half*"))
+
+
+class Unreadable(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError("the disk has a hole")
+
+
+def test_a_write_that_fails_leaves_no_draft(db: None) -> None:
+    with pytest.raises(OSError, match="hole"):
+        default_storage.save("somewhere/file_x.bin", File(Unreadable(b"x")))
+    assert list(Path(default_storage.path("somewhere")).iterdir()) == []
+
+
+def test_limits_hold_for_inbound_too(db: None, limit_bytes: int) -> None:
+    with pytest.raises(FileTooLarge):
+        store(b"x" * limit_bytes, b"x")
+    with pytest.raises(EmptyFile):
+        store(b"")
+
+
+def test_another_workspace_has_no_such_file(trent: Person) -> None:
+    info = store(b"x")
+    assert services.get(info.file_id, workspace_id=trent.workspace_id) is None
+
+
+def test_unknown_bytes_cannot_be_opened(db: None) -> None:
+    with pytest.raises(FileNotFound):
+        services.open_bytes("file_unknown")

@@ -1,0 +1,220 @@
+"""Batches over a real bus: what is lost there is found out, what comes late changes nothing."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+
+from core.clock import ManualClock
+from core.errors import Unavailable
+from demo.redis_server import BUS_RULES, RedisServer
+from messaging.dispatch import LEASE_VALID_S, BusDispatcher, BusWorker, Lease
+from messaging.errors import LeaseLost
+from messaging.ports import Record, TopicPartition
+from messaging.work import DONE, Batch, BatchState, LaneId, Outcome, Verdict, Work
+
+SOURCE = TopicPartition("messages", 1)
+
+
+@dataclass
+class Bus:
+    """A bridge and a worker on one Redis; the queue is a real list, as Celery's is."""
+
+    server: RedisServer
+    sent: list[tuple[LaneId, str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.queue = f"queue-{secrets.token_hex(4)}"
+        self.lane = LaneId(TopicPartition(f"messages-{secrets.token_hex(4)}", 1), 3)
+        self.client = redis.Redis.from_url(self.server.url)
+        self.dispatcher = BusDispatcher(
+            self.server.url, bridge=secrets.token_hex(4), send=self._send, queue_of=lambda topic: self.queue
+        )
+        self.worker = BusWorker(self.server.url)
+
+    def _send(self, lane: LaneId, epoch: str, reply_to: str) -> None:
+        self.client.rpush(self.queue, epoch)
+        self.sent.append((lane, epoch, reply_to))
+
+    def batch(self, epoch: str, *offsets: int) -> Batch:
+        works = [
+            Work(Record(self.lane.source, offset, "alice", b"\xff\x00 any bytes", {"trace": "t"}, 17), attempts=2)
+            for offset in offsets or (7,)
+        ]
+        return Batch(self.lane, epoch, tuple(works))
+
+    def take(self) -> None:
+        """A worker takes the task out of the queue."""
+        self.client.lpop(self.queue)
+
+    def state(self, batch: Batch) -> BatchState:
+        return self.dispatcher.inspect([batch])[0]
+
+
+@pytest.fixture
+def bus(bus_redis: RedisServer) -> Bus:
+    return Bus(bus_redis)
+
+
+def test_a_batch_arrives_as_it_was_and_its_outcomes_come_back(bus: Bus) -> None:
+    bus.dispatcher.dispatch(bus.batch("a-1", 7, 9))
+    [(lane, epoch, reply_to)] = bus.sent
+    items = bus.worker.start(lane, epoch)
+    assert items is not None
+    assert [(item.record.offset, item.attempts) for item in items] == [(7, 2), (9, 2)]
+    assert items[0].record == Record(bus.lane.source, 7, "alice", b"\xff\x00 any bytes", {"trace": "t"}, 17)
+    outcomes = {7: DONE, 9: Outcome(Verdict.RETRY, after_s=1.5, reason="throttled")}
+    bus.worker.finish(lane, epoch, reply_to=reply_to, outcomes=outcomes)
+    [completion] = bus.dispatcher.completions(5)
+    assert (completion.lane, completion.epoch, completion.outcomes, completion.lost) == (lane, epoch, outcomes, False)
+
+
+def test_an_idle_bridge_gets_no_completions(bus: Bus) -> None:
+    assert bus.dispatcher.completions(0.05) == []
+
+
+def test_only_the_latest_dispatch_of_a_lane_starts_and_only_once(bus: Bus) -> None:
+    bus.dispatcher.dispatch(bus.batch("a-1"))
+    bus.dispatcher.dispatch(bus.batch("a-2"))
+    assert bus.worker.start(bus.lane, "a-1") is None
+    assert bus.worker.start(bus.lane, "a-2") is not None
+    assert bus.worker.start(bus.lane, "a-2") is None
+
+
+def test_a_bridge_that_woke_up_late_cannot_take_a_lane_back(bus: Bus) -> None:
+    bus.dispatcher.dispatch(bus.batch("b-1"))
+    with pytest.raises(Unavailable):
+        bus.dispatcher.dispatch(bus.batch("a-9"))
+    assert bus.worker.start(bus.lane, "b-1") is not None
+
+
+def test_what_becomes_of_a_batch_is_seen(bus: Bus) -> None:
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    assert bus.state(batch) is BatchState.QUEUED
+    bus.take()
+    assert bus.state(batch) is BatchState.LOST_IN_QUEUE
+    bus.worker.start(bus.lane, "a-1")
+    assert bus.state(batch) is BatchState.RUNNING
+    bus.client.delete(f"chat4all:lane:{bus.lane}:lease")  # as when nobody renewed it
+    assert bus.state(batch) is BatchState.LAPSED
+
+
+def test_a_finished_batch_whose_answer_is_on_its_way_does_not_look_lapsed(bus: Bus) -> None:
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    bus.worker.start(bus.lane, "a-1")
+    bus.worker.finish(bus.lane, "a-1", reply_to="somebody", outcomes={7: DONE})
+    assert bus.state(batch) is BatchState.RUNNING
+
+
+def test_a_flushed_bus_shows_everything_as_gone_and_stops_the_worker(bus: Bus) -> None:
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    bus.worker.start(bus.lane, "a-1")
+    with bus.worker.lease(bus.lane, "a-1") as lease:
+        bus.client.flushall()
+        assert bus.state(batch) is BatchState.GONE
+        _wait_until_lost(lease)
+
+
+def test_a_worker_keeps_its_lease_batch_after_batch(bus: Bus) -> None:
+    key = f"chat4all:lane:{bus.lane}:lease"
+    for epoch in ("a-1", "a-2"):
+        bus.dispatcher.dispatch(bus.batch(epoch))
+        bus.worker.start(bus.lane, epoch)
+        with bus.worker.lease(bus.lane, epoch) as lease:
+            bus.client.delete(key)  # as when it ran out: only a renewal brings it back
+            _until(lambda: bus.client.exists(key))
+            lease.check()
+        bus.worker.finish(bus.lane, epoch, reply_to="somebody", outcomes={7: DONE})
+
+
+def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
+    bus.dispatcher.dispatch(bus.batch("a-1"))
+    bus.worker.start(bus.lane, "a-1")
+    with bus.worker.lease(bus.lane, "a-1") as lease:
+        lease.check()
+        bus.dispatcher.dispatch(bus.batch("a-2"))
+        _wait_until_lost(lease)
+
+
+def test_a_process_that_slept_through_its_lease_knows_by_its_own_clock() -> None:
+    clock = ManualClock()
+    lease = Lease(clock)
+    clock.advance(LEASE_VALID_S)
+    lease.check()
+    clock.advance(0.01)
+    with pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_a_dead_worker_is_reported(bus: Bus) -> None:
+    bus.dispatcher.dispatch(bus.batch("a-1"))
+    [(lane, epoch, reply_to)] = bus.sent
+    bus.worker.start(lane, epoch)
+    bus.worker.report_lost(lane, epoch, reply_to=reply_to)
+    [completion] = bus.dispatcher.completions(5)
+    assert completion.lost
+    assert completion.outcomes == {}
+
+
+def test_only_one_worker_works_on_what_nobody_dispatched(bus: Bus) -> None:
+    with bus.worker.solo_lease(bus.lane) as first, BusWorker(bus.server.url).solo_lease(bus.lane) as second:
+        assert first is not None
+        assert second is None
+    with bus.worker.solo_lease(bus.lane) as again:
+        assert again is not None
+
+
+def test_a_worker_that_outlived_its_lease_leaves_its_successors_alone(bus: Bus) -> None:
+    with bus.worker.solo_lease(bus.lane) as late:
+        assert late is not None
+        bus.client.delete(f"chat4all:lane:{bus.lane}:lease")  # as when it lapsed
+        successor = BusWorker(bus.server.url).solo_lease(bus.lane)
+        assert successor.__enter__() is not None
+    with bus.worker.solo_lease(bus.lane) as third:
+        assert third is None
+    successor.__exit__(None, None, None)
+
+
+def test_a_task_that_is_sent_again_starts_the_same_dispatch_once(bus: Bus) -> None:
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    bus.dispatcher.send_again(batch)
+    assert [epoch for _, epoch, _ in bus.sent] == ["a-1", "a-1"]
+    starts = [bus.worker.start(lane, epoch) for lane, epoch, _ in bus.sent]
+    assert [start is not None for start in starts] == [True, False]
+
+
+def test_a_bus_that_is_away_is_said_so_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = RedisServer(tmp_path_factory.mktemp("gone"), rules=BUS_RULES)
+    dispatcher = BusDispatcher(server.url, bridge="b", send=lambda *_: None, queue_of=lambda topic: "q")
+    batch = Batch(LaneId(SOURCE, 0), "a-1", ())
+    for attempt in (
+        lambda: dispatcher.dispatch(batch),
+        lambda: dispatcher.completions(0.1),
+        lambda: dispatcher.inspect([batch]),
+        lambda: BusWorker(server.url).start(batch.lane, "a-1"),
+    ):
+        with pytest.raises(Unavailable, match="BUS_URL"):
+            attempt()
+
+
+def _until(true: Callable[[], object], timeout_s: float = 10) -> None:
+    deadline_s, pause = time.monotonic() + timeout_s, threading.Event()
+    while not true():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        pause.wait(0.01)
+
+
+def _wait_until_lost(lease: Lease) -> None:
+    assert lease._lost.wait(10), "the lease was not lost"
+    with pytest.raises(LeaseLost):
+        lease.check()

@@ -1,0 +1,528 @@
+"""Webhook items behind the log: each finds its conversation, or opens one, and repeats harmlessly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
+from connectors.errors import DeliveryError, PermanentDeliveryError, TransientDeliveryError
+from connectors.http import Limits
+from core.errors import Chat4AllError, Unavailable
+from core.ids import uuid7, uuid7_ms
+from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
+from messaging import codec, tasks, topics
+from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Status, StatusChange
+from messaging.errors import LeaseLost
+from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
+from messaging.services.inbound import FILE_GIVEN_UP_MS, UNKNOWN_STATUS_WAIT_MS, Inbound, Inbox, resolve
+from messaging.services.persist import persist
+from messaging.work import DONE, Outcome, Verdict
+from tests.contracts.message_stores import ALICE, BOB, CARLA
+from tests.messaging.workbench import (
+    WHATSAPP,
+    WORKSPACE,
+    FreeLease,
+    Fuse,
+    Killed,
+    Workbench,
+    every_step,
+    items,
+)
+
+DIEGO = "whatsapp:+5511977776666"
+PHOTO = InboundAttachment("image/png", "photo.png", media_id="media-1")
+VOICE = InboundAttachment("audio/ogg", "", media_id="media-2")
+
+
+@dataclass
+class Webhooks:
+    """A platform that speaks: events travel by number through the payload, files have fates."""
+
+    events: list[Event] = field(default_factory=list)
+    files: dict[str, list[DeliveryError | bytes]] = field(default_factory=dict)
+    takes: Callable[[], None] = lambda: None
+
+    def payload(self, event: Event) -> dict[str, object]:
+        self.events.append(event)
+        return {"number": len(self.events) - 1}
+
+    def parse(self, account: Account, payload: Mapping[str, object]) -> Event:
+        return self.events[int(str(payload["number"]))]
+
+    def fetch_media(self, account: Account, attachment: InboundAttachment) -> bytes:
+        self.takes()
+        fates = self.files.get(attachment.media_id or "", [])
+        fate = fates.pop(0) if fates else b"bytes"
+        if isinstance(fate, DeliveryError):
+            raise fate
+        return fate
+
+
+class Desk:
+    """The inbound side of a workbench."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.webhooks = Webhooks()
+        self.kept: dict[str, bytes] = {}
+        self.refuses: Chat4AllError | None = None
+        self.inboxes: dict[tuple[str, str], Inbox] = {("whatsapp", "1055"): Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))}
+
+    def arrives(self, *events: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE) -> list[Record]:
+        """Their records on the log, as the webhook view appends them."""
+        return [self._append(event, account_id, workspace_id) for event in events]
+
+    def _append(self, event: Event, account_id: str, workspace_id: UUID) -> Record:
+        contact = event.sender if isinstance(event, InboundText) else getattr(event, "recipient", None) or ""
+        value = InboundEvent(
+            workspace_id=workspace_id,
+            channel="whatsapp",
+            account_id=account_id,
+            contact=contact,
+            payload=self.webhooks.payload(event),
+            received_at_ms=self.bench.clock.now_ms(),
+        )
+        record = NewRecord(topics.INBOUND, f"{account_id}:{contact}", codec.encode(value))
+        [(source, offset)] = self.bench.log.append([record])
+        return self.bench.log.read(source, start=offset, limit=1)[0]
+
+    def resolve(self, records: list[Record], *, fuse: Fuse | None = None, **limits: Any) -> list[Outcome | None]:
+        fuse = fuse or Fuse(0)
+        outcomes = resolve(
+            items(records, first_failed_ms=limits.get("first_failed_ms", 0)),
+            self.inbound(fuse),
+            lease=FreeLease(limits.get("checks")),
+            deadline_s=limits.get("deadline_s", self.bench.clock.monotonic_s() + 5),
+        )
+        return [outcomes.get(record.offset) for record in records]
+
+    def inbound(self, fuse: Fuse) -> Inbound:
+        return Inbound(
+            store=fuse.through(self.bench.store),
+            log=fuse.through(self.bench.log),
+            notify=fuse.around(self.bench.sockets, "notify"),
+            translator_for=lambda channel: self.webhooks,
+            inbox_for=lambda channel, account_id: self.inboxes.get((channel, account_id)),
+            keep_file=fuse.around(self._keep, "keep_file"),
+            names=self._names,
+            retry_delay_s=lambda attempts: 1.0,
+            clock=self.bench.clock,
+        )
+
+    def _keep(
+        self, inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
+    ) -> str:
+        if self.refuses:
+            raise self.refuses
+        self.kept[f"file_{name}"] = content
+        return f"file_{name}"
+
+    def _names(self, workspace_id: UUID, parties: Collection[str]) -> Mapping[str, str]:
+        return {ALICE: "Alice"}
+
+    def waiting(self) -> list[Record]:
+        """Receipts that were put back."""
+        source = TopicPartition(topics.INBOUND, 0)
+        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~waiting")]
+
+    def store_all(self) -> list[Message]:
+        """What `messages` holds, persisted; each message once."""
+        source = TopicPartition(topics.MESSAGES, 0)
+        records = self.bench.log.read(source, start=0, limit=1000)
+        persist(
+            items(records),
+            store=self.bench.store,
+            log=self.bench.log,
+            notify=self.bench.sockets,
+            lease=FreeLease(),
+            clock=self.bench.clock,
+        )
+        return list({each.message_id: each for each in self.bench.on_log(topics.MESSAGES, Message)}.values())
+
+
+@pytest.fixture
+def desk(bench: Workbench) -> Desk:
+    return Desk(bench)
+
+
+def says(text: str = "oi", *, id_: str = "wamid.in1", sender: str = "+5511999998888", **more: Any) -> InboundText:
+    return InboundText(external_id=id_, sender=sender, text=text, at_ms=0, sender_name="Carla", **more)
+
+
+def reports(status: str, external_id: str, **more: Any) -> StatusReport:
+    return StatusReport(external_id=external_id, status=status, at_ms=0, recipient="+5511999998888", **more)
+
+
+def sent(desk: Desk, *, external_id: str | None = "wamid.out1", workspace_id: UUID = WORKSPACE) -> Message:
+    """A message of Alice to Carla that is stored, and known to the platform by that id."""
+    conversation = desk.bench.conversation(workspace_id=workspace_id)
+    message = desk.bench.message(conversation)
+    desk.bench.store.save_messages([message])
+    if external_id:
+        ref = ExternalRef(
+            channel="whatsapp",
+            account_id="1055",
+            external_id=external_id,
+            message_id=message.message_id,
+            conversation_id=message.conversation_id,
+            party=CARLA,
+        )
+        desk.bench.store.claim_externals([ref])
+    return message
+
+
+# --- people who write --------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_sender_opens_a_conversation_with_the_agents(desk: Desk) -> None:
+    assert desk.resolve(desk.arrives(says("Olá"))) == [DONE]
+    [message] = desk.store_all()
+    assert (message.sender_id, message.content, message.conversation) == (CARLA, "Olá", f"{CARLA}@1055")
+    assert message.recipients == message.audience == (ALICE, BOB)
+    stored = desk.bench.store.conversation(message.conversation_id)
+    assert stored is not None
+    assert (stored.members, stored.title) == ((CARLA, ALICE, BOB), "Carla")
+    for agent in (ALICE, BOB):
+        [opened] = desk.bench.sockets.of(agent, "conversation")
+        names = {member["id"]: member["name"] for member in opened["conversation"]["members"]}
+        assert (names[CARLA], names[ALICE]) == ("Carla", "Alice")
+        assert len(desk.bench.sockets.of(agent, "message")) == 1
+
+
+def test_the_next_message_goes_to_the_same_conversation(desk: Desk) -> None:
+    desk.resolve(desk.arrives(says("1"), says("2", id_="wamid.in2")))
+    desk.resolve(desk.arrives(says("3", id_="wamid.in3")))
+    messages = desk.store_all()
+    assert [each.content for each in messages] == ["1", "2", "3"]
+    assert len({each.conversation_id for each in messages}) == 1
+    assert len(desk.bench.sockets.of(ALICE, "conversation")) == 1
+
+
+def test_an_answer_goes_where_the_answered_message_is(desk: Desk) -> None:
+    first, second = sent(desk, external_id="wamid.a"), sent(desk, external_id="wamid.b")
+    desk.resolve(desk.arrives(says("to a", reply_to_external_id="wamid.a")))
+    desk.resolve(desk.arrives(says("to b", id_="wamid.in2", reply_to_external_id="wamid.b")))
+    desk.resolve(desk.arrives(says("to nobody", id_="wamid.in3", reply_to_external_id="wamid.gone")))
+    by_text = {each.content: each for each in desk.store_all()}
+    assert (by_text["to a"].conversation_id, by_text["to a"].reply_to) == (first.conversation_id, first.message_id)
+    assert (by_text["to b"].conversation_id, by_text["to b"].reply_to) == (second.conversation_id, second.message_id)
+    # The last conversation with this person is where they go on.
+    assert (by_text["to nobody"].conversation_id, by_text["to nobody"].reply_to) == (second.conversation_id, None)
+
+
+def test_somebody_who_left_the_conversation_opens_one_of_their_own(desk: Desk) -> None:
+    ours = sent(desk)
+    desk.resolve(desk.arrives(says("1", reply_to_external_id="wamid.out1")))
+    desk.bench.store.remove_member(ours.conversation_id, CARLA)
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2", reply_to_external_id="wamid.out1")))
+    first, second = desk.store_all()
+    assert first.conversation_id == ours.conversation_id
+    assert second.conversation == f"{CARLA}@1055"
+
+
+def test_somebody_who_was_removed_from_their_own_conversation_is_back_when_they_write(desk: Desk) -> None:
+    desk.resolve(desk.arrives(says("1")))
+    [message] = desk.store_all()
+    desk.bench.store.remove_member(message.conversation_id, CARLA)
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2")))
+    stored = desk.bench.store.conversation(message.conversation_id)
+    assert stored is not None
+    assert CARLA in stored.members
+
+
+def test_a_message_is_taken_once_however_often_the_webhook_comes(desk: Desk) -> None:
+    desk.resolve(desk.arrives(says(), says()))
+    desk.store_all()
+    desk.resolve(desk.arrives(says()))
+    desk.store_all()
+    assert len(desk.store_all()) == 1
+    assert len(desk.bench.sockets.of(ALICE, "message")) == 1
+
+
+def test_the_same_id_on_another_account_is_another_message(desk: Desk) -> None:
+    desk.inboxes["whatsapp", "2066"] = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
+    desk.resolve(desk.arrives(says("1")) + desk.arrives(says("2"), account_id="2066"))
+    assert {each.conversation for each in desk.store_all()} == {f"{CARLA}@1055", f"{CARLA}@2066"}
+
+
+def test_an_account_that_is_gone_or_moved_to_another_workspace_takes_nothing(desk: Desk) -> None:
+    records = desk.arrives(says(), account_id="gone") + desk.arrives(says(), workspace_id=uuid4())
+    assert desk.resolve(records) == [DONE, DONE]
+    assert desk.store_all() == []
+
+
+def test_what_means_nothing_to_us_is_done_with(desk: Desk) -> None:
+    assert desk.resolve(desk.arrives(Ignored("reaction"))) == [DONE]
+    assert desk.store_all() == []
+
+
+def test_what_no_database_takes_is_cleaned(desk: Desk) -> None:
+    """PostgreSQL refuses NUL: the record would be poison, and the person's message lost."""
+    event = InboundText(
+        external_id="wamid.\x00in",
+        sender="+5511999998888",
+        text="a\x00b",
+        at_ms=0,
+        sender_name="Car\x00la",
+        sender_handle="car\x00la",
+        attachments=(InboundAttachment("image/\x00png", "ph\x00oto.png", media_id="media-1"),),
+    )
+    assert desk.resolve(desk.arrives(event)) == [DONE]
+    [message] = desk.store_all()
+    assert message.content == "a\ufffdb"
+    contact = desk.bench.store.contact(
+        workspace_id=WORKSPACE, channel="whatsapp", account_id="1055", address="+5511999998888"
+    )
+    assert contact is not None
+    assert (contact.name, contact.handle) == ("Car\ufffdla", "car\ufffdla")
+    conversation = desk.bench.store.conversation(message.conversation_id)
+    assert "\x00" not in repr((message, contact, conversation, desk.bench.sockets.frames))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(says(id_="w" * 513), id="a message id"),
+        pytest.param(says(sender="9" * 256), id="an address"),
+        pytest.param(reports("DELIVERED", "w" * 513), id="a receipt's id"),
+    ],
+)
+def test_what_is_longer_than_anything_a_platform_says_is_left_out(desk: Desk, event: Event) -> None:
+    assert desk.resolve(desk.arrives(event)) == [DONE]
+    assert desk.store_all() == []
+    assert desk.waiting() == []
+
+
+def test_a_long_address_opens_a_conversation_with_an_id_that_fits(desk: Desk) -> None:
+    sender = "US." + "1" * 128
+    desk.resolve(desk.arrives(says("1", sender=sender), says("2", sender=sender, id_="wamid.in2")))
+    first, second = desk.store_all()
+    assert first.conversation_id == second.conversation_id
+    assert len(first.conversation) <= 128
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def test_several_attachments_become_several_messages_in_order(desk: Desk) -> None:
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO, VOICE))))
+    first, second = desk.store_all()
+    assert (first.content, second.content) == ("look", "")
+    assert first.message_id < second.message_id
+    assert [desk.kept[each.file_id or ""] for each in (first, second)] == [b"bytes", b"bytes"]
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO, VOICE))))
+    assert len(desk.store_all()) == 2
+
+
+@pytest.mark.parametrize("refusal", [None, EmptyFile(), FileTooLarge(1)], ids=["gone", "empty", "too large"])
+def test_a_file_that_is_lost_leaves_the_message(desk: Desk, refusal: Chat4AllError | None) -> None:
+    if refusal:
+        desk.refuses = refusal
+    else:
+        desk.webhooks.files["media-1"] = [PermanentDeliveryError("gone")]
+    assert desk.resolve(desk.arrives(says("look", attachments=(PHOTO,)))) == [DONE]
+    [message] = desk.store_all()
+    assert (message.content, message.file_id) == ("look", None)
+
+
+def test_a_file_that_cannot_be_had_now_is_asked_for_again_and_nothing_overtakes_it(desk: Desk) -> None:
+    desk.webhooks.files["media-2"] = [TransientDeliveryError("refused", retry_after_s=3)]
+    records = desk.arrives(says("1", attachments=(PHOTO, VOICE)), says("2", id_="wamid.in2"))
+    records += desk.arrives(says("other", id_="wamid.in3", sender="+5511977776666"))
+    assert desk.resolve(records) == [Outcome(Verdict.RETRY, after_s=3, reason="refused"), None, DONE]
+    desk.store_all()
+    assert desk.resolve(records[:2]) == [DONE, DONE]
+    hers = [each for each in desk.store_all() if each.sender_id == CARLA]
+    assert [(each.content, bool(each.file_id)) for each in sorted(hers, key=lambda m: m.message_id)] == [
+        ("1", True),
+        ("", True),
+        ("2", False),
+    ]
+
+
+def test_files_that_take_long_are_fetched_in_as_many_batches_as_they_need(desk: Desk) -> None:
+    """A task that fetches one file after the other would be killed in the middle, and begin anew."""
+    fetched: list[float] = []
+
+    def slow() -> None:
+        fetched.append(desk.bench.clock.monotonic_s())
+        desk.bench.clock.advance(20)
+
+    desk.webhooks.takes = slow
+    files = (PHOTO, VOICE, replace(PHOTO, media_id="media-3"))
+    records = desk.arrives(says("look", attachments=files), says("2", id_="wamid.in2"))
+    more = Outcome(Verdict.PAUSED, after_s=1.0, reason="out_of_time")
+    for number in range(1, 3):
+        assert desk.resolve(records) == [more, None]
+        assert len(fetched) == number
+        assert len(desk.store_all()) == number
+    desk.webhooks.takes = lambda: None
+    assert desk.resolve(records) == [DONE, DONE]
+    hers = sorted(desk.store_all(), key=lambda message: message.message_id)
+    assert [(each.content, bool(each.file_id)) for each in hers] == [
+        ("look", True),
+        ("", True),
+        ("", True),
+        ("2", False),
+    ]
+
+
+def test_a_file_that_is_not_to_be_had_for_long_leaves_the_message_and_holds_up_nobody(desk: Desk) -> None:
+    desk.webhooks.files["media-1"] = [TransientDeliveryError("too_slow", outage=False)] * 3
+    records = desk.arrives(says("look", attachments=(PHOTO,)))
+    long_ago_ms = desk.bench.clock.now_ms() - FILE_GIVEN_UP_MS
+    assert desk.resolve(records, first_failed_ms=long_ago_ms) == [
+        Outcome(Verdict.RETRY, after_s=1.0, reason="too_slow")
+    ]
+    assert desk.resolve(records, first_failed_ms=long_ago_ms - 1) == [DONE]
+    assert [(each.content, each.file_id) for each in desk.store_all()] == [("look", None)]
+
+
+def test_a_look_at_a_file_ends_before_its_task_is_killed() -> None:
+    limits = Limits()
+    look_up_s = limits.total_s + limits.read_s
+    assert tasks.BATCH_DEADLINE_S + look_up_s + limits.download_s + limits.read_s < tasks.HARD_LIMIT_S
+
+
+def test_a_storage_that_is_away_is_no_lost_file(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    records = desk.arrives(says("look", attachments=(PHOTO,)))
+    with pytest.raises(Unavailable):
+        desk.resolve(records)
+    desk.refuses = None
+    desk.resolve(records)
+    assert [bool(each.file_id) for each in desk.store_all()] == [True]
+
+
+def test_what_was_not_begun_in_time_waits_for_the_next_batch(desk: Desk) -> None:
+    records = desk.arrives(says("1"), says("2", id_="wamid.in2"))
+    assert desk.resolve(records, deadline_s=desk.bench.clock.monotonic_s()) == [None, None]
+    assert desk.resolve(records) == [DONE, DONE]
+    assert [each.content for each in desk.store_all()] == ["1", "2"]
+
+
+# --- receipts ----------------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_finds_its_message_by_the_platforms_id(desk: Desk) -> None:
+    message = sent(desk)
+    assert desk.resolve(desk.arrives(reports("DELIVERED", "wamid.out1"))) == [DONE]
+    [change] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert (change.message_id, change.recipient, change.status) == (message.message_id, CARLA, Status.DELIVERED)
+    assert change.external_id == "wamid.out1"
+    assert change.at_ms >= uuid7_ms(message.message_id)
+
+
+def test_a_failed_message_says_why(desk: Desk) -> None:
+    sent(desk)
+    desk.resolve(desk.arrives(reports("FAILED", "wamid.out1", reason="platform:131026")))
+    assert desk.bench.reported() == [("FAILED", "platform:131026")]
+
+
+def test_a_receipt_that_comes_before_the_send_returned_is_found_by_our_own_id(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    [change] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert (change.message_id, change.recipient, change.external_id) == (message.message_id, CARLA, "wamid.new")
+
+
+def test_a_receipt_by_our_own_id_proves_that_the_platform_has_the_message(desk: Desk) -> None:
+    """Also "sent", which is no news in the history: without it a message would go twice whose send call broke off."""
+    message = sent(desk, external_id=None)
+    store, key = desk.bench.store, DeliveryKey(message.message_id, CARLA)
+    store.claim_deliveries([key], owner="a", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
+    store.settle_deliveries([DeliveryOutcome(key, uncertain=True)], owner="a")
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    [claim] = store.claim_deliveries([key], owner="b", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
+    assert (claim.state, claim.external_id) == (DeliveryState.SENT, "wamid.new")
+    known = store.externals("whatsapp", "1055", ["wamid.new"]).get("wamid.new")
+    assert known is not None
+    assert (known.message_id, known.party) == (message.message_id, CARLA)
+
+
+def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -> None:
+    records = desk.arrives(reports("DELIVERED", "wamid.out1"), says("meanwhile"))
+    assert desk.resolve(records) == [DONE, DONE]
+    assert [each.content for each in desk.store_all()] == ["meanwhile"]
+    [waiting] = desk.waiting()
+    assert desk.resolve([waiting]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
+    sent(desk)
+    assert desk.resolve([waiting]) == [DONE]
+    assert desk.bench.reported() == [("DELIVERED", None)]
+
+
+def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) -> None:
+    desk.resolve(desk.arrives(reports("DELIVERED", "wamid.stranger")))
+    [waiting] = desk.waiting()
+    desk.bench.clock.advance(UNKNOWN_STATUS_WAIT_MS / 1000 - 0.001)
+    assert [outcome.verdict for outcome in desk.resolve([waiting]) if outcome] == [Verdict.RETRY]
+    desk.bench.clock.advance(0.001)
+    assert desk.resolve([waiting]) == [DONE]
+    assert desk.bench.reported() == []
+
+
+@pytest.mark.parametrize(
+    "correlation",
+    [
+        pytest.param(lambda desk: str(sent(desk, external_id=None, workspace_id=uuid4()).message_id), id="foreign"),
+        pytest.param(lambda desk: str(uuid7()), id="no message of ours"),
+        pytest.param(lambda desk: "not an id", id="no id"),
+    ],
+)
+def test_nobody_moves_a_message_of_another_workspace(desk: Desk, correlation: Any) -> None:
+    desk.resolve(desk.arrives(reports("READ", "wamid.theirs", correlation_id=correlation(desk))))
+    [waiting] = desk.waiting()
+    desk.bench.clock.advance(UNKNOWN_STATUS_WAIT_MS / 1000)
+    assert desk.resolve([waiting]) == [DONE]
+    assert desk.bench.reported() == []
+
+
+def test_a_receipt_by_our_id_names_who_it_is_about_among_several(desk: Desk) -> None:
+    conversation = desk.bench.conversation(ALICE, CARLA, DIEGO)
+    message = desk.bench.message(conversation)
+    desk.bench.store.save_messages([message])
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    assert [each.recipient for each in desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)] == [CARLA]
+    unclear = StatusReport(
+        external_id="wamid.x", status="READ", at_ms=0, recipient="+551133334444", correlation_id=str(message.message_id)
+    )
+    desk.resolve(desk.arrives(unclear))
+    assert len(desk.waiting()) == 1
+
+
+# --- repeats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Killed, Unavailable, LeaseLost])
+def test_whatever_step_it_ends_at_the_next_worker_completes_it(desk: Desk, error: type[BaseException]) -> None:
+    def run(fuse: Fuse) -> None:
+        before = {each.message_id for each in desk.store_all()}
+        number = len(before)
+        sender = f"+55119{number:08d}"
+        records = desk.arrives(
+            says("look", id_=f"wamid.{number}", sender=sender, attachments=(PHOTO, VOICE)),
+            says("more", id_=f"wamid.{number}b", sender=sender),
+        )
+        try:
+            desk.resolve(records, fuse=fuse)
+        except error:
+            assert desk.resolve(records) == [DONE, DONE]
+        mine = [each for each in desk.store_all() if each.message_id not in before]
+        in_order = sorted(mine, key=lambda each: each.message_id)
+        assert [(each.content, bool(each.file_id)) for each in in_order] == [
+            ("look", True),
+            ("", True),
+            ("more", False),
+        ]
+        conversation = f"whatsapp:{sender}@1055"
+        frames = [each["message"] for each in desk.bench.sockets.of(ALICE, "message")]
+        assert [each["content"] for each in frames if each["conversation_id"] == conversation] == ["look", "", "more"]
+        opened = [each["conversation"]["conversation_id"] for each in desk.bench.sockets.of(ALICE, "conversation")]
+        assert opened.count(conversation) == 1
+
+    assert every_step(run, error) >= 20

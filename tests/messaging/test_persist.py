@@ -1,0 +1,134 @@
+"""Storing: stored, pushed, handed on, in this order, and the same again from wherever it was cut off."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.errors import Unavailable
+from messaging import topics
+from messaging.domain import Message, Outbound, Status, StatusChange
+from messaging.errors import LeaseLost
+from messaging.ports import NewRecord, Record
+from messaging.services.persist import persist
+from messaging.work import DONE, Outcome, Verdict
+from tests.contracts.message_stores import ALICE, BOB, CARLA
+from tests.messaging.workbench import FreeLease, Fuse, Killed, Workbench, every_step, items
+
+IRIS = "instagram:17841400000000000"
+
+
+def run(
+    bench: Workbench, records: list[Record], fuse: Fuse | None = None, checks: int | None = None
+) -> list[Outcome | None]:
+    fuse = fuse or Fuse(0)
+    outcomes = persist(
+        items(records),
+        store=fuse.through(bench.store),
+        log=fuse.through(bench.log),
+        notify=fuse.around(bench.sockets, "notify"),
+        lease=FreeLease(checks),
+        clock=bench.clock,
+    )
+    return [outcomes.get(record.offset) for record in records]
+
+
+def test_a_message_is_stored_shown_and_routed_to_each_channel(bench: Workbench) -> None:
+    conversation = bench.conversation(ALICE, BOB, CARLA, IRIS)
+    message = bench.message(conversation, "Olá")
+    assert run(bench, bench.append(topics.MESSAGES, [message])) == [DONE]
+    assert bench.store.message(message.message_id) == message
+    for user in (ALICE, BOB):
+        [frame] = bench.sockets.of(user, "message")
+        assert (frame["message"]["content"], frame["message"]["status"]) == ("Olá", "SENT")
+    for channel, recipient in (("whatsapp", CARLA), ("instagram", IRIS)):
+        [outbound] = bench.on_log(topics.outbound(channel), Outbound)
+        assert (outbound.message, outbound.recipient) == (message, recipient)
+
+
+def test_messages_of_a_conversation_are_shown_and_routed_in_order(bench: Workbench) -> None:
+    conversation = bench.conversation()
+    messages = [bench.message(conversation, f"{number}") for number in range(20)]
+    run(bench, bench.append(topics.MESSAGES, messages))
+    expected = [each.content for each in messages]
+    assert [each["message"]["content"] for each in bench.sockets.of(ALICE, "message")] == expected
+    assert [each.message.content for each in bench.on_log(topics.outbound("whatsapp"), Outbound)] == expected
+
+
+def test_a_message_between_users_goes_to_no_channel(bench: Workbench) -> None:
+    message = bench.message(bench.conversation(ALICE, BOB))
+    run(bench, bench.append(topics.MESSAGES, [message]))
+    assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
+
+
+def test_a_frame_shows_a_status_that_came_before_its_message(bench: Workbench) -> None:
+    message = bench.message(bench.conversation())
+    early = StatusChange(
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        recipient=CARLA,
+        status=Status.READ,
+        at_ms=bench.clock.now_ms(),
+    )
+    bench.store.apply_statuses([early])
+    run(bench, bench.append(topics.MESSAGES, [message]))
+    [frame] = bench.sockets.of(ALICE, "message")
+    assert frame["message"]["status"] == "READ"
+
+
+@pytest.mark.parametrize("error", [Killed, Unavailable, LeaseLost])
+def test_whatever_step_it_ends_at_a_repeat_ends_the_same(bench: Workbench, error: type[BaseException]) -> None:
+    def once(fuse: Fuse) -> None:
+        conversation = bench.conversation(ALICE, BOB, CARLA)
+        messages = [bench.message(conversation, text) for text in ("one", "two")]
+        records = bench.append(topics.MESSAGES, messages)
+        try:
+            run(bench, records, fuse)
+        except error:
+            assert run(bench, records) == [DONE, DONE]
+        assert bench.store.history(conversation.conversation_id, limit=10) == messages[::-1]
+        for message in messages:
+            transitions = bench.store.transitions(message)
+            assert [(each.recipient, each.change.status) for each in transitions] == [
+                (BOB, Status.SENT),
+                (CARLA, Status.SENT),
+            ]
+        ids = {str(each.message_id): each.content for each in messages}
+        for user in (ALICE, BOB):
+            frames = [each["message"]["message_id"] for each in bench.sockets.of(user, "message")]
+            assert [ids[each] for each in frames if each in ids] == ["one", "two"]
+        routed = [each.message for each in bench.on_log(topics.outbound("whatsapp"), Outbound)]
+        assert list(dict.fromkeys(each for each in routed if each in messages)) == messages
+
+    assert every_step(once, error) == 8
+
+
+@pytest.mark.parametrize("checks", [0, 1, 2])
+def test_who_lost_the_lease_has_no_further_effect(bench: Workbench, checks: int) -> None:
+    message = bench.message(bench.conversation())
+    records = bench.append(topics.MESSAGES, [message])
+    with pytest.raises(LeaseLost):
+        run(bench, records, checks=checks)
+    assert (bench.store.message(message.message_id) is not None) == (checks > 0)
+    assert bool(bench.sockets.pushes) == (checks > 1)
+    assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
+
+
+def test_a_poisonous_record_is_named_and_its_neighbours_are_stored(bench: Workbench) -> None:
+    conversation = bench.conversation()
+    [first] = bench.append(topics.MESSAGES, [bench.message(conversation, "one")])
+    [(source, offset)] = bench.log.append([NewRecord(topics.MESSAGES, first.key, b'{"v":99,"kind":"message"}')])
+    [last] = bench.append(topics.MESSAGES, [bench.message(conversation, "two")])
+    [broken] = bench.log.read(source, start=offset, limit=1)
+    assert run(bench, [first, broken, last]) == [DONE, Outcome(Verdict.POISON, reason="undecodable"), DONE]
+    assert [each.content for each in bench.store.history(conversation.conversation_id, limit=9)] == ["two", "one"]
+    assert run(bench, [broken]) == [Outcome(Verdict.POISON, reason="undecodable")]
+
+
+def test_a_message_saved_under_an_id_that_exists_stays_as_it_was(bench: Workbench) -> None:
+    conversation = bench.conversation()
+    message: Message = bench.message(conversation, "first")
+    run(bench, bench.append(topics.MESSAGES, [message]))
+    run(bench, bench.append(topics.MESSAGES, [bench.message(conversation, "other", message_id=message.message_id)]))
+    stored = bench.store.message(message.message_id)
+    assert stored is not None
+    assert stored.content == "first"

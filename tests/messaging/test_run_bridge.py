@@ -1,0 +1,87 @@
+"""The timers beside the bridge, on a real bus."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import current_app
+from django.conf import settings
+from pytest_django import DjangoDbBlocker
+
+from core.errors import Unavailable
+from demo.redis_server import BUS_RULES, RedisServer
+from messaging import wiring
+from messaging.dispatch import bus
+from messaging.management.commands.run_bridge import MAX_WAITING, RESUMES_AT_ONCE, resume_parked
+from messaging.ports import MessageStore, ParkedRecord, ParkScope, TopicPartition
+from tests.contracts.message_stores import orm_on_sqlite
+
+TOPICS = ("messages", "whatsapp-outbound")
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path, django_db_blocker: DjangoDbBlocker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MessageStore]:
+    with django_db_blocker.unblock(), orm_on_sqlite(tmp_path) as opened:
+        monkeypatch.setattr(wiring, "message_store", lambda: opened)
+        yield opened
+
+
+@pytest.fixture
+def waiting(bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """A bus whose WhatsApp queue nobody empties."""
+    monkeypatch.setattr(settings, "BUS_URL", bus_redis.url)
+    monkeypatch.setattr(current_app.conf, "broker_url", bus_redis.url)
+    client = bus(bus_redis.url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+def park(store: MessageStore, *, due_at_ms: int = 0) -> ParkScope:
+    scope = ParkScope("whatsapp-outbound", uuid4())
+    source = TopicPartition(scope.topic, 0)
+    store.park(scope, [ParkedRecord(source, 1, b"{}", 0, 1)], due_at_ms=due_at_ms)
+    return scope
+
+
+def test_what_is_due_is_handed_to_the_channel_s_workers(store: MessageStore, waiting: redis.Redis) -> None:
+    scope = park(store)
+    park(store, due_at_ms=10**15)
+    resume_parked(TOPICS, waiting)
+    [task] = waiting.lrange("whatsapp", 0, -1)
+    assert str(scope.conversation_id) in _body(task)
+
+
+def test_what_was_handed_out_is_not_handed_out_again_each_second(store: MessageStore, waiting: redis.Redis) -> None:
+    scopes = [park(store) for _ in range(2 * RESUMES_AT_ONCE + 1)]
+    for _ in range(5):
+        resume_parked(TOPICS, waiting)
+    tasks = [_body(task) for task in waiting.lrange("whatsapp", 0, -1)]
+    handed_out = sorted(scope for scope in scopes for task in tasks if str(scope.conversation_id) in task)
+    assert handed_out == sorted(scopes)
+
+
+def test_a_queue_that_nobody_empties_stops_growing(store: MessageStore, waiting: redis.Redis) -> None:
+    for _ in range(MAX_WAITING + 30):
+        park(store)
+    for _ in range(MAX_WAITING):
+        resume_parked(TOPICS, waiting)
+    assert waiting.llen("whatsapp") == MAX_WAITING
+
+
+def test_a_bus_that_is_away_is_told_as_such(store: MessageStore, tmp_path: Path) -> None:
+    park(store)
+    with bus(RedisServer(tmp_path, rules=BUS_RULES).url) as away, pytest.raises(Unavailable):
+        resume_parked(TOPICS, away)
+
+
+def _body(task: bytes | str) -> str:
+    return base64.b64decode(json.loads(task)["body"]).decode()

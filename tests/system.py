@@ -1,0 +1,54 @@
+"""A pytest plugin: the running local profile as a fixture, its logs when a test fails, which tests share a process."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.supervisor import LocalSystem
+
+TESTS = Path(__file__).parent
+ONE_AT_A_TIME = ("e2e", "browser", "faults", "stack")  # they share a running system, or kill and measure
+TAIL_LINES = 15
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
+    """The whole local profile on free ports with a folder of its own: one for all tests of a session that only use it.
+
+    A test that kills parts of it puts them back, or makes its own `LocalSystem`.
+    """
+    with LocalSystem(tmp_path_factory.mktemp("system")) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, LocalSystem):
+                report.sections.extend(_log_tails(value))
+    return report
+
+
+def _log_tails(system: LocalSystem) -> list[tuple[str, str]]:
+    tails = ((name, system.log_tail(name, TAIL_LINES)) for name in system.processes)
+    return [(f"end of the log of {name}", tail) for name, tail in tails if tail]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item.path)))
+
+
+def _group(path: Path) -> str:
+    folder = path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else ""
+    return "system" if folder in ONE_AT_A_TIME else str(path)
