@@ -46,6 +46,7 @@ bench: $(VENV)/.dev-installed ## measure the running local profile; numbers go t
 requirements: $(VENV)/.dev-installed ## pin requirements/*.in again (UPGRADE=--upgrade takes newer releases)
 	$(UV_COMPILE) $(UPGRADE) requirements/base.in -o requirements/base.txt
 	$(UV_COMPILE) $(UPGRADE) requirements/local.in -o requirements/local.txt
+	$(UV_COMPILE) $(UPGRADE) requirements/prod.in -o requirements/prod.txt
 	$(UV_COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
 
 clean: ## remove everything that was made: the environment, the state, the caches
