@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -47,17 +48,17 @@ class Ports:
         """Ports on which nobody listens now, and that no outgoing connection is ever given, so that they stay ours
         while a part is down between a kill and its restart."""
         names = [f.name for f in fields(cls)]
-        return cls(**dict(zip(names, _free_ports(len(names)), strict=True)))
+        return cls(**dict(zip(names, free_ports(len(names)), strict=True)))
 
     def environment(self) -> dict[str, str]:
         """Every port under its variable."""
         return {f.metadata["variable"]: str(getattr(self, f.name)) for f in fields(self)}
 
-    def check_free(self) -> None:
+    def check_free(self, *, unused: Collection[str] = ()) -> None:
         """Raises PortsTaken, naming all that are taken at once; also when one number was given to two parts."""
         complaints = []
         seen: dict[int, str] = {}
-        for f in fields(self):
+        for f in (each for each in fields(self) if each.name not in unused):
             port, part, variable = getattr(self, f.name), f.metadata["part"], f.metadata["variable"]
             if port in seen:
                 complaints.append(f"port {port} is wanted by {seen[port]} and {part}; set {variable}=…")
@@ -75,17 +76,15 @@ def _parsed(environment: Mapping[str, str], variable: str, default: object) -> i
     return int(text)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Below the range from which the kernel takes ports for outgoing connections (32768 on, unless configured)."""
+def free_ports(count: int, *, besides: Collection[int] = ()) -> list[int]:
+    """Ports other than ``besides`` on which nobody listens, below the range from which the kernel takes ports for
+    outgoing connections (32768 on, unless configured)."""
     end = int(_EPHEMERAL_RANGE.read_text().split()[0]) if _EPHEMERAL_RANGE.exists() else 32768
     candidates = random.SystemRandom().sample(range(min(10240, end - 4096), end), 4096)
-    found: list[int] = []
-    for port in candidates:
-        if _is_free(port):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"fewer than {count} free ports on {HOST}")
+    found = list(islice((port for port in candidates if port not in besides and _is_free(port)), count))
+    if len(found) < count:
+        raise RuntimeError(f"fewer than {count} free ports on {HOST}")
+    return found
 
 
 def _is_free(port: int) -> bool:

@@ -1,4 +1,4 @@
-"""The whole local profile as one object: `with LocalSystem(folder) as system: system.api_url`; by hand: `make run`."""
+"""A whole system as one object: `with LocalSystem(folder) as system: system.api_url`; by hand: `make run`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
 from demo import channels
 from demo.channels import SetUp
-from demo.ports import HOST, Ports, PortsTaken
+from demo.ports import HOST, Ports, PortsTaken, free_ports
 from demo.processes import Crash, Program, StartFailed, StillRunning, Supervisor, print_crash
 from demo.redis_server import (
     BUS_RULES,
@@ -35,6 +36,8 @@ from demo.redis_server import (
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CHANNELS: Final = ("whatsapp", "instagram")
+QUEUES: Final = ("core", "inbound", *CHANNELS)
+MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
 TEAMS: Final = ("core", "inbound")  # queues that WORKER_PROCESSES work on; a channel's worker sends in parallel anyway
 
 # A shell that is set up for another project must not leak in: its DATABASE_URL would have us migrate a stranger's
@@ -54,11 +57,12 @@ REDIS_STAGE, SERVICE_STAGE, BRIDGE_STAGE = range(3)  # the bridge stops first: n
 
 
 class LocalSystem:
-    """Every process of the local profile, its addresses and its folder.
+    """Every process of a system, its addresses and its folder.
 
-    Without ``ports`` it takes free ones, so that several may run at once; ``processes`` names a part of the table;
-    ``restart`` brings crashed processes back (a demo wants it, a test that kills them does not); ``set_up`` runs before
-    the services start.
+    Without ``ports`` it takes free ones, so that several may run at once; ``env`` may name other servers (see
+    `demo.cluster`): an event log elsewhere needs no redis-server of ours. ``processes`` names a part of the table;
+    ``instances`` has several of a process, say ``{"bridge": 2}``: `bridge` and `bridge-2`. ``restart`` brings crashed
+    processes back (a demo wants it, a test that kills them does not); ``set_up`` runs before the services start.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class LocalSystem:
         ports: Ports | None = None,
         env: Mapping[str, str] | None = None,
         processes: Sequence[str] | None = None,
+        instances: Mapping[str, int] | None = None,
         restart: bool = False,
         set_up: SetUp | None = None,
         on_crash: Callable[[Crash], None] = print_crash,
@@ -77,6 +82,8 @@ class LocalSystem:
         self.env = {**_inherited(), **self._addresses(), **(env or {})}
         """What children and `manage` get, the name of the service aside."""
         self._first_commands = set_up or SetUp()
+        self._copies = _copies(instances or {})
+        self._health_ports = self._take_health_ports()
         table = self._table()
         wanted = set(processes) if processes is not None else {program.name for program in table}
         if unknown := wanted - {program.name for program in table}:
@@ -113,14 +120,14 @@ class LocalSystem:
     def ready_url(self, name: str) -> str:
         """Where a process tells whether it is ready. Raises KeyError for a redis-server, which has none."""
         path = "health" if name == "simulator" else "ready"  # it stands alone: there is nothing that it waits for
-        return f"http://{HOST}:{self._health_ports()[name]}/{path}"
+        return f"http://{HOST}:{self._health_ports[name]}/{path}"
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 60) -> Self:
         """Returns when every part is ready. Raises PortsTaken, StillRunning or StartFailed; then nothing is left."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self.ports.check_free()
+        self.ports.check_free(unused=() if self._has_own_log else ("redis_log",))
         self._supervisor.open()
         try:
             for stage in self._supervisor.stages:
@@ -177,9 +184,10 @@ class LocalSystem:
     def _set_up(self) -> None:
         """What the services find when they start; each step may be repeated."""
         operator = shlex.quote(str(self.state_dir / "operator.json"))
+        has_tables = self.env.get("MESSAGE_STORE_URL", "orm://").startswith("orm:")
         steps = (
             "migrate --noinput --verbosity 0 --database default",
-            "migrate --noinput --verbosity 0 --database messages",
+            "migrate --noinput --verbosity 0 --database messages" if has_tables else "setup_keyspace",
             "setup_topics",
             f"create_operator --file {operator}",
         )
@@ -214,9 +222,13 @@ class LocalSystem:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _health_ports(self) -> dict[str, int]:
+    @property
+    def _has_own_log(self) -> bool:
+        return self.env["EVENT_LOG_URL"] == self._addresses()["EVENT_LOG_URL"]
+
+    def _take_health_ports(self) -> dict[str, int]:
         ports = self.ports
-        return {
+        firsts = {
             "api": ports.api,
             "gateway": ports.gateway,
             "bridge": ports.bridge_health,
@@ -226,26 +238,30 @@ class LocalSystem:
             "worker-instagram": ports.worker_instagram_health,
             "simulator": ports.simulator,
         }
+        copies = [name for names in self._copies.values() for name in names]
+        return {**firsts, **dict(zip(copies, free_ports(len(copies), besides=astuple(ports)), strict=True))}
 
     def _table(self) -> list[Program]:
         ports, setting = self.ports, self.env.get
-        manage = (sys.executable, str(ROOT / "manage.py"))
         api = (
             *(sys.executable, "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application"),
             *("--host", HOST, "--port", str(ports.api), "--no-access-log", "--respawn-failed-workers"),
             *("--workers", setting("API_WORKERS", "2"), "--blocking-threads", setting("API_THREADS", "32")),
         )
+        log_rules = (*LOG_RULES, f"maxmemory {self._log_memory()}")
         return [
-            self._redis("redis-log", ports.redis_log, (*LOG_RULES, f"maxmemory {self._log_memory()}")),
+            *([self._redis("redis-log", ports.redis_log, log_rules)] if self._has_own_log else ()),
             self._redis("redis-bus", ports.redis_bus, BUS_RULES),
             self._service("simulator", sys.executable, "-m", "simulator", "--port", str(ports.simulator)),
             self._service("api", *api),
-            self._service("gateway", *manage, "run_gateway", "--host", HOST, "--port", str(ports.gateway)),
-            self._worker("core"),
-            self._worker("inbound"),
-            *(self._worker(channel) for channel in CHANNELS),
-            self._service("bridge", *manage, "run_bridge", "--health-port", str(ports.bridge_health)),
+            self._service("gateway", *MANAGE, "run_gateway", "--host", HOST, "--port", str(ports.gateway)),
+            *(self._worker(queue, name) for queue in QUEUES for name in self._all_of(f"worker-{queue}")),
+            *(self._bridge(name) for name in self._all_of("bridge")),
         ]
+
+    def _all_of(self, name: str) -> list[str]:
+        """A process and its copies."""
+        return [name, *self._copies.get(name, ())]
 
     def _log_memory(self) -> int:
         """Bytes for all partitions (dead letters have one a topic), and half as much for what Redis adds to them."""
@@ -265,17 +281,22 @@ class LocalSystem:
             name, command, env=self.env, stage=REDIS_STAGE, prepare=prepare, why_not_ready=lambda: _redis_fault(port)
         )
 
-    def _worker(self, queue: str) -> Program:
-        name = f"worker-{queue}"
+    def _worker(self, queue: str, name: str) -> Program:
+        node = f"{name.removeprefix('worker-')}@%h"
         return self._service(
             name,
-            *(sys.executable, "-m", "celery", "-A", "chat4all_project", "worker", "-Q", queue, "-n", f"{queue}@%h"),
+            *(sys.executable, "-m", "celery", "-A", "chat4all_project", "worker", "-Q", queue, "-n", node),
             *("--concurrency", self.env.get("WORKER_PROCESSES", "2") if queue in TEAMS else "1"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-            HEALTH_PORT=str(self._health_ports()[name]),
+            HEALTH_PORT=str(self._health_ports[name]),
         )
 
-    def _service(self, name: str, *command: str, **extra: str) -> Program:
+    def _bridge(self, name: str) -> Program:
+        return self._service(
+            name, *MANAGE, "run_bridge", "--health-port", str(self._health_ports[name]), stage=BRIDGE_STAGE
+        )
+
+    def _service(self, name: str, *command: str, stage: int = SERVICE_STAGE, **extra: str) -> Program:
         metrics = self.state_dir / "metrics" / name
 
         def prepare() -> None:  # what a dead process counted is no longer true
@@ -292,10 +313,18 @@ class LocalSystem:
                 "PYTHONPATH": str(ROOT),
                 **extra,
             },
-            stage=BRIDGE_STAGE if name == "bridge" else SERVICE_STAGE,
+            stage=stage,
             prepare=prepare,
             why_not_ready=lambda: _http_fault(self.ready_url(name)),
         )
+
+
+def _copies(instances: Mapping[str, int]) -> dict[str, list[str]]:
+    """The names beyond the first, by process. Raises ValueError for one of which there is always one."""
+    several = ("bridge", *(f"worker-{queue}" for queue in QUEUES))
+    if unknown := instances.keys() - set(several):
+        raise ValueError(f"no such process to have several of: {', '.join(sorted(unknown))}")
+    return {name: [f"{name}-{number}" for number in range(2, instances[name] + 1)] for name in instances}
 
 
 def _inherited() -> dict[str, str]:

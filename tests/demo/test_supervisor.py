@@ -52,6 +52,26 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         LocalSystem(tmp_path, processes=["redis-log", "kafka"])
 
 
+def test_several_of_a_process_have_names_and_health_ports_of_their_own(tmp_path: Path) -> None:
+    system = LocalSystem(tmp_path, instances={"bridge": 2, "worker-core": 3})
+    assert system.processes[-2:] == ("bridge", "bridge-2")
+    several = ("worker-core", "worker-core-2", "worker-core-3", "bridge", "bridge-2")
+    assert set(several) <= set(system.processes)
+    assert len({system.ready_url(name) for name in system.processes if "redis" not in name}) == 11
+    with pytest.raises(ValueError, match="no such process to have several of: gateway"):
+        LocalSystem(tmp_path, instances={"gateway": 2})
+
+
+def test_an_event_log_elsewhere_needs_no_server_of_ours_nor_its_port(tmp_path: Path) -> None:
+    ports = Ports.free()
+    with socket.create_server(("127.0.0.1", ports.redis_log)):
+        env = {"EVENT_LOG_URL": "redis://127.0.0.1:1/0"}
+        system = LocalSystem(tmp_path, ports=ports, env=env)
+        assert "redis-log" not in system.processes
+        assert "redis-bus" in system.processes
+        ports.check_free(unused=("redis_log",))
+
+
 def test_every_queue_has_a_worker_and_files_from_platforms_hold_up_no_message_between_users(tmp_path: Path) -> None:
     queues = {topic: wiring.queue_of(topic) for topic in wiring.work_topics()}
     assert {f"worker-{queue}" for queue in queues.values()} <= set(LocalSystem(tmp_path).processes)
