@@ -15,6 +15,12 @@ CONSUMER_LAG = Gauge(
     ["topic", "partition"],
     multiprocess_mode="mostrecent",
 )
+PARTITION_OWNED = Gauge(
+    "chat4all_partition_owned",
+    "1 where this bridge reads the partition; over all bridges each partition is owned once",
+    ["topic", "partition"],
+    multiprocess_mode="livesum",
+)
 BATCH_SECONDS = Histogram(
     "chat4all_batch_seconds",
     "How long a worker takes for a batch",

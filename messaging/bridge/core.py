@@ -176,11 +176,13 @@ class BridgeCore:
         """These are ours, each under an epoch of the log's that is greater than every owner's before."""
         for source, epoch in partitions.items():
             self._partitions[source] = _Partition(source, epoch=epoch, lanes=self._limits.lanes)
+            metrics.PARTITION_OWNED.labels(source.topic, str(source.partition)).set(1)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> None:
         """These are no longer ours; late completions of theirs mean nothing."""
         for source in partitions:
-            self._partitions.pop(source, None)
+            if self._partitions.pop(source, None):
+                metrics.PARTITION_OWNED.labels(source.topic, str(source.partition)).set(0)
         self._dead = deque(dead for dead in self._dead if dead.work.record.source in self._partitions)
 
     def stop(self, partitions: Iterable[TopicPartition]) -> None:
