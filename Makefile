@@ -5,8 +5,11 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-STATE_DIR ?= .chat4all
 PROFILE ?= local
+STATE_DIR ?= .chat4all$(if $(filter cluster,$(PROFILE)),/cluster)
+# What `demo` and `run` need: the cluster profile more packages, and servers unless the environment names some.
+PARTS := $(if $(filter cluster,$(PROFILE)),dev,local)
+ON_STACK := $(if $(filter cluster,$(PROFILE)),$(if $(TEST_KAFKA_URL)$(EVENT_LOG_URL),,$(BIN)/python -m tests.stack run --))
 PACKAGES := chat4all_project core accounts messaging connectors files realtime web simulator demo tests bench
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --prefer-binary --no-compile --require-hashes
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
@@ -14,11 +17,13 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 help: ## what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.local-installed ## the whole system with real dialogues, until Ctrl-C (DEMO=once: exits after the summary)
-	@STATE_DIR='$(STATE_DIR)' DEMO='$(DEMO)' PROFILE='$(PROFILE)' $(BIN)/python -m demo
+demo: $(VENV)/.$(PARTS)-installed ## the whole system with real dialogues, until Ctrl-C (DEMO=once: exits after the summary; PROFILE=cluster: on Kafka & Co.)
+	@$(if $(ON_STACK),.ci/system-parts)
+	@STATE_DIR='$(STATE_DIR)' DEMO='$(DEMO)' PROFILE='$(PROFILE)' $(ON_STACK) $(BIN)/python -m demo
 
-run: $(VENV)/.local-installed ## the whole system without the dialogues, until Ctrl-C
-	@STATE_DIR='$(STATE_DIR)' PROFILE='$(PROFILE)' $(BIN)/python -m demo.supervisor
+run: $(VENV)/.$(PARTS)-installed ## the whole system without the dialogues, until Ctrl-C (PROFILE as above)
+	@$(if $(ON_STACK),.ci/system-parts)
+	@STATE_DIR='$(STATE_DIR)' PROFILE='$(PROFILE)' $(ON_STACK) $(BIN)/python -m demo.supervisor
 
 install: $(VENV)/.local-installed ## .venv with what the demo needs (PYTHON=… chooses the interpreter)
 

@@ -22,7 +22,7 @@ from demo.private import read_private
 from demo.reckoning import reckon
 from demo.scenes import Stage
 from demo.summary import Summary, summarize
-from demo.supervisor import START_FAILURES, LocalSystem, demo_system, interruptible, print_addresses
+from demo.supervisor import START_FAILURES, LocalSystem, demo_system, interruptible, print_addresses, profile
 from demo.view import View, view_for
 
 DEFAULT_LIMIT_S: Final = 30.0
@@ -30,7 +30,8 @@ AGENTS: Final = {"whatsapp": 0, "instagram": 1}  # whose the channels are, by pl
 CATCH_UP_S: Final = 10.0
 
 EPILOG: Final = """
-environment: DEMO=once, DEMO_LIMIT_S and DEMO_SWITCHES stand for the options; STATE_DIR is the folder of all state;
+environment: DEMO=once, DEMO_LIMIT_S and DEMO_SWITCHES stand for the options; PROFILE is local (the default) or cluster,
+which runs on the servers that the TEST_*_URL variables of `make stack` name; STATE_DIR is the folder of all state;
 API_PORT, GATEWAY_PORT and the other variables in docs/configuration.md move the ports.
 
 exit code: 0 when every message arrived everywhere in time, once; 1 when not, or when the system did not start; 2 when
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     view = view_for(Console())
     try:
         with interruptible():
-            view.step("Starting the local profile …")
+            view.step(f"Starting the {profile()} profile …")
             with demo_system() as system:
                 summary = _perform(system, options, view)
                 if not options.once:
@@ -130,7 +131,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(
         prog="python -m demo",
-        description="Start the whole local profile, play real dialogues through it, count what arrived, and stay up.",
+        description="Start the whole system, play real dialogues through it, count what arrived, and stay up.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -151,8 +152,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if environment.get("DEMO", "") not in ("", "once"):
         parser.error("DEMO may be empty or `once`")
-    if environment.get("PROFILE", "local") not in ("", "local"):
-        parser.error("the demo runs the local profile; PROFILE may be empty or `local`")
+    try:
+        profile()
+    except ValueError as error:
+        parser.error(str(error))
     if not options.limit_s > 0:
         parser.error("--limit-s must be above 0")
     options.once = options.once or environment.get("DEMO") == "once"

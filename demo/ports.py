@@ -62,7 +62,7 @@ class Ports:
             port, part, variable = getattr(self, f.name), f.metadata["part"], f.metadata["variable"]
             if port in seen:
                 complaints.append(f"port {port} is wanted by {seen[port]} and {part}; set {variable}=…")
-            elif not _is_free(port):
+            elif not is_free(port):
                 complaints.append(f"port {port} ({part}) is taken by {_owner(port)}; set {variable}=…")
             seen[port] = part
         if complaints:
@@ -81,13 +81,13 @@ def free_ports(count: int, *, besides: Collection[int] = ()) -> list[int]:
     outgoing connections (32768 on, unless configured)."""
     end = int(_EPHEMERAL_RANGE.read_text().split()[0]) if _EPHEMERAL_RANGE.exists() else 32768
     candidates = random.SystemRandom().sample(range(min(10240, end - 4096), end), 4096)
-    found = list(islice((port for port in candidates if port not in besides and _is_free(port)), count))
+    found = list(islice((port for port in candidates if port not in besides and is_free(port)), count))
     if len(found) < count:
         raise RuntimeError(f"fewer than {count} free ports on {HOST}")
     return found
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     """Whether a server could listen there; connections that linger in TIME_WAIT do not count."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
-from demo import channels
+from demo import channels, cluster
 from demo.channels import SetUp
+from demo.cluster import ServersMissing
 from demo.ports import HOST, Ports, PortsTaken, free_ports
 from demo.processes import Crash, Program, StartFailed, StillRunning, Supervisor, print_crash
 from demo.redis_server import (
@@ -35,6 +36,7 @@ from demo.redis_server import (
 )
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+PROFILES: Final = ("local", "cluster")
 CHANNELS: Final = ("whatsapp", "instagram")
 QUEUES: Final = ("core", "inbound", *CHANNELS)
 MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
@@ -378,25 +380,39 @@ def interruptible() -> Iterator[None]:
 
 
 def demo_system() -> LocalSystem:
-    """The system at its fixed addresses, moved where the environment says so, with channel accounts that the simulator
-    serves. Raises ValueError for a bad variable."""
-    state_dir = Path(os.environ.get("STATE_DIR") or ROOT / ".chat4all").absolute()
-    return connected_system(state_dir, Ports.from_environment(os.environ), restart=True)
+    """The system at its fixed addresses, moved where the environment says so, on the servers of PROFILE, with channel
+    accounts that the simulator serves. Raises ValueError for a bad variable, ServersMissing."""
+    on_cluster = profile() == "cluster"
+    state_dir = Path(os.environ.get("STATE_DIR") or ROOT / ".chat4all" / ("cluster" if on_cluster else "")).absolute()
+    ports = Ports.from_environment(os.environ)
+    return connected_system(
+        state_dir, ports, env=cluster.parts(os.environ, state_dir) if on_cluster else {}, restart=True
+    )
 
 
-def connected_system(state_dir: Path, ports: Ports, *, restart: bool = False) -> LocalSystem:
+def profile() -> str:
+    """``local`` or ``cluster``. Raises ValueError for anything else in PROFILE."""
+    chosen = os.environ.get("PROFILE") or PROFILES[0]
+    if chosen not in PROFILES:
+        raise ValueError("PROFILE may be empty, `local` or `cluster`")
+    return chosen
+
+
+def connected_system(
+    state_dir: Path, ports: Ports, *, env: Mapping[str, str] | None = None, restart: bool = False
+) -> LocalSystem:
     """A system whose WhatsApp and Instagram accounts are those of its simulator; unknown people reach the operator."""
     agents = dict.fromkeys(CHANNELS, "operator")
     return LocalSystem(
         state_dir,
         ports=ports,
-        env=channels.simulator_settings(state_dir, api_url=f"http://{HOST}:{ports.api}"),
+        env={**channels.simulator_settings(state_dir, api_url=f"http://{HOST}:{ports.api}"), **(env or {})},
         set_up=channels.set_up(state_dir, simulator_url=f"http://{HOST}:{ports.simulator}", agents=agents),
         restart=restart,
     )
 
 
-START_FAILURES: Final = (PortsTaken, StillRunning, StartFailed, RedisNotFound, RedisTooOld, ValueError)
+START_FAILURES: Final = (PortsTaken, StillRunning, StartFailed, RedisNotFound, RedisTooOld, ServersMissing, ValueError)
 """What a person is told in words when the system does not start."""
 
 

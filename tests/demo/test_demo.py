@@ -168,7 +168,7 @@ def test_users_are_kept_and_names_that_others_took_are_avoided(system: LocalSyst
         pytest.param([], {"DEMO_LIMIT_S": "soon"}, "invalid float value: 'soon'", id="no number"),
         pytest.param(["--switches", "[1]"], {}, "a JSON object is expected", id="no switches"),
         pytest.param([], {"DEMO": "twice"}, "DEMO may be empty or `once`", id="an unknown way"),
-        pytest.param([], {"PROFILE": "cluster"}, "the demo runs the local profile", id="another profile"),
+        pytest.param([], {"PROFILE": "moon"}, "PROFILE may be empty, `local` or `cluster`", id="another profile"),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_starts(
