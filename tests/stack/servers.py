@@ -28,12 +28,21 @@ def _chromium() -> str | None:
     return next((str(path) for path in downloads.glob("chromium-*/chrome-linux*/chrome")), None)
 
 
+def _prometheus() -> str | None:
+    return os.environ.get("TEST_PROMETHEUS") or shutil.which("prometheus")
+
+
 SERVERS: dict[str, Callable[[], str | None]] = {
     "redis": lambda: shutil.which("redis-server"),
     "redis-6.2": _bundled_redis,
     "chromium": _chromium,
+    "kafka": lambda: os.environ.get("TEST_KAFKA_URL"),
+    "cassandra": lambda: os.environ.get("TEST_CASSANDRA_URL"),
+    "postgres": lambda: os.environ.get("TEST_POSTGRES_URL"),
+    "s3": lambda: os.environ.get("TEST_S3_URL"),
+    "prometheus": _prometheus,
 }
-"""Where each is found; a server of the cluster profile adds a line."""
+"""Where each is found: programs on the machine, servers that `python -m tests.stack` started by their URL."""
 
 
 def required() -> list[str]:
@@ -42,9 +51,10 @@ def required() -> list[str]:
 
 
 def needed(name: str) -> str:
-    """Where it is. Without it the test is skipped, or fails where REQUIRE names it."""
+    """The path of a program, or the URL of a running server. Without it the test is skipped, or fails where REQUIRE
+    names it."""
     if found := SERVERS[name]():
         return found
     if name in required():
-        pytest.fail(f"REQUIRE names {name}, and this machine has none")
-    pytest.skip(f"this machine has no {name}")
+        pytest.fail(f"REQUIRE names {name}, and there is none")
+    pytest.skip(f"there is no {name}")
