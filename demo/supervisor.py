@@ -149,6 +149,10 @@ class LocalSystem:
         """SIGKILL a process and its children; it stays down until `restart`."""
         self._supervisor.kill(name)
 
+    def end(self, name: str) -> None:
+        """SIGTERM to a process, and wait until it and its children are gone; it stays down until `restart`."""
+        self._supervisor.stop(name)
+
     def signal(self, name: str, number: signal.Signals) -> None:
         self._supervisor.signal(name, number)
 

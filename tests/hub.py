@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.test import override_settings
 from pytest_django import Settings
 
 from accounts import directory
 from messaging import channels, wiring
+from messaging.ports import EventLog
 
 
 @contextmanager
@@ -22,6 +24,12 @@ def hub(settings: Settings, *, log_url: str, bus_url: str, append_timeout_s: flo
     wiring.event_log().close()
     wiring.breakers().close()
     forget()
+
+
+def log_at(url: str) -> EventLog:
+    """The log of another process, as `wiring` would open it."""
+    with override_settings(EVENT_LOG_URL=url):
+        return wiring.event_log.__wrapped__()
 
 
 def forget() -> None:

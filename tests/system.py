@@ -1,4 +1,4 @@
-"""A pytest plugin: the running local profile as a fixture, its logs when a test fails, which tests share a process."""
+"""A pytest plugin: running systems as fixtures, their logs when a test fails, and which tests share a process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,36 @@ import pytest
 from demo.supervisor import LocalSystem
 
 TESTS = Path(__file__).parent
-ONE_AT_A_TIME = ("e2e", "browser", "faults", "stack")  # they share a running system, or kill and measure
+ONE_AT_A_TIME = ("e2e", "browser", "faults", "cluster", "stack")  # they share a running system, or kill and measure
 TAIL_LINES = 15
+SEVERAL = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
+def local_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
     """The whole local profile on free ports with a folder of its own: one for all tests of a session that only use it.
 
     A test that kills parts of it puts them back, or makes its own `LocalSystem`.
     """
     with LocalSystem(tmp_path_factory.mktemp("system")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cluster_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
+    """The same on Kafka, Cassandra, PostgreSQL and S3, with two bridges and two workers where it counts."""
+    from tests.rooms import room, shared_servers  # the drivers take a second to import
+
+    with room(shared_servers()) as env:
+        folder = tmp_path_factory.mktemp("cluster-system")
+        with LocalSystem(folder, env=env, instances=SEVERAL) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def system(local_system: LocalSystem) -> LocalSystem:
+    """Where nothing else is said, the local profile."""
+    return local_system
 
 
 @pytest.hookimpl(wrapper=True)

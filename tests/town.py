@@ -22,8 +22,8 @@ from websockets.sync.client import connect
 from demo.supervisor import LocalSystem
 from messaging import topics
 from messaging.breakers import SharedBreakers
-from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.ports import TopicPartition
+from tests.hub import log_at
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PASSWORD: Final = "correct horse battery"
@@ -177,7 +177,7 @@ class Town:
     def __init__(self, system: LocalSystem) -> None:
         self.system = system
         self.platform = httpx.Client(base_url=f"{system.simulator_url}/_control", timeout=10)
-        self.log = RedisStreamsLog(system.env["EVENT_LOG_URL"])
+        self.log = log_at(system.env["EVENT_LOG_URL"])
         self.secrets: dict[str, dict[str, str]] = {}  # by account id
         self._residents: list[Resident] = []
 

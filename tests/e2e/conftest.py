@@ -22,6 +22,13 @@ class Shop:
     instagram: str
 
 
+@pytest.fixture(scope="session", params=["local", pytest.param("cluster", marks=pytest.mark.cluster)])
+def system(request: pytest.FixtureRequest) -> LocalSystem:
+    """Every test here holds on both profiles."""
+    found: LocalSystem = request.getfixturevalue(f"{request.param}_system")
+    return found
+
+
 @pytest.fixture(scope="session")
 def shop(system: LocalSystem) -> Iterator[Shop]:
     with Town(system) as town:

@@ -207,6 +207,7 @@ def test_a_message_that_the_platform_refuses_fails_with_the_reason_and_the_next_
     assert town.texts(nobody) == ["and now?"]
 
 
+@pytest.mark.parametrize("system", ["local"], indirect=True)  # half a minute; nothing of it depends on the servers
 def test_an_outage_holds_a_channel_back_and_loses_nothing_while_the_other_goes_on(shop: Shop) -> None:
     town, alice = shop.town, shop.alice
     people, texts = [phone() for _ in range(4)], list(numbered("later", 4))
