@@ -1,0 +1,95 @@
+"""Two bridges and four workers share the work on real servers; a bridge that goes hands over, none is left out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from demo.supervisor import LocalSystem
+from tests.cluster.conftest import BRIDGES, owned
+from tests.faults.conftest import Harbour
+from tests.faults.test_kills import EACH, PEOPLE, Load
+from tests.town import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+WORKERS = ("worker-core", "worker-core-2", "worker-whatsapp", "worker-whatsapp-2")
+ALL = {
+    (topic, str(partition))
+    for topic in ("inbound", "messages", "status-updates", "whatsapp-outbound", "instagram-outbound")
+    for partition in range(3)
+}
+SESSION_S = 6.0  # how long a member of the group may be silent
+SLACK_S = 6.0  # two cores run everything
+
+
+@pytest.fixture(autouse=True)
+def shared_again(cluster_system: LocalSystem) -> Iterator[None]:
+    """Before and after each test both bridges run and each has a share."""
+    eventually(lambda: is_shared(cluster_system), within_s=30)
+    yield
+    for name in BRIDGES:
+        if not cluster_system.is_running(name):
+            cluster_system.restart(name)
+
+
+def is_shared(system: LocalSystem) -> bool:
+    first, second = (owned(system, name) for name in BRIDGES)
+    return bool(first and second) and first.isdisjoint(second) and first | second == ALL
+
+
+@contextmanager
+def under_load(harbour: Harbour) -> Iterator[None]:
+    """Inside, clients write and have half of it accepted; afterwards all of it arrived, once and in order."""
+    load = Load.of(harbour)
+    with (
+        harbour.town.switches(latency_ms=15, latency_jitter_ms=15),
+        harbour.alice.socket() as socket,
+        ThreadPoolExecutor(4) as clients,
+    ):
+        writing = [clients.submit(load.write, to, range(EACH)) for to in load.people]
+        eventually(lambda: load.arrived() > PEOPLE, within_s=40)
+        yield
+        for each in writing:
+            each.result(timeout=90)
+        load.assert_kept(socket)
+
+
+def seconds_until_alone(system: LocalSystem, go: Callable[[str], None]) -> float:
+    """How long after the second bridge went, in this way, the first one had everything."""
+    started_s = time.monotonic()
+    go(BRIDGES[1])
+    eventually(lambda: owned(system, BRIDGES[0]) == ALL, within_s=SESSION_S + 3 * SLACK_S)
+    return time.monotonic() - started_s
+
+
+def batches(system: LocalSystem, worker: str) -> float:
+    shown = httpx.get(system.ready_url(worker).replace("/ready", "/metrics"), timeout=5).text
+    return sum(map(float, re.findall(r"^chat4all_batch_seconds_count\{.*\} (\S+)$", shown, re.MULTILINE)))
+
+
+def test_two_bridges_and_four_workers_share_the_work(harbour: Harbour) -> None:
+    before = {name: batches(harbour.system, name) for name in WORKERS}
+    with under_load(harbour):
+        pass
+    assert is_shared(harbour.system)
+    assert [name for name in WORKERS if batches(harbour.system, name) == before[name]] == []
+
+
+def test_a_killed_bridge_hands_over_and_shares_again_when_it_is_back(harbour: Harbour) -> None:
+    with under_load(harbour):
+        assert seconds_until_alone(harbour.system, harbour.system.kill) < SESSION_S + SLACK_S
+    with under_load(harbour):
+        harbour.system.restart(BRIDGES[1])
+        eventually(lambda: is_shared(harbour.system))
+
+
+def test_a_bridge_that_stops_politely_hands_over_at_once(harbour: Harbour) -> None:
+    with under_load(harbour):
+        assert seconds_until_alone(harbour.system, harbour.system.end) < SESSION_S
