@@ -20,6 +20,8 @@ from chat4all_project.env import (
     secret,
     state_dir,
 )
+from chat4all_project.parts import database, file_storage
+from core import metrics
 
 PRODUCTION = is_production()
 STATE_DIR = state_dir()
@@ -45,37 +47,18 @@ PARTITIONS = env.int("PARTITIONS", default=3)
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
 APPEND_TIMEOUT_S = env.float("APPEND_TIMEOUT_S", default=5.0)
 
-_SQLITE = {
-    "CONN_MAX_AGE": None,
-    "OPTIONS": {
-        "transaction_mode": "IMMEDIATE",
-        "timeout": 20,
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-16000;",
-    },
-}
-
-
-def _database(url: str) -> dict[str, object]:
-    config: dict[str, object] = dict(env.db_url_config(url))
-    if config["ENGINE"] == "django.db.backends.sqlite3":
-        return {**config, **_SQLITE}
-    return {**config, "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
-
-
 DATABASES = {
-    "default": _database(env.str("DATABASE_URL", default=f"sqlite:///{STATE_DIR}/accounts.sqlite3")),
-    "messages": _database(env.str("MESSAGES_DATABASE_URL", default=f"sqlite:///{STATE_DIR}/messages.sqlite3")),
+    "default": database(env.str("DATABASE_URL", default=f"sqlite:///{STATE_DIR}/accounts.sqlite3")),
+    "messages": database(env.str("MESSAGES_DATABASE_URL", default=f"sqlite:///{STATE_DIR}/messages.sqlite3")),
 }
 DATABASE_ROUTERS = ["messaging.stores.router.MessagesRouter"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 STORAGES = {
-    "default": {
-        "BACKEND": "files.storage.LocalStorage",
-        "OPTIONS": {"location": str(STATE_DIR / "files")},
-    },
+    "default": file_storage(env.str("FILES_URL", default=(STATE_DIR / "files").as_uri())),
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
+FILES_CORS_ORIGINS = env.list("FILES_CORS_ORIGINS", default=[])  # for setup_storage
 MAX_FILE_BYTES = env.int("MAX_FILE_BYTES", default=2 * 1024**3)
 USER_FILES_BYTES = env.int("USER_FILES_BYTES", default=10 * 1024**3)  # all files of one user together
 # Uploads wait here until they are whole; on the disk of the files, so that keeping one is a rename (/tmp is often RAM).
@@ -235,6 +218,8 @@ API_HEALTH_PORT = env.int("API_HEALTH_PORT", default=0)
 LOGGING_CONFIG = "core.logging.configure"
 LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
 LOGGING = {"level": LOG_LEVEL, "service": env.str("SERVICE", default="manage")}
+if PROMETHEUS_MULTIPROC_DIR := env.str("PROMETHEUS_MULTIPROC_DIR", default=""):
+    metrics.share(Path(PROMETHEUS_MULTIPROC_DIR))  # before the apps are loaded, and with them the first metric
 PROMETHEUS_EXPORT_MIGRATIONS = False
 PROMETHEUS_LATENCY_BUCKETS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, float("inf"),

@@ -102,3 +102,11 @@ class StorageUnavailable(Unavailable):
 
     code = "files_unavailable"
     title = "The file storage does not answer"
+
+
+class BucketMissing(StorageUnavailable):
+    """The server is there, our bucket is not."""
+
+
+class StorageRefused(StorageUnavailable):
+    """It answers, and refuses us: waiting would not help, an operator must."""

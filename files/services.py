@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, cast
@@ -23,17 +24,22 @@ from django.db.models import Sum
 from django.utils.http import content_disposition_header
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.database import release_pooled
 from core.ids import file_id as new_file_id
 from files import content_types, filenames
 from files.errors import EmptyFile, FileNotFound, FileTooLarge, QuotaExceeded, StorageUnavailable
 from files.metrics import UPLOAD_BYTES
 from files.models import FileGrant, StoredFile
+from files.storage import FileStorage
 from files.uploads import Upload, incoming_dir
 
 LINK_LIFETIME_S = 3600
 UNSENT_LIFETIME_S = 24 * 3600
 FROM_OUTSIDE = ""  # the uploader of what people sent us over a platform
+SAVES_AT_ONCE = 16  # of a process's 32 threads: a storage that hangs must leave some for all that needs none
+SAVE_WAIT_S = 2.0
 _SPOOL_BYTES = 1024 * 1024
+_saving = threading.BoundedSemaphore(SAVES_AT_ONCE)
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +51,6 @@ class Viewer(Protocol):
     def user_id(self) -> str: ...
     @property
     def workspace_id(self) -> UUID: ...
-
-
-class LinkingStorage(Protocol):
-    """What we ask of a storage beyond Django's API: django-storages' S3 backend has it, and so has our local one."""
-
-    def url(self, name: str, parameters: Mapping[str, str] | None, expire: int | None) -> str: ...
 
 
 MembershipCheck = Callable[[Viewer, Sequence[UUID]], bool]
@@ -337,11 +337,16 @@ def _keep(
 
 
 def _save(path: str, content: File[Any]) -> None:
+    release_pooled()  # a large file takes its time
+    if not _saving.acquire(timeout=SAVE_WAIT_S):
+        raise StorageUnavailable("The file storage is too slow for more uploads at once.")
     try:
         default_storage.save(path, content)
     except Exception as error:  # each backend raises classes of its own when it is away or full
         log.exception("a file could not be stored")
         raise StorageUnavailable from error
+    finally:
+        _saving.release()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -367,8 +372,16 @@ def download_url(info: FileInfo, *, expires_in_s: int = LINK_LIFETIME_S) -> str:
         "ResponseContentDisposition": content_disposition_header(True, info.filename) or "attachment",
         "ResponseContentType": info.content_type,
     }
-    storage = cast(LinkingStorage, default_storage)
-    return storage.url(info.path, parameters=headers, expire=expires_in_s)
+    try:
+        return storage().url(info.path, parameters=headers, expire=expires_in_s)
+    except Exception as error:  # as in `_save`: signing may have to ask for credentials
+        log.exception("no link could be made")
+        raise StorageUnavailable from error
+
+
+def storage() -> FileStorage:
+    """The one that FILES_URL chose."""
+    return cast(FileStorage, default_storage)
 
 
 def _stored() -> Any:

@@ -6,17 +6,32 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Final, Protocol
 
 from django.conf import settings
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
 
+from files.errors import StorageUnavailable
 from files.links import signed_query
 
 DEFAULT_EXPIRE_S = 3600
+MIN_FREE_BYTES: Final = 64 * 1024 * 1024
+
+
+class FileStorage(Protocol):
+    """What we ask of a storage beyond Django's API; `tests/files/test_storages.py` says it in full."""
+
+    def url(self, name: str, parameters: Mapping[str, str] | None = None, expire: int | None = None) -> str:
+        """A link that works for anybody, without a token, for ``expire`` seconds."""
+
+    def ping(self) -> None:
+        """Raise StorageUnavailable, naming the part and the remedy, when it cannot take files; within 2 s."""
+
+    def set_up(self, *, cors_origins: Sequence[str], dry_run: bool) -> Iterator[str]:
+        """Create what is missing; may be repeated. A line for each step. Raises StorageUnavailable."""
 
 
 class LocalStorage(FileSystemStorage):
@@ -35,6 +50,30 @@ class LocalStorage(FileSystemStorage):
         file_id = PurePosixPath(name or "").stem
         expires_s = int(time.time()) + (DEFAULT_EXPIRE_S if expire is None else expire)
         return f"{settings.API_URL}/files/raw/{file_id}?{signed_query(file_id, expires_s)}"
+
+    def ping(self) -> None:
+        """The folder is made if it is not there, as `save` would."""
+        try:
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.location):
+                free = shutil.disk_usage(self.location).free
+        except OSError as error:
+            raise StorageUnavailable(
+                f"The file storage (folder {self.location}) cannot be written ({error.strerror}): see that FILES_URL "
+                "is right and that the folder belongs to the user who runs this."
+            ) from error
+        if free < MIN_FREE_BYTES:
+            raise StorageUnavailable(f"The file storage (folder {self.location}) has no room left: make some.")
+
+    def set_up(self, *, cors_origins: Sequence[str], dry_run: bool) -> Iterator[str]:
+        """``cors_origins`` are not needed: links lead to our own API."""
+        del cors_origins
+        if dry_run and not Path(self.location).is_dir():
+            yield f"folder {self.location}: missing, would be created"
+            return
+        self.ping()
+        free_gib = shutil.disk_usage(self.location).free / 1024**3
+        yield f"folder {self.location}: can be written, {free_gib:.1f} GiB free"
 
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
         del max_length

@@ -16,6 +16,7 @@ from rest_framework.status import HTTP_201_CREATED
 from rest_framework.views import APIView
 
 from core.clock import SYSTEM_CLOCK
+from core.database import release_pooled
 from core.errors import Chat4AllError
 from core.ids import derived_id
 from files import links, ranges, services
@@ -42,6 +43,7 @@ class FilesView(APIView):
         """Upload a file. Others see it once a message of yours carries it."""
         announced = announced_bytes(request)  # here too: without a length DRF takes the body for an empty one
         services.check_quota(_viewer(request), announced - ENVELOPE_BYTES)  # before the body is read
+        release_pooled()  # which takes as long as the client likes
         form = UploadForm(data=request.data)
         form.is_valid(raise_exception=True)
         info = _stored(form.validated_data, viewer=_viewer(request))

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from accounts.checks import database_answers
 from accounts.tokens import Principal
 from connectors import registry
 from connectors.base import InboundAttachment
@@ -17,6 +18,7 @@ from connectors.http import retry_delay_s
 from core.clock import SYSTEM_CLOCK
 from core.ids import derived_id
 from files import services as files
+from files.checks import storage_answers
 from messaging import channels, dispatch, parties, topics
 from messaging.breakers import SharedBreakers
 from messaging.bridge import BridgeLimits, DeadLetters
@@ -197,7 +199,13 @@ def bus_answers() -> None:
 
 def checks() -> dict[str, Callable[[], None]]:
     """What the product stands on, by name: for /ready of every process."""
-    return {"event log": event_log().ping, "message store": message_store().ping, "bus": bus_answers}
+    return {
+        "event log": event_log().ping,
+        "message store": message_store().ping,
+        "bus": bus_answers,
+        "accounts": database_answers,
+        "files": storage_answers,
+    }
 
 
 def all_topics() -> tuple[topics.Topic, ...]:

@@ -1,0 +1,148 @@
+"""What `manage.py setup_storage` does to a bucket. With `files.s3` the only place that knows boto3."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from botocore.exceptions import ClientError
+
+from files.errors import StorageRefused, StorageUnavailable
+
+DEFAULT_REGION: Final = "us-east-1"  # servers of one's own seldom have regions, signatures always do
+_ABORT_RULE: Final = {
+    "ID": "chat4all-abort-broken-uploads",
+    "Status": "Enabled",
+    "Filter": {"Prefix": ""},
+    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+}
+# What a server says that has no such call for a bucket. MinIO: 501 for CORS, and its parser knows no abort rule.
+_NOT_OFFERED: Final = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidArgument", "XNotImplemented"}
+_CORS_METHODS: Final = ["GET", "HEAD", "PUT"]
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+class BucketSetUp:
+    """One bucket brought to what we need, step by step; each step says in a line what it found or did."""
+
+    def __init__(
+        self, client: Any, bucket: str, region: str | None, *, cors_origins: Sequence[str], dry_run: bool
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._region = region
+        self._origins = list(cors_origins)
+        self._dry_run = dry_run
+
+    def steps(self) -> Iterator[str]:
+        exists = self._exists()
+        yield self._create(exists=exists)
+        if not exists and self._dry_run:
+            return
+        yield self._private()
+        yield self._abort_rule()
+        if self._origins:
+            yield self._cors()
+        if not self._dry_run:
+            yield self._try_out()
+
+    def _exists(self) -> bool:
+        try:
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1, Prefix="ping/")
+        except ClientError as error:
+            if error_code(error) != "NoSuchBucket":
+                raise
+            return False
+        return True
+
+    def _create(self, *, exists: bool) -> str:
+        if exists:
+            return f"bucket {self._bucket}: exists"
+        if self._dry_run:
+            return f"bucket {self._bucket}: missing, would be created"
+        place = {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+        try:
+            self._client.create_bucket(
+                Bucket=self._bucket, **(place if self._region not in {None, DEFAULT_REGION} else {})
+            )
+        except ClientError as error:
+            if error_code(error) != "BucketAlreadyOwnedByYou":  # another setup at the same time
+                raise
+        return f"bucket {self._bucket}: created"
+
+    def _private(self) -> str:
+        """Links carry the permission; a bucket that everybody reads would make them pointless."""
+        try:
+            public = self._client.get_bucket_policy_status(Bucket=self._bucket)["PolicyStatus"]["IsPublic"]
+        except ClientError as error:
+            if error_code(error) not in {"NoSuchBucketPolicy", *_NOT_OFFERED, "AccessDenied"}:
+                raise
+            public = False
+        if public:
+            raise StorageRefused(
+                f"Bucket {self._bucket} has a policy that lets everybody in: remove it (mc anonymous set none, or the "
+                "bucket's permissions), then run this again."
+            )
+        return "access: private"
+
+    def _abort_rule(self) -> str:
+        rules = self._rules()
+        if _ABORT_RULE["ID"] in {each.get("ID") for each in rules}:
+            return "lifecycle: broken uploads are aborted after a day"
+        if self._dry_run:
+            return "lifecycle: no rule that aborts broken uploads after a day, would be added"
+        try:
+            self._client.put_bucket_lifecycle_configuration(
+                Bucket=self._bucket, LifecycleConfiguration={"Rules": [*rules, _ABORT_RULE]}
+            )
+        except ClientError as error:
+            if error_code(error) not in _NOT_OFFERED:
+                raise
+            return (
+                "lifecycle: this server takes no rule that aborts broken uploads. MinIO does so by itself after 24 h "
+                "(server setting api stale_uploads_expiry, MINIO_API_STALE_UPLOADS_EXPIRY=24h)"
+            )
+        return "lifecycle: broken uploads are aborted after a day from now on"
+
+    def _rules(self) -> list[Any]:
+        """Those that are there: other people's stay."""
+        try:
+            found: list[Any] = self._client.get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
+        except ClientError as error:
+            if error_code(error) not in {"NoSuchLifecycleConfiguration", *_NOT_OFFERED}:
+                raise
+            return []
+        return found
+
+    def _cors(self) -> str:
+        named = ", ".join(self._origins)
+        wanted = [{
+            "AllowedOrigins": self._origins, "AllowedMethods": _CORS_METHODS, "AllowedHeaders": ["*"],
+            "ExposeHeaders": ["ETag", "Content-Range"], "MaxAgeSeconds": 3600,
+        }]  # fmt: skip
+        if self._dry_run:
+            return f"CORS: would allow {', '.join(_CORS_METHODS)} from {named}"
+        try:
+            self._client.put_bucket_cors(Bucket=self._bucket, CORSConfiguration={"CORSRules": wanted})
+        except ClientError as error:
+            if error_code(error) not in _NOT_OFFERED:
+                raise
+            return (
+                "CORS: this server has no CORS rules for one bucket (MinIO has one list for all). Set there: "
+                f"MINIO_API_CORS_ALLOW_ORIGIN={','.join(self._origins)}"
+            )
+        return f"CORS: {', '.join(_CORS_METHODS)} from {named}"
+
+    def _try_out(self) -> str:
+        """What the system will do, once: a set-up that only looked would miss a policy that forbids one of them."""
+        probe = {"Bucket": self._bucket, "Key": f"setup/{os.urandom(8).hex()}"}
+        self._client.put_object(**probe, Body=b"chat4all")
+        read = self._client.get_object(**probe)["Body"].read()
+        self._client.delete_object(**probe)
+        if read != b"chat4all":
+            raise StorageUnavailable(f"Bucket {self._bucket} does not return what was written to it.")
+        return "written, read and deleted an object: works"

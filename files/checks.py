@@ -1,0 +1,17 @@
+"""Is what files stand on there?"""
+
+from __future__ import annotations
+
+from files import services, uploads
+from files.errors import StorageUnavailable
+
+
+def storage_answers() -> None:
+    """Raise StorageUnavailable, naming the remedy, unless files can be taken in and kept."""
+    services.storage().ping()
+    try:
+        uploads.incoming_dir()
+    except OSError as error:
+        raise StorageUnavailable(
+            f"Uploads have no place to wait ({error.strerror}): make UPLOAD_TEMP_DIR a folder that can be written."
+        ) from error
