@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from demo.processes import StartFailed
-from tests.stack.announcement import AlreadyUp, announced, announcing, export_lines
+from tests.stack.announcement import AlreadyUp, announced, announcing, default_path, export_lines
 from tests.stack.downloads import DownloadFailed
 from tests.stack.postgres import PostgresNotFound
 from tests.stack.scratch import scratch_directory
 from tests.stack.server import Server, listens
-from tests.stack.stack import KINDS, VARIABLES, Stack
+from tests.stack.stack import KINDS, Stack
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -71,8 +71,8 @@ def _names(text: str) -> list[str]:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    known = {**announced(), **os.environ}
-    missing = [name for name in chosen.only if not known.get(VARIABLES[name])]
+    known = {**announced(default_path()), **os.environ}
+    missing = [name for name in chosen.only if not known.get(KINDS[name].variable)]
     with scratch_directory() as directory, Stack(directory, [] if chosen.reuse else missing) as stack:
         _start(stack)
         code = _run_command(chosen.command, {**stack.environment(), **known})
@@ -83,7 +83,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _up(chosen: argparse.Namespace) -> int:
     with (
-        announcing() as announcement,
+        announcing(default_path()) as announcement,
         scratch_directory() as directory,
         Stack(directory, chosen.only, port_of=_usual_port) as stack,
     ):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.stack.downloads import ROOT
 
-PATH = ROOT / ".cache" / "stack.env"
+
+def default_path() -> Path:
+    """STACK_ENV, else ``.cache/stack.env`` of the checkout."""
+    return Path(os.environ.get("STACK_ENV") or ROOT / ".cache" / "stack.env")
 
 
 class AlreadyUp(RuntimeError):
@@ -18,9 +22,8 @@ class AlreadyUp(RuntimeError):
 
 
 @contextlib.contextmanager
-def announcing(path: Path | None = None) -> Iterator[Announcement]:
+def announcing(path: Path) -> Iterator[Announcement]:
     """The right to announce; a kill ends it too. Raises AlreadyUp."""
-    path = path or PATH
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -43,15 +46,15 @@ class Announcement:
             file.write(export_lines(environment))
 
 
-def announced(path: Path | None = None) -> dict[str, str]:
+def announced(path: Path) -> dict[str, str]:
     """The variables of the stack that is up and ready; none when there is none."""
     try:
-        with (path or PATH).open() as file:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return {}
     except BlockingIOError:  # held, so its writer lives
-        return _parse((path or PATH).read_text())
+        return _parse(path.read_text())
     return {}
 
 

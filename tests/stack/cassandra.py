@@ -47,6 +47,7 @@ class Cassandra(Server):
     """
 
     name = "cassandra"
+    variable = "TEST_CASSANDRA_URL"
     default_port = 9042
 
     def __init__(
@@ -84,6 +85,7 @@ class Cassandra(Server):
                 # There is nobody to gossip with.
                 "-Dcassandra.skip_wait_for_gossip_to_settle=0",
                 "-Dcassandra.ring_delay_ms=0",
+                "-Dcassandra.shutdown_announce_in_ms=0",
             ],
         )
 

@@ -27,6 +27,7 @@ TOXIPROXY: Final = "v2.5.0"
 _MAVEN_DEPENDENCY_PLUGIN: Final = "3.8.1"
 
 _TIMEOUT_S: Final = 1200.0  # MinIO compiles for 2.5 minutes on two free cores
+_running: Final[set[subprocess.Popen[str]]] = set()
 
 
 class DownloadFailed(RuntimeError):
@@ -56,6 +57,12 @@ def minio() -> Path:
 def toxiproxy() -> Path:
     """The program."""
     return _go_program("toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", TOXIPROXY)
+
+
+def abort() -> None:
+    """End what is being fetched; whoever waits for it gets DownloadFailed."""
+    for process in tuple(_running):
+        _kill(process)
 
 
 def _jars(name: str, version: str) -> Path:
@@ -89,6 +96,8 @@ def _cached(name: str, version: str, fetch: Callable[[Path], None]) -> Path:
         return folder
     with _locked(name):
         if not folder.exists():
+            for left_by_a_kill in cache().glob(f".{name}-*"):
+                shutil.rmtree(left_by_a_kill)
             print(f"{name} {version}: fetching it once into {cache()} …", file=sys.stderr, flush=True)
             draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache()))
             try:
@@ -104,7 +113,11 @@ def _cached(name: str, version: str, fetch: Callable[[Path], None]) -> Path:
 def _locked(name: str) -> Iterator[None]:
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for another process that fetches …", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -127,13 +140,21 @@ def _run(name: str, command: Sequence[str], env: Mapping[str, str] | None = None
         )
     except FileNotFoundError:
         raise failed(f"there is no {command[0]} on PATH (.ci/system-parts installs it or says how)") from None
+    _running.add(process)
     try:
         output, _ = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise failed(f"it took longer than {_TIMEOUT_S:.0f} s") from None
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _kill(process)
+        process.wait()
+        _running.discard(process)
     if process.returncode != 0:
         raise failed(f"exit code {process.returncode}, the end of its output:\n" + "\n".join(output.splitlines()[-15:]))
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all that it started; fine when it has ended."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

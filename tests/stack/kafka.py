@@ -26,6 +26,7 @@ class Kafka(Server):
     """
 
     name = "kafka"
+    variable = "TEST_KAFKA_URL"
     default_port = 9092
 
     def __init__(self, directory: Path, *, port: int | None = None, advertised_port: int | None = None) -> None:
@@ -73,6 +74,9 @@ class Kafka(Server):
                     "share.coordinator.state.topic.replication.factor=1",
                     "share.coordinator.state.topic.min.isr=1",
                     "group.initial.rebalance.delay.ms=0",
+                    # A killed broker may register again only when its old session is over: 9 s by default.
+                    "broker.session.timeout.ms=3000",
+                    "broker.heartbeat.interval.ms=500",
                 )
             )
             + "\n"

@@ -19,6 +19,7 @@ class Minio(Server):
     """Keys are made up anew for each; there are no buckets."""
 
     name = "minio"
+    variable = "TEST_S3_URL"
     default_port = 9000
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:

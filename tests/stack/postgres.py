@@ -32,6 +32,7 @@ class Postgres(Server):
     """
 
     name = "postgres"
+    variable = "TEST_POSTGRES_URL"
     default_port = 5432
 
     def __init__(self, directory: Path, *, port: int | None = None, fsync: bool = False) -> None:

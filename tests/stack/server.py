@@ -22,6 +22,7 @@ class Server(ABC):
     """A real server. Port and data stay the same over stops, kills and restarts; a killed owner takes it along."""
 
     name: ClassVar[str]
+    variable: ClassVar[str]  # of the environment, where tests find its URL
     default_port: ClassVar[int]
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:

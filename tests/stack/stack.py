@@ -9,19 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.stack import downloads
 from tests.stack.cassandra import Cassandra
 from tests.stack.kafka import Kafka
 from tests.stack.minio import Minio
 from tests.stack.postgres import Postgres
+from tests.stack.redis import Redis
 from tests.stack.server import Server
 
-KINDS: Final[Mapping[str, type[Server]]] = {kind.name: kind for kind in (Kafka, Cassandra, Minio, Postgres)}
-VARIABLES: Final = {
-    "kafka": "TEST_KAFKA_URL",
-    "cassandra": "TEST_CASSANDRA_URL",
-    "minio": "TEST_S3_URL",
-    "postgres": "TEST_POSTGRES_URL",
-}
+KINDS: Final[Mapping[str, type[Server]]] = {kind.name: kind for kind in (Kafka, Cassandra, Minio, Postgres, Redis)}
 PROMETHEUS: Final = "TEST_PROMETHEUS"
 
 
@@ -49,6 +45,7 @@ class Stack:
                 for outcome in [threads.submit(start, server) for server in self.servers]:
                     outcome.result()
             except BaseException:
+                downloads.abort()
                 self.close()  # those who still wait see their server gone
                 raise
         return self
@@ -59,7 +56,7 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """Each server's URL under its variable, and where Prometheus is if there is one."""
-        urls = {VARIABLES[server.name]: server.url for server in self.servers}
+        urls = {server.variable: server.url for server in self.servers}
         prometheus = shutil.which("prometheus")
         return {**urls, **({PROMETHEUS: prometheus} if prometheus else {})}
 
