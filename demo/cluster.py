@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from demo.private import read_private, write_private
 
 PARTS: Final = ("EVENT_LOG_URL", "MESSAGE_STORE_URL", "DATABASE_URL", "FILES_URL")
 """Variables of docs/configuration.md: whoever sets them all has servers of their own, with names of their own."""
+
+CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # where FILES_URL has none
 
 
 class ServersMissing(RuntimeError):
@@ -52,7 +54,7 @@ class Servers:
         """The PARTS of a system of this name (letters, digits and underscores)."""
         s3 = urlsplit(self.s3)
         endpoint = urlencode({"endpoint": f"{s3.scheme}://{s3.hostname}:{s3.port}"})
-        credentials = f"{quote(s3.username or '', safe='')}:{quote(s3.password or '', safe='')}"
+        credentials = s3.netloc.rpartition("@")[0]  # as they are: percent-encoded
         return {
             "EVENT_LOG_URL": f"{self.kafka.rstrip('/')}/{name}",
             "MESSAGE_STORE_URL": f"{self.cassandra.rstrip('/')}/{name}",
@@ -78,7 +80,7 @@ def parts(environment: Mapping[str, str], state_dir: Path) -> dict[str, str]:
     On `make stack`'s servers a folder's system keeps its name, so that it goes on where it was.
     """
     if all(environment.get(name) for name in PARTS):
-        return {name: environment[name] for name in PARTS}
+        return {name: environment[name] for name in (*PARTS, *CREDENTIALS) if name in environment}
     servers, name = Servers.from_environment(environment), _kept_name(state_dir)
     servers.create_database(name)
     return servers.parts(name)

@@ -195,6 +195,7 @@ class LocalSystem:
             "migrate --noinput --verbosity 0 --database default",
             "migrate --noinput --verbosity 0 --database messages" if has_tables else "setup_keyspace",
             "setup_topics",
+            "setup_storage",
             f"create_operator --file {operator}",
         )
         first = self._first_commands
