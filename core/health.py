@@ -29,7 +29,7 @@ from core.problems import problem_of
 logger = logging.getLogger(__name__)
 
 Check = Callable[[], None]
-CHECK_TIMEOUT_S: Final = 2.0
+CHECK_TIMEOUT_S: Final = 3.0  # each part ends its own check after 2 s and says what to do
 KEEP_S: Final = 1.0
 JSON: Final = "application/json"
 

@@ -13,7 +13,7 @@ class MessagingConfig(AppConfig):
     def ready(self) -> None:
         from core import health  # noqa: PLC0415 - once apps are loaded
         from files import services as files  # noqa: PLC0415
-        from messaging import wiring  # noqa: PLC0415
+        from messaging import checks, wiring  # noqa: F401, PLC0415 - checks register themselves
 
         for name, check in wiring.checks().items():
             health.register(name, check)

@@ -19,7 +19,7 @@ from core.clock import SYSTEM_CLOCK
 from core.ids import derived_id
 from files import services as files
 from files.checks import storage_answers
-from messaging import channels, dispatch, parties, topics
+from messaging import channels, parties, redis_rules, topics
 from messaging.breakers import SharedBreakers
 from messaging.bridge import BridgeLimits, DeadLetters
 from messaging.domain import Conversation
@@ -194,7 +194,7 @@ def acknowledge(principal: Principal, messages: Sequence[tuple[str, str]]) -> No
 
 def bus_answers() -> None:
     """Raise Unavailable, naming the remedy, unless the bus's Redis answers."""
-    dispatch.ping(settings.BUS_URL)
+    redis_rules.ping(settings.BUS_URL, part="The bus", variable="BUS_URL")
 
 
 def checks() -> dict[str, Callable[[], None]]:

@@ -418,8 +418,8 @@ def test_refuses_a_bad_refresh(post: Post, body: dict[str, Any], status: int, co
 
 def test_finds_a_user_by_name_through_an_index(alice: User) -> None:
     rows = User.objects.filter(workspace_id=alice.workspace_id, username__lower="alice")
-    with connection.cursor() as cursor:
-        sql, parameters = rows.query.sql_with_params()
-        cursor.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
-        plan = " ".join(str(row) for row in cursor.fetchall())
+    if connection.vendor == "postgresql":  # for one row it would rather read the table
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = rows.explain()
     assert "username_unique_per_workspace" in plan
