@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
@@ -50,12 +51,16 @@ def _log_as_configured(**_: Any) -> None:
 
 
 @celeryd_init.connect
-def _serve_health(**_: Any) -> None:
+def _serve_health(options: Mapping[str, Any], **_: Any) -> None:
     """The parent answers /health, /ready and /metrics for its children on HEALTH_PORT."""
-    from core.health import serve_health  # noqa: PLC0415 - Django is set up by now
-    from messaging import wiring  # noqa: PLC0415
+    from connectors import registry  # noqa: PLC0415 - Django is set up by now
+    from core.health import serve_health  # noqa: PLC0415
+    from messaging import metrics, sampling, wiring  # noqa: PLC0415
 
     if port := os.environ.get("HEALTH_PORT"):
+        topics = sampling.of_queues(options["queues"] or ())
+        metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
+        sampling.watch_lag(topics)
         serve_health(int(port), wiring.checks())
 
 

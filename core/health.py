@@ -7,7 +7,6 @@ thread. A check is a callable that raises; a Chat4AllError's detail should name 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import msgspec
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
+from core import metrics as shared_metrics
 from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Chat4AllError, NotFound
 from core.methods import read_only
@@ -145,12 +143,7 @@ def ready_page(service: str, readiness: Readiness) -> Page:
 
 
 def metrics_page() -> Page:
-    """This process's metrics; those of all its siblings when PROMETHEUS_MULTIPROC_DIR is set."""
-    registry: CollectorRegistry = REGISTRY
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+    return Page(200, shared_metrics.CONTENT_TYPE, shared_metrics.page())
 
 
 # --- the API's views ---------------------------------------------------------------------------------------------

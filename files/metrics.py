@@ -10,5 +10,7 @@ UPLOAD_BYTES = Histogram(
     ["source"],
     buckets=(KIB, 16 * KIB, 128 * KIB, MIB, 5 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB, 2 * GIB),
 )
+for source in ("api", "inbound"):
+    UPLOAD_BYTES.labels(source)  # the first increment of a series that was not there is invisible to rate()
 UPLOADS_REFUSED = Counter("chat4all_file_uploads_refused_total", "Uploads refused, by error code.", ["code"])
 DOWNLOADS = Counter("chat4all_file_downloads_total", "Downloads through the API's own links, by answer.", ["status"])

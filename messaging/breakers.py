@@ -142,7 +142,7 @@ class SharedBreakers:
 
     def states(self) -> dict[str, BreakerState]:
         """Every account that was heard of in the last day, for metrics and health."""
-        shared = self._shared_states()
+        shared = self.shared_states()
         return (
             shared if shared is not None else {key: each.snapshot().state for key, each in self._local.copy().items()}
         )
@@ -172,7 +172,8 @@ class SharedBreakers:
         self._breaker(key).restore(Snapshot(BreakerState(state), failures, elapsed_ms / 1000, bool(probing)))
         return float(wait_ms) / 1000
 
-    def _shared_states(self) -> dict[str, BreakerState] | None:
+    def shared_states(self) -> dict[str, BreakerState] | None:
+        """As `states`, None when Redis is away."""
         if self._clock.monotonic_s() < self._ask_redis_from_s:
             return None
         try:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from django.conf import settings
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from redis.exceptions import RedisError
 
+from core import metrics
 from realtime.replay import History
 
 Answer = tuple[int, str, bytes]
@@ -49,7 +47,7 @@ class HealthApp:
             case "/ready":
                 return await self._ready()
             case "/metrics":
-                return 200, CONTENT_TYPE_LATEST, _metrics()
+                return 200, metrics.CONTENT_TYPE, metrics.page()
             case _:
                 return _problem(426, "upgrade_required", "This address speaks WebSocket")
 
@@ -67,14 +65,6 @@ def _may_see(scope: dict[str, Any]) -> bool:
         return True
     _, port = scope.get("server") or ("", None)
     return port is not None and port == scope.get("state", {}).get("health_port")
-
-
-def _metrics() -> bytes:
-    registry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
 
 
 def _problem(status: int, code: str, title: str) -> Answer:

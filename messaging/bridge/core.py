@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -346,9 +346,11 @@ class BridgeCore:
         """Finish what is done, hold back what failed with all that follows it in its conversation."""
         later: dict[str, tuple[float, list[Work]]] = {}  # by key: after how long, what
         unstarted: list[Work] = []
+        verdicts: Counter[Verdict] = Counter()
         for work in batch.works:
             outcome = outcomes.get(work.record.offset, NOT_STARTED)
             key = work.record.key
+            verdicts[Verdict.NOT_STARTED if key in later else outcome.verdict] += 1
             if key in later:
                 # Whatever the worker said of it, it goes after the one before it; repeating it is harmless.
                 later[key][1].append(work)
@@ -361,8 +363,9 @@ class BridgeCore:
             else:
                 work.attempts += outcome.verdict is Verdict.RETRY
                 work.first_failed_ms = work.first_failed_ms or self._clock.now_ms()
-                metrics.RETRIES.labels(partition.source.topic, outcome.verdict.value).inc()
                 later[key] = (outcome.after_s, [work])
+        for verdict, count in verdicts.items():
+            metrics.PROCESSED.labels(partition.source.topic, verdict.value).inc(count)
         lane.ready.extendleft(reversed(unstarted))
         now_s = self._clock.monotonic_s()
         for after_s, works in later.values():
@@ -371,7 +374,6 @@ class BridgeCore:
     def _finish(self, partition: _Partition, work: Work) -> None:
         partition.watermark.finished(work.record.offset)
         partition.bytes -= len(work.record.value)
-        metrics.PROCESSED.labels(partition.source.topic).inc()
 
     def _take_back(self, lane: _Lane, batch: Batch, why: str) -> None:
         logger.warning("batch taken back", extra={"lane": str(batch.lane), "state": why})

@@ -41,7 +41,7 @@ class DeadLetters:
         except Unavailable:
             return False
         written.append(now_s)
-        metrics.DEAD_LETTERS.labels(topic, reason).inc()
+        metrics.DEAD_LETTERS.labels(topic).inc()
         source, offset = work.record.source, work.record.offset
         logger.error(
             "dead letter",

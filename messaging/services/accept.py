@@ -191,7 +191,8 @@ def _go(draft: Draft, message: Message, planned: Conversation | None, desk: Desk
 
 
 def _append(message: Message, desk: Desk) -> None:
-    desk.log.append([NewRecord(topics.MESSAGES, str(message.conversation_id), codec.encode(message))])
+    with metrics.APPEND_SECONDS.time():
+        desk.log.append([NewRecord(topics.MESSAGES, str(message.conversation_id), codec.encode(message))])
     metrics.ACCEPTED.inc()
     desk.hints.put([message])
 

@@ -167,6 +167,7 @@ def resume_parked(scope: ParkScope, delivery: Delivery, *, owner: str, lease: Le
     now_ms = delivery.clock.now_ms()
     wait_ms = _wait_ms(left[0], outcomes.get(left[0].offset), now_ms) if left else 0
     delivery.store.unpark(scope, over, next_due_ms=now_ms + wait_ms)
+    metrics.RESUMED.labels(delivery.channel).inc(len(over))
 
 
 def _is_over(item: ParkedItem, outcome: Outcome | None, delivery: Delivery) -> bool:
@@ -334,7 +335,7 @@ class _Run:
             send.error = error
         except Exception as error:
             send.error = self._meaning(send, error)
-        metrics.DELIVERIES.labels(channel, type(send.error).__name__ if send.error else "sent").inc()
+        metrics.DELIVERIES.labels(channel, _ended(send.error)).inc()
 
     def _may_post(self, send: _Send, until_s: float) -> None:
         """The last moment at which a send can be called off."""
@@ -432,7 +433,7 @@ class _Run:
         for send, reason in refusals:
             outcomes.append(DeliveryOutcome(send.key, failed_reason=reason))
             changes.append(_change(send, Status.FAILED, self._now(), reason=reason))
-            metrics.DELIVERIES.labels(self._delivery.channel, reason).inc()
+            metrics.DELIVERIES.labels(self._delivery.channel, "refused").inc()
         self._delivery.store.settle_deliveries(outcomes, owner=self._owner)
         self._report(changes)
 
@@ -489,6 +490,21 @@ def _address(outbound: Outbound) -> str:
     return Party.parse(outbound.recipient).address
 
 
+def _ended(error: DeliveryError | None) -> str:
+    """One of `metrics.SENDS`."""
+    match error:
+        case None:
+            return "sent"
+        case PermanentDeliveryError():
+            return "permanent"
+        case PausedDeliveryError():
+            return "paused"
+        case AmbiguousDeliveryError():
+            return "ambiguous"
+        case _:
+            return "transient"
+
+
 def _timer(channel: str) -> AbstractContextManager[object]:
     return metrics.DELIVERY_SECONDS.labels(channel).time()
 
@@ -530,7 +546,7 @@ def _park(thread: Sequence[tuple[Item, Outbound]], delivery: Delivery, *, wait_m
     ]
     scope = ParkScope(topics.outbound(delivery.channel), conversation_id)
     delivery.store.park(scope, records, due_at_ms=now_ms + wait_ms)
-    metrics.DELIVERIES.labels(delivery.channel, "parked").inc(len(records))
+    metrics.PARKED.labels(delivery.channel).inc(len(records))
     return {item.record.offset: DONE for item, _ in thread}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from core.clock import SYSTEM_CLOCK, Clock
-from messaging import codec, topics
+from messaging import codec, metrics, topics
 from messaging.domain import Message, Outbound, Party, RecipientStatus
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
@@ -36,7 +37,16 @@ def persist(
     if outbound:
         lease.check()
         log.append(outbound)
+    _count(messages, clock.now_ms())
     return outcomes | all_of(values, DONE)
+
+
+def _count(messages: Sequence[Message], now_ms: int) -> None:
+    channels = Counter(Party.parse(each).channel for message in messages for each in message.recipients)
+    for channel, count in channels.items():
+        metrics.STORED.labels(channel or metrics.USERS).inc(count)
+    for message in messages:
+        metrics.STORED_SECONDS.observe(max(0, now_ms - message.accepted_at_ms) / 1000)
 
 
 def _pushes(message: Message, statuses: Sequence[RecipientStatus]) -> list[Push]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from uuid import UUID
 
 from core.clock import iso_utc
+from messaging import metrics
 from messaging.domain import Message, Party, RecipientStatus, StatusChange, overall
 from messaging.ports import MessageStore, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
@@ -23,12 +25,19 @@ def apply_statuses(items: Sequence[Item], *, store: MessageStore, notify: Notify
     # Told by what stands, not by what this call moved: a worker killed between the two steps leaves a replay that
     # moves nothing and still has to tell.
     news = [change for change, stands in zip(changes, standing, strict=True) if stands.rank == change.rank]
+    _count(news)
     messages = store.messages({change.message_id for change in news})
     statuses = store.statuses(list(messages.values()))
     known = [change for change in news if change.message_id in messages]  # the frame of one that is to come shows it
     lease.check()
     notify([push for change in known for push in _pushes(change, messages[change.message_id], statuses)])
     return outcomes | all_of(values, DONE)
+
+
+def _count(news: Sequence[StatusChange]) -> None:
+    counts = Counter((Party.parse(each.recipient).channel, each.status) for each in news)
+    for (channel, status), count in counts.items():
+        metrics.STATUSES.labels(channel or metrics.USERS, status.value).inc(count)
 
 
 def _pushes(change: StatusChange, message: Message, statuses: dict[UUID, list[RecipientStatus]]) -> list[Push]:

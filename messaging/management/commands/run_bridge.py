@@ -6,8 +6,6 @@ import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -15,13 +13,11 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
 from core.clock import SYSTEM_CLOCK
-from core.errors import Unavailable
 from core.health import serve_health
 from files import services as files
-from messaging import dispatch, metrics, tasks, wiring
+from messaging import dispatch, metrics, sampling, tasks, wiring
 from messaging.bridge import Bridge
 from messaging.dispatch import BusDispatcher
-from messaging.ports import TopicPartition
 from messaging.services.deliver import RESUME_WITHIN_MS
 from messaging.topics import channel_of
 
@@ -30,7 +26,6 @@ logger = logging.getLogger(__name__)
 PARKED_EVERY_S = 1.0
 MAX_WAITING = 100  # tasks in a channel's queue: then its workers are away or behind
 RESUMES_AT_ONCE = 20
-LAG_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
 
 
@@ -57,26 +52,12 @@ class Command(BaseCommand):
         if options["health_port"]:
             serve_health(options["health_port"], {"event log": wiring.event_log().ping, "bridge": bridge.check})
         bus = dispatch.bus(settings.BUS_URL)
-        _every(PARKED_EVERY_S, lambda: resume_parked(topics, bus))
-        _every(LAG_EVERY_S, lambda: _measure_lag(topics))
-        _every(PRUNE_EVERY_S, _prune)
+        sampling.every(PARKED_EVERY_S, lambda: resume_parked(topics, bus))
+        sampling.every(PRUNE_EVERY_S, _prune)
+        metrics.start_at_zero(topics, ())
+        sampling.watch_lag(topics)
+        sampling.watch_breakers()
         bridge.run()
-
-
-def _every(seconds: float, work: Callable[[], None]) -> None:
-    """Run ``work`` again and again on a daemon thread; a part that is away is told in the log and tried again."""
-
-    def loop() -> None:
-        pause = threading.Event()
-        while not pause.wait(seconds):
-            try:
-                work()
-            except Unavailable as error:
-                logger.warning("timer waits", extra={"error": error.detail})
-            except Exception:
-                logger.exception("timer failed")
-
-    threading.Thread(target=loop, daemon=True, name="timer").start()
 
 
 def resume_parked(topics: tuple[str, ...], bus: redis.Redis) -> None:
@@ -99,14 +80,3 @@ def _prune() -> None:
         pass
     while files.prune_unsent(limit=500):
         pass
-
-
-def _measure_lag(topics: tuple[str, ...]) -> None:
-    log = wiring.event_log()
-    for topic in wiring.all_topics():
-        if topic.name not in topics:
-            continue
-        for partition in range(topic.partitions):
-            source = TopicPartition(topic.name, partition)
-            lag = log.end_offset(source) - log.committed(wiring.GROUP, source)
-            metrics.CONSUMER_LAG.labels(topic.name, str(partition)).set(lag)
