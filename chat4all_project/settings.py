@@ -46,6 +46,7 @@ GATEWAY_URL = public_url("GATEWAY_URL", local="ws://127.0.0.1:8085", scheme="wss
 PARTITIONS = env.int("PARTITIONS", default=3)
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
 APPEND_TIMEOUT_S = env.float("APPEND_TIMEOUT_S", default=5.0)
+STORE_TIMEOUT_S = env.float("STORE_TIMEOUT_S", default=5.0)
 
 DATABASES = {
     "default": database(env.str("DATABASE_URL", default=f"sqlite:///{STATE_DIR}/accounts.sqlite3")),

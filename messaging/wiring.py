@@ -51,13 +51,19 @@ def event_log() -> EventLog:
 
 @functools.cache
 def message_store() -> MessageStore:
-    """MESSAGE_STORE_URL: ``orm://<database alias>``."""
+    """MESSAGE_STORE_URL: ``orm://<database alias>`` or ``cassandra://host/keyspace``."""
     url = urlsplit(settings.MESSAGE_STORE_URL)
     match url.scheme:
         case "orm":
             return OrmStore(using=url.netloc or "messages")
+        case "cassandra":
+            from messaging.stores.cassandra import CassandraStore  # noqa: PLC0415 - its driver is not in the local profile
+
+            return CassandraStore(settings.MESSAGE_STORE_URL, timeout_s=settings.STORE_TIMEOUT_S)
         case scheme:
-            raise ImproperlyConfigured(f"MESSAGE_STORE_URL: no store speaks {scheme!r}. Hint: orm://messages")
+            raise ImproperlyConfigured(
+                f"MESSAGE_STORE_URL: no store speaks {scheme!r}. Hint: orm://messages or cassandra://host/keyspace"
+            )
 
 
 @functools.cache

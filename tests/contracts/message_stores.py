@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -23,7 +24,10 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.ids import uuid7
 from messaging.domain import Conversation, Message
 from messaging.ports import MessageStore
+from messaging.stores.cassandra import CassandraStore, schema, setup
+from messaging.stores.cassandra.address import Address
 from messaging.stores.orm import OrmStore
+from tests.stack.servers import needed
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ALICE, BOB, MALLORY = "user_alice", "user_bob", "user_mallory"
@@ -110,10 +114,34 @@ def _migrated_postgres() -> None:
     migrate("messages", messages_url=os.environ["TEST_POSTGRES_URL"], accounts_url="sqlite:///:memory:")
 
 
+@contextmanager
+def on_cassandra(_directory: Path, clock: Clock = SYSTEM_CLOCK) -> Iterator[CassandraStore]:
+    """In a keyspace that all runs with this schema share: ids are fresh in each test."""
+    store = CassandraStore(cassandra_url(), timeout_s=10, clock=clock)  # a busy machine's disk may take seconds to sync
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@cache
+def cassandra_url() -> str:
+    """Of a keyspace with our tables on the server that TEST_CASSANDRA_URL names."""
+    url = f"{needed('cassandra').rstrip('/')}/contracts_{zlib.crc32(repr(schema.MIGRATIONS).encode()):08x}"
+    make_keyspace(url)
+    return url
+
+
+def make_keyspace(url: str) -> None:
+    setup.SetUp(Address.parse(url), say=lambda _line: None, timeout_s=100).run(setup.Replication({setup.SIMPLE: 1}))
+
+
 STORES: Final[dict[str, Callable[[Path], AbstractContextManager[MessageStore]]]] = {
     "orm-sqlite": orm_on_sqlite,
     **({"orm-postgres": orm_on_postgres} if "TEST_POSTGRES_URL" in os.environ else {}),
+    "cassandra": on_cassandra,
 }
+ON_SERVERS: Final = frozenset({"cassandra"})  # skipped where there is none, see `tests.stack.servers`
 
 
 def a_conversation(*members: str, workspace_id: UUID | None = None, created_at_ms: int = NOON_MS) -> Conversation:

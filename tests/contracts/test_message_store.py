@@ -37,6 +37,7 @@ from tests.contracts.message_stores import (
     CARLA,
     MALLORY,
     NOON_MS,
+    ON_SERVERS,
     STORES,
     a_conversation,
     a_message,
@@ -45,7 +46,12 @@ from tests.contracts.message_stores import (
 T = TypeVar("T")
 
 
-@pytest.fixture(params=STORES.values(), ids=list(STORES))
+@pytest.fixture(
+    params=[
+        pytest.param(opened, id=name, marks=[pytest.mark.cluster] if name in ON_SERVERS else [])
+        for name, opened in STORES.items()
+    ]
+)
 def store(request: pytest.FixtureRequest, tmp_path: Path, django_db_blocker: DjangoDbBlocker) -> Iterator[MessageStore]:
     with django_db_blocker.unblock(), request.param(tmp_path) as opened:
         yield opened

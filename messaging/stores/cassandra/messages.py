@@ -1,0 +1,352 @@
+"""Messages and where they stand: histories by bucket, statuses by rank, transitions as they were told first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, Final
+from uuid import UUID
+
+from messaging.domain import Message, RecipientStatus, Status, StatusChange
+from messaging.ports import Transition
+from messaging.stores.cassandra import conversations, keys
+from messaging.stores.cassandra.part import Part, chunks, given, grouped
+from messaging.stores.cassandra.session import Call, Row, SamePartition, Statement
+
+BUCKETS_AT_ONCE: Final = 16  # of a sparse history, at most
+BUCKETS_LISTED: Final = 64
+
+FIELDS: Final = tuple(each.name for each in fields(Message))
+COLUMNS: Final = ("bucket", *FIELDS)
+INSERT: Final = (
+    f"INSERT INTO ks.messages ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ in COLUMNS)}) USING TIMESTAMP ?"
+)
+SELECT_STORED: Final = "SELECT message_id FROM ks.messages WHERE conversation_id = ? AND bucket = ? AND message_id IN ?"
+_HERE: Final = "FROM ks.messages WHERE conversation_id = ? AND bucket = ?"
+SELECT_SOME: Final = f"SELECT * {_HERE} AND message_id IN ?"
+SELECT_NEWEST: Final = f"SELECT * {_HERE} LIMIT ?"
+SELECT_BEFORE: Final = f"SELECT * {_HERE} AND message_id < ? LIMIT ?"
+SELECT_AFTER: Final = f"SELECT * {_HERE} AND message_id > ? ORDER BY message_id ASC LIMIT ?"
+INSERT_PLACE: Final = "INSERT INTO ks.message_places (message_id, conversation_id) VALUES (?, ?) USING TIMESTAMP ?"
+SELECT_PLACE: Final = "SELECT message_id, conversation_id FROM ks.message_places WHERE message_id = ?"
+INSERT_BUCKET: Final = "INSERT INTO ks.conversation_buckets (conversation_id, bucket) VALUES (?, ?) USING TIMESTAMP ?"
+_BUCKETS: Final = "SELECT bucket FROM ks.conversation_buckets WHERE conversation_id = ?"
+SELECT_BUCKETS: Final = f"{_BUCKETS} AND bucket < ? LIMIT ?"
+SELECT_BUCKETS_UP: Final = f"{_BUCKETS} AND bucket >= ? ORDER BY bucket ASC LIMIT ?"
+INSERT_STATUS: Final = (
+    "INSERT INTO ks.message_statuses (conversation_id, day, message_id, recipient, standing) VALUES (?, ?, ?, ?, ?)"
+    " USING TIMESTAMP ?"
+)
+_STATUSES: Final = (
+    "SELECT message_id, recipient, standing FROM ks.message_statuses WHERE conversation_id = ? AND day = ?"
+)
+SELECT_STATUSES: Final = f"{_STATUSES} AND message_id IN ?"
+SELECT_STANDING: Final = f"{_STATUSES} AND (message_id, recipient) IN ?"
+INSERT_TRANSITION: Final = (
+    "INSERT INTO ks.status_transitions (conversation_id, day, message_id, recipient, rank, note, status, attempt,"
+    " at_ms, reason, external_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+)
+SELECT_TOLD: Final = (
+    "SELECT message_id, recipient, rank, note FROM ks.status_transitions"
+    " WHERE conversation_id = ? AND day = ? AND (message_id, recipient, rank, note) IN ?"
+)
+SELECT_TRANSITIONS: Final = (
+    "SELECT * FROM ks.status_transitions WHERE conversation_id = ? AND day = ? AND message_id = ?"
+)
+
+NO_BUCKET: Final = 2**31 - 1
+StatusKey = tuple[UUID, str]
+NewsKey = tuple[UUID, str, int, str]
+
+
+class Messages(Part):
+    """See `MessageStore`."""
+
+    def save_messages(self, messages: Sequence[Message]) -> None:
+        """Not all or nothing: what a failure leaves undone, the same call does when it is repeated."""
+        if not messages:
+            return
+        first = {message.message_id: message for message in reversed(messages)}
+        with self._db.call() as call:
+            _save(call, list(first.values()))
+
+    def message(self, message_id: UUID) -> Message | None:
+        return self.messages([message_id]).get(message_id)
+
+    def messages(self, message_ids: Collection[UUID]) -> dict[UUID, Message]:
+        if not message_ids:
+            return {}
+        with self._db.call() as call:
+            found = call.each(SELECT_PLACE, [(message_id,) for message_id in set(message_ids)])
+            places = [(row["conversation_id"], row["message_id"]) for rows in found for row in rows]
+            by_bucket = grouped(places, lambda place: (place[0], keys.bucket(place[1])))
+            wanted = [
+                (*where, [message_id for _, message_id in some])
+                for where, here in by_bucket.items()
+                for some in chunks(here)
+            ]
+            return {row["message_id"]: _message(row) for rows in call.each(SELECT_SOME, wanted) for row in rows}
+
+    def history(
+        self, conversation_id: UUID, *, before: UUID | None = None, after: UUID | None = None, limit: int
+    ) -> list[Message]:
+        with self._db.call() as call:
+            page: list[Message] = []
+            for window in _windows(call, conversation_id, before=before, after=after):
+                for rows in _pages(call, conversation_id, window, before=before, after=after, limit=limit - len(page)):
+                    page += map(_message, rows[: limit - len(page)])
+                if len(page) >= limit:
+                    break
+            return page
+
+    # statuses
+    def apply_statuses(self, changes: Sequence[StatusChange]) -> list[RecipientStatus]:
+        if not changes:
+            return []
+        with self._db.call() as call:
+            by_day = grouped(changes, _day_of_change)
+            standing = _standing(call, by_day)
+            told = _told(call, by_day)
+            answers, raised = _raised(changes, standing)
+            news: dict[NewsKey, StatusChange] = {}
+            for change in changes:
+                if _news_key(change) not in told:
+                    news.setdefault(_news_key(change), change)
+            by_day_written = grouped(
+                [
+                    *((change, _status(change)) for change in raised),
+                    *((each, _transition(each)) for each in news.values()),
+                ],
+                lambda pair: _day_of_change(pair[0]),
+            )
+            call.write(SamePartition([write for _, write in pairs]) for pairs in by_day_written.values())
+            return answers
+
+    def statuses(self, messages: Sequence[Message]) -> dict[UUID, list[RecipientStatus]]:
+        if not messages:
+            return {}
+        by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
+        wanted = [
+            (*where, [message.message_id for message in some])
+            for where, here in by_day.items()
+            for some in chunks(here)
+        ]
+        with self._db.call() as call:
+            found = {
+                (row["message_id"], row["recipient"]): _recipient_status(row)
+                for rows in call.each(SELECT_STATUSES, wanted)
+                for row in rows
+            }
+        return {
+            message.message_id: [
+                found[message.message_id, each] for each in message.recipients if (message.message_id, each) in found
+            ]
+            for message in messages
+        }
+
+    def transitions(self, message: Message) -> list[Transition]:
+        with self._db.call() as call:
+            rows = call.rows(
+                SELECT_TRANSITIONS, message.conversation_id, keys.day(message.message_id), message.message_id
+            )
+        return [
+            Transition(row["recipient"], _change(row))
+            for row in sorted(rows, key=lambda row: (row["at_ms"], row["rank"], row["recipient"]))
+        ]
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def _save(call: Call, messages: Sequence[Message]) -> None:
+    by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
+    stored = _stored(call, by_bucket)
+    by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
+    call.write(
+        [
+            *(SamePartition([write for each in here for write in _sent(each)]) for here in by_day.values()),
+            *(_place(message) for message in messages),
+            *(Statement(INSERT_BUCKET, (*where, where[1] * keys.HOUR_MS * 1000)) for where in by_bucket),
+            *(
+                SamePartition([_insert(each) for each in here if each.message_id not in stored])
+                for here in by_bucket.values()
+            ),
+        ]
+    )
+    latest: dict[UUID, int] = {}
+    for message in messages:
+        latest[message.conversation_id] = max(latest.get(message.conversation_id, 0), message.accepted_at_ms)
+    conversations.touch(call, latest)
+
+
+def _stored(call: Call, by_bucket: dict[tuple[UUID, int], list[Message]]) -> set[UUID]:
+    """What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once."""
+    wanted = [
+        (*where, [message.message_id for message in some]) for where, here in by_bucket.items() for some in chunks(here)
+    ]
+    return {row["message_id"] for rows in call.each(SELECT_STORED, wanted) for row in rows}
+
+
+def _insert(message: Message) -> Statement:
+    values = {name: getattr(message, name) for name in FIELDS}
+    values["recipients"], values["audience"] = list(message.recipients), list(message.audience)
+    written = (keys.bucket(message.message_id), *(given(values[name]) for name in FIELDS))
+    return Statement(INSERT, (*written, keys.written_us(message.message_id)), size=500 + len(message.content) * 2)
+
+
+def _place(message: Message) -> Statement:
+    written_us = keys.written_us(message.message_id)
+    return Statement(INSERT_PLACE, (message.message_id, message.conversation_id, written_us))
+
+
+def _sent(message: Message) -> Iterator[Statement]:
+    """What being stored means to each recipient; the same each time, and nothing where a higher rank stands."""
+    for recipient in message.recipients:
+        change = StatusChange(
+            message_id=message.message_id,
+            conversation_id=message.conversation_id,
+            recipient=recipient,
+            status=Status.SENT,
+            at_ms=message.accepted_at_ms,
+        )
+        yield _status(change)
+        yield _transition(change)
+
+
+def _status(change: StatusChange) -> Statement:
+    standing = (change.rank, -change.at_ms, change.status.value, change.reason)
+    written_us = keys.status_us(change.message_id, change.rank)
+    where = (*_day_of_change(change), change.message_id, change.recipient)
+    return Statement(INSERT_STATUS, (*where, standing, written_us))
+
+
+def _transition(change: StatusChange) -> Statement:
+    return Statement(
+        INSERT_TRANSITION,
+        (
+            *_day_of_change(change),
+            *_news_key(change),
+            change.status.value,
+            change.attempt,
+            change.at_ms,
+            given(change.reason),
+            given(change.external_id),
+            keys.first_us(change.message_id, change.at_ms),
+        ),
+        size=300,
+    )
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _windows(call: Call, conversation_id: UUID, *, before: UUID | None, after: UUID | None) -> Iterator[list[int]]:
+    """The buckets that a page may reach into, nearest first: one alone, then ever more at once."""
+    size = 1
+    for listed in _bucket_pages(call, conversation_id, before=before, after=after):
+        rest = listed
+        while rest:
+            yield rest[:size]
+            rest, size = rest[size:], min(size * 2, BUCKETS_AT_ONCE)
+
+
+def _bucket_pages(call: Call, conversation_id: UUID, *, before: UUID | None, after: UUID | None) -> Iterator[list[int]]:
+    where = keys.bucket(after) if after else keys.bucket(before) + 1 if before else NO_BUCKET
+    select = SELECT_BUCKETS_UP if after else SELECT_BUCKETS
+    while listed := [row["bucket"] for row in call.rows(select, conversation_id, where, BUCKETS_LISTED)]:
+        yield listed
+        if len(listed) < BUCKETS_LISTED:
+            return
+        where = listed[-1] + 1 if after else listed[-1]
+
+
+def _pages(
+    call: Call,
+    conversation_id: UUID,
+    buckets: Iterable[int],
+    *,
+    before: UUID | None,
+    after: UUID | None,
+    limit: int,
+) -> list[list[Row]]:
+    if after:
+        return call.each(SELECT_AFTER, [(conversation_id, bucket, after, limit) for bucket in buckets])
+    if before:
+        return call.each(SELECT_BEFORE, [(conversation_id, bucket, before, limit) for bucket in buckets])
+    return call.each(SELECT_NEWEST, [(conversation_id, bucket, limit) for bucket in buckets])
+
+
+def _message(row: Row) -> Message:
+    values: dict[str, Any] = {name: row[name] for name in FIELDS}
+    return Message(
+        **{**values, "recipients": tuple(values["recipients"] or ()), "audience": tuple(values["audience"] or ())}
+    )
+
+
+def _day_of_change(change: StatusChange) -> tuple[UUID, int]:
+    return change.conversation_id, keys.day(change.message_id)
+
+
+def _news_key(change: StatusChange) -> NewsKey:
+    return change.message_id, change.recipient, change.rank, change.note
+
+
+def _standing(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> dict[StatusKey, RecipientStatus]:
+    wanted = [
+        (*where, some)
+        for where, here in by_day.items()
+        for some in chunks(list({(each.message_id, each.recipient) for each in here}))
+    ]
+    return {
+        (row["message_id"], row["recipient"]): _recipient_status(row)
+        for rows in call.each(SELECT_STANDING, wanted)
+        for row in rows
+    }
+
+
+def _told(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> set[NewsKey]:
+    wanted = [
+        (*where, some) for where, here in by_day.items() for some in chunks(list({_news_key(each) for each in here}))
+    ]
+    return {
+        (row["message_id"], row["recipient"], row["rank"], row["note"])
+        for rows in call.each(SELECT_TOLD, wanted)
+        for row in rows
+    }
+
+
+def _raised(
+    changes: Sequence[StatusChange], standing: dict[StatusKey, RecipientStatus]
+) -> tuple[list[RecipientStatus], Collection[StatusChange]]:
+    """What stands after each change, one after another, and the highest of each recipient that moved it.
+
+    Whoever writes a higher one meanwhile is not overwritten: the write time of ours is lower.
+    """
+    raised: dict[StatusKey, StatusChange] = {}
+    answers = []
+    for change in changes:
+        key = change.message_id, change.recipient
+        before = standing.get(key)
+        if before is None or change.rank > before.rank:
+            raised[key] = change
+            standing[key] = RecipientStatus(change.recipient, change.status, change.rank, change.at_ms, change.reason)
+        answers.append(standing[key])
+    return answers, raised.values()
+
+
+def _recipient_status(row: Row) -> RecipientStatus:
+    rank, minus_at_ms, status, reason = row["standing"]
+    return RecipientStatus(row["recipient"], Status(status), rank, -minus_at_ms, reason)
+
+
+def _change(row: Row) -> StatusChange:
+    return StatusChange(
+        message_id=row["message_id"],
+        conversation_id=row["conversation_id"],
+        recipient=row["recipient"],
+        status=Status(row["status"]),
+        at_ms=row["at_ms"],
+        attempt=row["attempt"],
+        reason=row["reason"],
+        external_id=row["external_id"],
+    )

@@ -1,0 +1,389 @@
+"""Sessions on Cassandra: opened on first use, after a fork anew; each call of the store against one deadline.
+
+The connection is django-cassandra-engine's (credentials, lazy connect, cqlengine's registry), used as an object of our
+own and not as an entry of DATABASES: docs/adr/0014-cassandra-store.md says why.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from cassandra import (
+    AuthenticationFailed,
+    ConsistencyLevel,
+    DriverException,
+    InvalidRequest,
+    RequestValidationException,
+    Unauthorized,
+)
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, ExecutionProfile, NoHostAvailable
+from cassandra.connection import ConnectionBusy, ConnectionException
+from cassandra.io.libevreactor import LibevConnection  # without libev there is no start: the others are slow or gone
+from cassandra.policies import ConstantReconnectionPolicy, DCAwareRoundRobinPolicy, TokenAwarePolicy
+from cassandra.pool import NoConnectionsAvailable
+from cassandra.protocol import ErrorMessage
+from cassandra.query import BatchStatement, BatchType
+from django_cassandra_engine.connection import CassandraConnection
+
+from messaging.errors import StoreUnavailable
+from messaging.stores.cassandra.address import Address
+
+logger = logging.getLogger(__name__)
+logging.getLogger("cassandra").setLevel(logging.WARNING)  # it tells of every host and session that it opens
+
+WINDOW: Final = 128  # statements of one call in flight: bounds memory, and what a slow server is burdened with
+BATCH_ROWS: Final = 200  # of one partition: one mutation, far below the 16 MiB that it may have
+BATCH_BYTES: Final = 512 * 1024
+LWT_SHARE: Final = 0.6  # of the time that is left: the rest is for looking what became of it
+HEARTBEAT_S: Final = 5
+
+Row = dict[str, Any]
+Values = Sequence[Any]
+AWAY: Final = (DriverException, NoHostAvailable, ConnectionException, ConnectionBusy, NoConnectionsAvailable)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """CQL with its values; ``ks.`` before a table stands for the keyspace."""
+
+    cql: str
+    values: Values
+    size: int = 100  # roughly, in bytes
+
+    def __iter__(self) -> Iterator[Statement]:
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class SamePartition:
+    """Writes of one partition key: an unlogged batch of these is one mutation, which is applied whole or not at all."""
+
+    statements: Sequence[Statement]
+
+    def __iter__(self) -> Iterator[Statement]:
+        return iter(self.statements)
+
+
+Write = Statement | SamePartition
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """A light-weight transaction whose effect can be told afterwards: by the revision that it leaves (None: no row)."""
+
+    write: Statement
+    look: Statement  # SELECT revision … of the same row
+    leaves: UUID | str | None
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What one process has open. ``users``: calls under way; retired, it is shut down when the last of them ends."""
+
+    pid: int = field(default_factory=os.getpid)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    connection: Future[CassandraConnection] | None = None
+    prepared: dict[str, Any] = field(default_factory=dict)
+    users: int = 0
+    retired: bool = False
+
+
+class Database:
+    """Hands out calls. Connects on the first one; a forked child opens its own and leaves the parent's alone."""
+
+    _names = itertools.count()
+
+    def __init__(self, address: Address, *, timeout_s: float) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._opened = _Opened()
+        self._inherited: list[_Opened] = []  # kept: to collect them would close the parent's sockets
+
+    @contextmanager
+    def call(self, timeout_s: float | None = None) -> Iterator[Call]:
+        """One method's work. What the server or the way to it fails at is StoreUnavailable with a remedy."""
+        until_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        opened = self._enter()
+        try:
+            connection = self._connected(opened, until_s)
+            yield Call(self, opened, connection.session, until_s)
+        except AWAY as error:
+            if isinstance(error, RequestValidationException) and not isinstance(error, Unauthorized):
+                raise  # a value that can never be stored, or our fault: it would fail again
+            raise self.unavailable(error) from error
+        except ErrorMessage as error:  # overloaded, bootstrapping, a server's own fault
+            raise self.unavailable(error) from error
+        finally:
+            self._leave(opened)
+
+    def close(self) -> None:
+        """Calls under way end as they would have; the next one opens a session of its own."""
+        opened = self._mine()
+        with opened.lock:
+            opened.retired = True
+            idle = not opened.users
+        self._opened = _Opened()
+        if idle:
+            _shut_down(opened)
+
+    def unavailable(self, error: Exception) -> StoreUnavailable:
+        """What is wrong and how to mend it."""
+        causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
+        first = causes[0] if causes and isinstance(causes[0], Exception) else error
+        if any(isinstance(each, AuthenticationFailed | Unauthorized) for each in (*causes, error)):
+            return StoreUnavailable(
+                f"Cassandra at {self.address} refuses the user {self.address.user or '(none)'!r}: check the user and "
+                f"password in MESSAGE_STORE_URL and what the user may do in keyspace {self.address.keyspace!r}"
+            )
+        return StoreUnavailable(
+            f"Cassandra at {self.address} does not answer ({type(first).__name__}): check that it is up and that "
+            f"MESSAGE_STORE_URL names its address"
+        )
+
+    def missing(self, error: Exception | None = None) -> StoreUnavailable:
+        """Server there, tables not."""
+        missing = StoreUnavailable(
+            f"Cassandra at {self.address} has no keyspace {self.address.keyspace!r} with our tables, or an older one: "
+            f"check MESSAGE_STORE_URL, and run: manage.py setup_keyspace"
+        )
+        missing.__cause__ = error
+        return missing
+
+    def qualified(self, cql: str) -> str:
+        return cql.replace("ks.", f"{self.address.keyspace}.")
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    def _mine(self) -> _Opened:
+        if self._opened.pid != os.getpid():
+            self._inherited.append(self._opened)
+            self._opened = _Opened()
+        return self._opened
+
+    def _enter(self) -> _Opened:
+        while True:
+            opened = self._mine()
+            with opened.lock:
+                if not opened.retired:
+                    opened.users += 1
+                    return opened
+
+    def _leave(self, opened: _Opened) -> None:
+        with opened.lock:
+            opened.users -= 1
+            over = opened.retired and not opened.users
+        if over:
+            _shut_down(opened)
+
+    def _connected(self, opened: _Opened, until_s: float) -> CassandraConnection:
+        """One thread connects, all wait for it; no longer than they may. A failure is told once and tried anew."""
+        with opened.lock:
+            if opened.connection is None:
+                opened.connection = Future()
+                threading.Thread(
+                    target=self._connect, args=(opened.connection,), name="cassandra-connect", daemon=True
+                ).start()
+            connecting = opened.connection
+        try:
+            return connecting.result(max(0.0, until_s - time.monotonic()))
+        except TimeoutError as error:
+            raise self.unavailable(error) from error
+        except Exception:
+            with opened.lock:
+                if opened.connection is connecting:
+                    opened.connection = None
+            raise
+
+    def _connect(self, answer: Future[CassandraConnection]) -> None:
+        connection = None
+        try:
+            connection = CassandraConnection(f"chat4all-{os.getpid()}-{next(self._names)}", **self._engine_settings())
+            assert connection.session is not None  # noqa: S101 - opened here, by looking at it
+        except BaseException as error:  # raised where the answer is awaited
+            if connection is not None:
+                _unregister(connection)  # else the engine hands out what it failed to open
+            answer.set_exception(error)
+        else:
+            answer.set_result(connection)
+
+    def _engine_settings(self) -> dict[str, Any]:
+        """As an entry of DATABASES has them."""
+        address = self.address
+        nearby = TokenAwarePolicy(DCAwareRoundRobinPolicy(local_dc=address.local_dc))
+        return {
+            "HOST": ",".join(address.hosts),
+            "NAME": address.keyspace,
+            "USER": address.user,
+            "PASSWORD": address.password,
+            "OPTIONS": {
+                "connection": {
+                    "lazy_connect": True,
+                    "port": address.port,
+                    "connection_class": LibevConnection,
+                    "connect_timeout": self._timeout_s,
+                    "control_connection_timeout": self._timeout_s,
+                    # Back within a second of the server, not after the default's up to ten minutes.
+                    "reconnection_policy": ConstantReconnectionPolicy(1.0, None),
+                    "idle_heartbeat_interval": HEARTBEAT_S,
+                    "idle_heartbeat_timeout": HEARTBEAT_S,
+                    "execution_profiles": {
+                        EXEC_PROFILE_DEFAULT: ExecutionProfile(
+                            load_balancing_policy=nearby,
+                            # With one replica this is that one, with three it is two: right for every replication.
+                            consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+                            serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
+                            request_timeout=self._timeout_s,
+                        )
+                    },
+                }
+            },
+        }
+
+
+class Call:
+    """What one method of the store does, until its deadline."""
+
+    def __init__(self, database: Database, opened: _Opened, session: Any, until_s: float) -> None:
+        self._database = database
+        self._opened = opened
+        self._session = session
+        self._until_s = until_s
+
+    def rows(self, cql: str, *values: Any) -> list[Row]:
+        return self.each(cql, [values])[0]
+
+    def row(self, cql: str, *values: Any) -> Row | None:
+        return next(iter(self.rows(cql, *values)), None)
+
+    def each(self, cql: str, many: Iterable[Values]) -> list[list[Row]]:
+        """The rows for each, in the order given, asked for at once."""
+        prepared = self._prepared(cql)
+        return [list(result) for result in self._run(prepared.bind(values) for values in many)]
+
+    def write(self, writes: Iterable[Write]) -> None:
+        """All of these, at once and in no order."""
+        self._run(bound for write in writes for bound in self._bound(write))
+
+    def conditionally(self, writes: Sequence[Conditional]) -> list[bool]:
+        """Which of these took effect. Raises StoreUnavailable when that can't be told of one: repeat the call."""
+        bound = [self._prepared(each.write.cql).bind(each.write.values) for each in writes]
+        return [
+            self._told(write, outcome)
+            for write, outcome in zip(writes, self._outcomes(bound, share=LWT_SHARE), strict=True)
+        ]
+
+    def _told(self, write: Conditional, outcome: Any) -> bool:
+        if not isinstance(outcome, Exception):
+            return bool(outcome.was_applied)
+        if isinstance(outcome, RequestValidationException):
+            raise outcome
+        # A time-out says nothing about a transaction. A serial read ends what is unfinished and tells.
+        look = self._prepared(write.look.cql).bind(write.look.values)
+        look.consistency_level = ConsistencyLevel.LOCAL_SERIAL
+        [result] = self._run([look])
+        found = next(iter(result), None)
+        return (found["revision"] if found else None) == write.leaves
+
+    def execute(self, cql: str) -> list[Row]:
+        """Unprepared: for a schema."""
+        return list(self._session.execute(self._database.qualified(cql), timeout=self._left_s()))
+
+    @property
+    def cluster(self) -> Any:
+        return self._session.cluster
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _bound(self, write: Write) -> Iterator[Any]:
+        if isinstance(write, Statement):
+            yield self._prepared(write.cql).bind(write.values)
+            return
+        for some in _mutations(write.statements):
+            batch = BatchStatement(BatchType.UNLOGGED)
+            for each in some:
+                batch.add(self._prepared(each.cql), each.values)
+            yield batch
+
+    def _prepared(self, cql: str) -> Any:
+        prepared = self._opened.prepared.get(cql)
+        if prepared is None:
+            self._left_s()
+            try:
+                prepared = self._session.prepare(self._database.qualified(cql))
+            except InvalidRequest as error:
+                raise self._database.missing(error) from error
+            self._opened.prepared[cql] = prepared
+        return prepared
+
+    def _run(self, statements: Iterable[Any]) -> list[Any]:
+        """Results in the order given, up to WINDOW under way. Raises the first failure; the others may have landed."""
+        flight: deque[Any] = deque()
+        results = []
+        for statement in statements:
+            if len(flight) >= WINDOW:
+                results.append(flight.popleft().result())
+            flight.append(self._session.execute_async(statement, timeout=self._left_s()))
+        return results + [future.result() for future in flight]
+
+    def _outcomes(self, statements: Sequence[Any], *, share: float) -> list[Any]:
+        """Results, or the errors in their places."""
+        outcomes: list[Any] = []
+        for start in range(0, len(statements), WINDOW):
+            flight = [
+                self._session.execute_async(each, timeout=self._left_s() * share)
+                for each in statements[start : start + WINDOW]
+            ]
+            for future in flight:
+                try:
+                    outcomes.append(future.result())
+                except (*AWAY, ErrorMessage) as error:
+                    outcomes.append(error)
+        return outcomes
+
+    def _left_s(self) -> float:
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise self._database.unavailable(TimeoutError())
+        return left_s
+
+
+def _mutations(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
+    some: list[Statement] = []
+    size = 0
+    for each in statements:
+        if some and (len(some) >= BATCH_ROWS or size + each.size > BATCH_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(each)
+        size += each.size
+    if some:
+        yield some
+
+
+def _shut_down(opened: _Opened) -> None:
+    """A connection that is still being opened goes when it is there."""
+    if opened.connection is not None:
+        opened.connection.add_done_callback(_shut_down_when_open)
+
+
+def _shut_down_when_open(connecting: Future[CassandraConnection]) -> None:
+    if connecting.exception() is None:
+        _unregister(connecting.result())
+
+
+def _unregister(connection: CassandraConnection) -> None:
+    try:
+        connection.unregister()
+    except Exception:  # it goes in any case
+        logger.warning("a Cassandra session did not close cleanly", exc_info=True)

@@ -1,0 +1,60 @@
+"""The message store on Cassandra: its concerns put together, and whether it is there."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from threading import Thread
+from typing import Final
+
+from core.clock import SYSTEM_CLOCK, Clock
+from messaging.stores.cassandra import schema
+from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.claims import Deliveries, Keys
+from messaging.stores.cassandra.conversations import Conversations
+from messaging.stores.cassandra.messages import Messages
+from messaging.stores.cassandra.parking import Parking
+from messaging.stores.cassandra.people import Contacts, ExternalIds
+from messaging.stores.cassandra.session import Database
+
+PING_TIMEOUT_S: Final = 2.0
+
+
+class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliveries, Parking):
+    """A `MessageStore` in the keyspace that the URL names. One session per process, opened on first use.
+
+    Not all or nothing: a call that fails may have written a part, and repeating it writes the rest.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._db = Database(Address.parse(url), timeout_s=timeout_s)
+        self._clock = clock
+
+    def prune(self, *, limit: int) -> int:  # noqa: ARG002 - keys and claims have a time to live
+        return 0
+
+    def ping(self) -> None:
+        answer: Future[None] = Future()
+        Thread(target=self._probe, args=(answer,), name="store-ping", daemon=True).start()
+        try:
+            answer.result(PING_TIMEOUT_S)
+        except TimeoutError as error:
+            raise self._db.unavailable(error) from error
+
+    def _probe(self, answer: Future[None]) -> None:
+        """On a thread of its own, since looking up a name or opening a session may take longer than a ping."""
+        try:
+            self._check_schema()
+        except BaseException as error:  # raised where the answer is awaited
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
+
+    def _check_schema(self) -> None:
+        with self._db.call(PING_TIMEOUT_S) as call:
+            row = call.row(schema.SELECT_VERSION, schema.PART)
+        if ((row or {}).get("version") or 0) < schema.VERSION:
+            raise self._db.missing()
+
+    def close(self) -> None:
+        """Calls under way on other threads end as they would have; the next call opens another session."""
+        self._db.close()
