@@ -435,7 +435,7 @@ def test_a_start_forgets_what_an_earlier_one_counted(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics"
     metrics.mkdir()
     (metrics / "counter_1.db").write_bytes(b"old")
-    entrypoint = [DOCKER / "entrypoint", "sh", "-c", 'echo "$$ $1"', "sh", "an argument"]
+    entrypoint: list[str | Path] = [DOCKER / "entrypoint", "sh", "-c", 'echo "$$ $1"', "sh", "an argument"]
     started = subprocess.Popen(
         entrypoint,
         env={"PATH": "/usr/bin:/bin", "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
@@ -448,7 +448,7 @@ def test_a_start_forgets_what_an_earlier_one_counted(tmp_path: Path) -> None:
 
 
 def test_the_health_check_believes_nothing_but_200(httpd: Any) -> None:
-    healthcheck = [sys.executable, DOCKER / "healthcheck"]
+    healthcheck: list[str | Path] = [sys.executable, DOCKER / "healthcheck"]
 
     def asked(path: str, port: int) -> tuple[int, str]:
         done = subprocess.run(

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
+import jsonschema  # type: ignore[import-untyped]
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -90,7 +90,7 @@ def test_every_manifest_is_valid(manifests: tuple[Manifest, ...]) -> None:
         validate(each)
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[str, list[str | int], Any]] = {
     "a misspelt field": ("Deployment", ["spec", "template", "spec", "containers", 0, "imagePullPolice"], "Always"),
     "text where a number belongs": ("StatefulSet", ["spec", "replicas"], "two"),
     "a misspelt field of a policy": ("NetworkPolicy", ["spec", "policyType"], ["Ingress"]),
@@ -104,7 +104,7 @@ BROKEN = {
 def test_a_broken_manifest_is_refused(broken: str) -> None:
     kind, (*path, last), value = BROKEN[broken]
     manifest = yaml.safe_load(yaml.safe_dump(next(of(rendered("production"), kind))))
-    inner = manifest
+    inner: Any = manifest
     for step in path:
         inner = inner[step]
     inner[last] = value

