@@ -355,6 +355,7 @@ def test_the_image_runs_as_nobody_special_and_tells_its_health(stage: str) -> No
     told = dict(stages()[stage])
     assert told["USER"] == "10001:10001"
     assert '["healthcheck"' in told["HEALTHCHECK"]
+    assert "ENTRYPOINT" not in told
     commands.check(json.loads(told["CMD"]))  # JSON: no shell stands between a signal and the process
     bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
     assert bases[0] == "${PYTHON}"
@@ -428,23 +429,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-# --- what the image starts with -----------------------------------------------------------------------------------
-
-
-def test_a_start_forgets_what_an_earlier_one_counted(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics"
-    metrics.mkdir()
-    (metrics / "counter_1.db").write_bytes(b"old")
-    entrypoint: list[str | Path] = [DOCKER / "entrypoint", "sh", "-c", 'echo "$$ $1"', "sh", "an argument"]
-    started = subprocess.Popen(
-        entrypoint,
-        env={"PATH": "/usr/bin:/bin", "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    told, _ = started.communicate(timeout=10)
-    assert told == f"{started.pid} an argument\n", "it must make way, or signals never arrive"
-    assert list(metrics.iterdir()) == []
+# --- its health check -----------------------------------------------------------------------------------------------
 
 
 def test_the_health_check_believes_nothing_but_200(httpd: Any) -> None:

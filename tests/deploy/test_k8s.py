@@ -119,7 +119,7 @@ def test_a_broken_manifest_is_refused(broken: str) -> None:
 
 def test_every_command_is_one_that_the_image_has(manifests: tuple[Manifest, ...]) -> None:
     for name, each in containers(manifests):
-        assert "command" not in each, f"{name}: it would replace the image's entrypoint"
+        assert "command" not in each, name
         commands.check(each["args"])
 
 
