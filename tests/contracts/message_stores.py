@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 from django.db import connections
 
+from chat4all_project.parts import database
 from core.clock import SYSTEM_CLOCK, Clock
 from core.ids import uuid7
 from messaging.domain import Conversation, Message
@@ -94,24 +95,24 @@ def orm_on_sqlite(directory: Path, clock: Clock = SYSTEM_CLOCK) -> Iterator[OrmS
 
 @contextmanager
 def orm_on_postgres(_directory: Path) -> Iterator[OrmStore]:
-    """On the database that TEST_POSTGRES_URL names; it is not emptied: ids are fresh in each test."""
-    import environ
-
+    """On the database that TEST_POSTGRES_URL names, pooled as the product is; it is not emptied: ids are fresh in each
+    test."""
     _migrated_postgres()
-    config: dict[str, Any] = environ.Env.db_url_config(os.environ["TEST_POSTGRES_URL"])
     base: dict[str, Any] = connections.settings["messages"]
-    connections.settings["store_postgres"] = {**base, "OPTIONS": {}, **config}
+    connections.settings["store_postgres"] = {**base, **database(needed("postgres"))}
+    wrapper: Any = connections["store_postgres"]
     try:
         yield OrmStore("store_postgres")
     finally:
         connections["store_postgres"].close()
+        wrapper.close_pool()
         del connections["store_postgres"]
         del connections.settings["store_postgres"]
 
 
 @cache
 def _migrated_postgres() -> None:
-    migrate("messages", messages_url=os.environ["TEST_POSTGRES_URL"], accounts_url="sqlite:///:memory:")
+    migrate("messages", messages_url=needed("postgres"), accounts_url="sqlite:///:memory:")
 
 
 @contextmanager
@@ -138,10 +139,10 @@ def make_keyspace(url: str) -> None:
 
 STORES: Final[dict[str, Callable[[Path], AbstractContextManager[MessageStore]]]] = {
     "orm-sqlite": orm_on_sqlite,
-    **({"orm-postgres": orm_on_postgres} if "TEST_POSTGRES_URL" in os.environ else {}),
+    "orm-postgres": orm_on_postgres,
     "cassandra": on_cassandra,
 }
-ON_SERVERS: Final = frozenset({"cassandra"})  # skipped where there is none, see `tests.stack.servers`
+ON_SERVERS: Final = frozenset({"cassandra", "orm-postgres"})  # skipped where there is none, see `tests.stack.servers`
 
 
 def a_conversation(*members: str, workspace_id: UUID | None = None, created_at_ms: int = NOON_MS) -> Conversation:
