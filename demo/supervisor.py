@@ -126,7 +126,7 @@ class LocalSystem:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    def start(self, timeout_s: float = 60) -> Self:
+    def start(self, timeout_s: float = 120) -> Self:
         """Returns when every part is ready. Raises PortsTaken, StillRunning or StartFailed; then nothing is left."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.ports.check_free(unused=() if self._has_own_log else ("redis_log",))
