@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,6 +23,10 @@ def build_app(platform: Platform) -> Starlette:
     async def health(_request: Request) -> Response:
         return json_answer({"status": "ok", "accounts": len(platform.accounts.all())})
 
+    async def metrics(_request: Request) -> Response:
+        """What this process takes of the machine; what it was sent, the hub counts."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
     def refuse(request: Request, error: Exception) -> Response:
         if request.url.path.startswith("/_control/"):
             refusal = _as_control_error(error)
@@ -35,6 +40,7 @@ def build_app(platform: Platform) -> Starlette:
         routes=[
             GraphApi(platform).send_route(),  # routes are tried in turn: the one that is busy first
             Route("/health", health, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
             *ControlApi(platform).routes(),
             *GraphApi(platform).routes(),
         ],
