@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cassandra import DriverException
-from cassandra.cluster import Cluster, NoHostAvailable
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.policies import RoundRobinPolicy
 
 from demo.ports import HOST, free_ports
@@ -127,7 +127,7 @@ class Cassandra(Server):
             port=self.port,
             connect_timeout=PROBE_TIMEOUT_S,
             control_connection_timeout=PROBE_TIMEOUT_S,
-            load_balancing_policy=RoundRobinPolicy(),
+            execution_profiles={EXEC_PROFILE_DEFAULT: ExecutionProfile(RoundRobinPolicy())},
             protocol_version=4,
         )
         try:

@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -15,6 +16,7 @@ from typing import ClassVar, Self
 from demo.ports import HOST, free_ports
 from demo.processes import Program, Supervisor
 
+STOPPED, GONE = {"T", "t"}, {"Z", "X"}
 START_TIMEOUT_S = 110.0  # below pytest's own time-out, so that the end of the log is seen
 
 
@@ -73,6 +75,7 @@ class Server(ABC):
         family = self._pause()
         self._supervised().kill(self.name)
         _signal(family, signal.SIGKILL)
+        _wait_until(lambda pid: not is_running(pid), family)
 
     def restart(self, timeout_s: float = START_TIMEOUT_S) -> None:
         self.stop()
@@ -145,6 +148,7 @@ class Server(ABC):
         stopped: list[int] = []
         while set(family := self.family()) - set(stopped):
             _signal(family, signal.SIGSTOP)
+            _wait_until(_is_still, family)
             stopped = family
         return stopped
 
@@ -161,6 +165,33 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def is_running(pid: int) -> bool:
+    """Not merely unburied: where nobody reaps orphans they stay as zombies."""
+    return bool(_states(pid) - GONE)
+
+
+def _is_still(pid: int) -> bool:
+    return not _states(pid) - STOPPED - GONE
+
+
+def _states(pid: int) -> set[str]:
+    """Of its threads, as the kernel writes them; none when there is no such process."""
+    states = set()
+    for thread in Path("/proc").glob(f"{pid}/task/*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.add(thread.read_text().rpartition(")")[2].split()[0])
+    return states
+
+
+def _wait_until(what: Callable[[int], bool], pids: Sequence[int], timeout_s: float = 10) -> None:
+    """A signal is only sent: on a busy machine threads run on until it is their turn."""
+    deadline = time.monotonic() + timeout_s
+    while not all(map(what, pids)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the processes {pids} do not obey a signal")
+        time.sleep(0.005)
 
 
 def _with_descendants(pid: int) -> list[int]:
