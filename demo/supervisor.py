@@ -227,6 +227,7 @@ class LocalSystem:
             "GATEWAY_URL": f"ws://{HOST}:{ports.gateway}",
             "SIMULATOR_URL": f"http://{HOST}:{ports.simulator}",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",  # drivers in C: a crash leaves its stack in the log
         }
 
     @property
