@@ -107,7 +107,7 @@ class Keys(Part):
 
 def _took_key(call: Call, where: Sequence[Any], write: Statement, revision: UUID) -> bool:
     [applied] = call.conditionally([Conditional(write, Statement(SELECT_KEY_REVISION, where), revision)])
-    return applied
+    return bool(applied)
 
 
 def _is_forgotten(row: Row, now_ms: int) -> bool:

@@ -63,7 +63,7 @@ class Conversations(Part):
             is_new = False
             if stored is None:
                 look = Statement(SELECT_REVISION, (conversation.conversation_id,))
-                [is_new] = call.conditionally([Conditional(Statement(INSERT, values), look, revision)])
+                is_new = call.conditionally([Conditional(Statement(INSERT, values), look, revision)]) == [True]
                 stored = conversation if is_new else _stored(call, conversation.conversation_id)
             if stored is None:
                 raise StoreUnavailable("a conversation was neither created nor found; try again")

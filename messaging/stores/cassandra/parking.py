@@ -156,9 +156,9 @@ class Parking(Part):
         call.write([_entered(scope, entry)])
         write = Statement(INSERT_SCOPE, (*_values(entry), revision, *_key(scope)))
         [is_ours] = call.conditionally([Conditional(write, _look(scope), revision)])
-        if not is_ours:
+        if is_ours is False:  # refused; of one that may yet take effect the entry stays
             call.write([_left(scope, entry)])
-        return is_ours
+        return bool(is_ours)
 
     def _move(self, call: Call, scopes: Sequence[Scope], due_at_ms: int) -> list[bool]:
         """Give each another due time; which of them were as they were found."""
@@ -168,8 +168,9 @@ class Parking(Part):
         call.write(
             _left(found.scope, found.entry if ours else entry)
             for found, entry, ours in zip(scopes, entries, moved, strict=True)
+            if ours is not None
         )
-        return moved
+        return [bool(ours) for ours in moved]
 
     def _entry(self, due_at_ms: int, opened: UUID) -> Entry:
         return Entry(due_at_ms, opened, uuid4(), self._clock.now_ms() * 1000)

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -40,7 +41,7 @@ from messaging.errors import StoreUnavailable
 from messaging.stores.cassandra.address import Address
 
 logger = logging.getLogger(__name__)
-logging.getLogger("cassandra").setLevel(logging.WARNING)  # it tells of every host and session that it opens
+logging.getLogger("cassandra").setLevel(logging.ERROR)  # it tells of each try to reconnect; /ready tells of the outage
 
 WINDOW: Final = 128  # statements of one call in flight: bounds memory, and what a slow server is burdened with
 BATCH_ROWS: Final = 200  # of one partition: one mutation, far below the 16 MiB that it may have
@@ -107,7 +108,7 @@ class Database:
     def __init__(self, address: Address, *, timeout_s: float) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._opened = _Opened()
+        self._opened = self._fresh()
         self._inherited: list[_Opened] = []  # kept: to collect them would close the parent's sockets
 
     @contextmanager
@@ -133,7 +134,7 @@ class Database:
         with opened.lock:
             opened.retired = True
             idle = not opened.users
-        self._opened = _Opened()
+        self._opened = self._fresh()
         if idle:
             _shut_down(opened)
 
@@ -168,8 +169,14 @@ class Database:
     def _mine(self) -> _Opened:
         if self._opened.pid != os.getpid():
             self._inherited.append(self._opened)
-            self._opened = _Opened()
+            self._opened = self._fresh()
         return self._opened
+
+    def _fresh(self) -> _Opened:
+        """Shut down with its owner, at the latest when the process ends."""
+        opened = _Opened()
+        weakref.finalize(self, _shut_down, opened)
+        return opened
 
     def _enter(self) -> _Opened:
         while True:
@@ -275,15 +282,18 @@ class Call:
         """All of these, at once and in no order."""
         self._run(bound for write in writes for bound in self._bound(write))
 
-    def conditionally(self, writes: Sequence[Conditional]) -> list[bool]:
-        """Which of these took effect. Raises StoreUnavailable when that can't be told of one: repeat the call."""
+    def conditionally(self, writes: Sequence[Conditional]) -> list[bool | None]:
+        """Which of these took effect; None: no answer came and it has not, but it may yet.
+
+        Raises StoreUnavailable when there is nothing to be learned of one: repeat the call.
+        """
         bound = [self._prepared(each.write.cql).bind(each.write.values) for each in writes]
         return [
             self._told(write, outcome)
             for write, outcome in zip(writes, self._outcomes(bound, share=LWT_SHARE), strict=True)
         ]
 
-    def _told(self, write: Conditional, outcome: Any) -> bool:
+    def _told(self, write: Conditional, outcome: Any) -> bool | None:
         if not isinstance(outcome, Exception):
             return bool(outcome.was_applied)
         if isinstance(outcome, RequestValidationException):
@@ -293,7 +303,7 @@ class Call:
         look.consistency_level = ConsistencyLevel.LOCAL_SERIAL
         [result] = self._run([look])
         found = next(iter(result), None)
-        return (found["revision"] if found else None) == write.leaves
+        return (found["revision"] if found else None) == write.leaves or None
 
     def execute(self, cql: str) -> list[Row]:
         """Unprepared: for a schema."""
@@ -373,7 +383,7 @@ def _mutations(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
 
 def _shut_down(opened: _Opened) -> None:
     """A connection that is still being opened goes when it is there."""
-    if opened.connection is not None:
+    if opened.connection is not None and opened.pid == os.getpid():
         opened.connection.add_done_callback(_shut_down_when_open)
 
 

@@ -1,0 +1,53 @@
+"""How MESSAGE_STORE_URL names a Cassandra keyspace, and how replication is written."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.setup import Replication
+
+
+def test_a_url_names_hosts_credentials_keyspace_and_data_centre() -> None:
+    url = "cassandra://chat%40all:p%3Aw%2F@one,two:9142,[::1]/messages_1?dc=eu"
+    assert Address.parse(url) == Address(("one", "two", "::1"), 9142, "messages_1", "chat@all", "p:w/", "eu")
+    assert Address.parse("cassandra://one/k") == Address(("one",), 9042, "k")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("cassandra://one/", id="no keyspace"),
+        pytest.param("cassandra://one/Mixed-Case", id="a keyspace that would need quotes"),
+        pytest.param("cassandra:///k", id="no host"),
+        pytest.param("cassandra://one,/k", id="an empty host"),
+        pytest.param("cassandra://one:port/k", id="no number as port"),
+        pytest.param("cassandra://one:1,two:2/k", id="two ports"),
+    ],
+)
+def test_what_names_no_keyspace_is_refused_with_a_hint_and_without_its_password(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="Hint: cassandra://") as caught:
+        Address.parse(url.replace("//", "//user:s3cret@"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_is_in_no_representation() -> None:
+    assert "s3cret" not in repr(Address.parse("cassandra://user:s3cret@one/k"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("SimpleStrategy:1", {"class": "SimpleStrategy", "replication_factor": "1"}),
+        ("dc2:2, dc1:3", {"class": "NetworkTopologyStrategy", "dc1": "3", "dc2": "2"}),
+    ],
+)
+def test_replication_is_simple_or_by_data_centre(text: str, options: dict[str, str]) -> None:
+    assert Replication.parse(text).options() == options
+
+
+@pytest.mark.parametrize("text", ["", "3", "dc1", "dc1:0", "dc1:x", "SimpleStrategy:1,dc1:3", "d'c:1"])
+def test_what_is_no_replication_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="SimpleStrategy:1 or dc1:3,dc2:3"):
+        Replication.parse(text)

@@ -1,0 +1,447 @@
+"""What only the Cassandra store promises: queries that name their partition, write times, sessions that survive."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from io import StringIO
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from cassandra import AuthenticationFailed, InvalidRequest
+from cassandra.cluster import NoHostAvailable
+from django.core.management import CommandError, call_command
+from pytest_django import DjangoDbBlocker, Settings
+
+from core.clock import ManualClock
+from core.ids import uuid7, uuid7_us
+from demo.ports import free_ports
+from messaging.domain import Message, Status, StatusChange
+from messaging.errors import StoreUnavailable
+from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, ParkedRecord, ParkScope, TopicPartition
+from messaging.stores.cassandra import CassandraStore, setup
+from messaging.stores.cassandra import session as sessions
+from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.session import Call, Database
+from tests.contracts.message_stores import (
+    ALICE,
+    BOB,
+    CARLA,
+    NOON_MS,
+    a_conversation,
+    a_message,
+    cassandra_url,
+    make_keyspace,
+    on_cassandra,
+)
+from tests.contracts.test_message_store import at_once
+from tests.stack.servers import needed
+from tests.town import eventually
+
+pytestmark = pytest.mark.cluster
+
+CONCERNS = ("conversations", "messages", "people", "claims", "parking", "setup", "schema")
+VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+@pytest.fixture
+def store(tmp_path: Any, django_db_blocker: DjangoDbBlocker) -> Iterator[CassandraStore]:
+    with django_db_blocker.unblock(), on_cassandra(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def raw() -> Iterator[Call]:
+    """The same keyspace without the store."""
+    database = Database(Address.parse(cassandra_url()), timeout_s=10)
+    with database.call(60) as call:
+        yield call
+    database.close()
+
+
+@contextmanager
+def opened(url: str, **options: Any) -> Iterator[CassandraStore]:
+    store = CassandraStore(url, **options)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def change(message: Message, status: Status, **fields: Any) -> StatusChange:
+    known = {"message_id": message.message_id, "conversation_id": message.conversation_id, "recipient": BOB}
+    return StatusChange(**{**known, "status": status, "at_ms": message.accepted_at_ms + 1, **fields})
+
+
+def statements() -> dict[str, str]:
+    """Every CQL constant of the adapter, by name."""
+    return {
+        f"{name}.{constant}": cql
+        for name in CONCERNS
+        for constant, cql in vars(importlib.import_module(f"messaging.stores.cassandra.{name}")).items()
+        if isinstance(cql, str) and cql.startswith(VERBS) and " ks." in cql and not constant.startswith("_")
+    }
+
+
+class TestStatements:
+    def test_each_names_its_partition_and_none_filters(self, raw: Call) -> None:
+        named = statements()
+        assert len(named) > 45
+        for name, cql in named.items():
+            assert "ALLOW FILTERING" not in cql, name
+            assert raw._prepared(cql).routing_key_indexes, f"{name} does not name its whole partition"
+
+    def test_there_are_no_counters_and_no_indexes(self, raw: Call) -> None:
+        keyspace = Address.parse(cassandra_url()).keyspace
+        for catalogue in ("indexes", "views"):
+            assert raw.execute(f"SELECT * FROM system_schema.{catalogue} WHERE keyspace_name = '{keyspace}'") == []
+        columns = raw.execute(f"SELECT type FROM system_schema.columns WHERE keyspace_name = '{keyspace}'")
+        assert columns
+        assert "counter" not in {row["type"] for row in columns}
+
+    def test_what_competes_is_written_at_the_time_of_its_values_never_of_the_clock(
+        self, store: CassandraStore, raw: Call
+    ) -> None:
+        message = a_message()
+        store.save_messages([message])
+        for status in (Status.FAILED, Status.DELIVERED, Status.READ):
+            store.apply_statuses([change(message, status)])
+            [row] = raw.rows(
+                "SELECT writetime(standing) AS us FROM ks.message_statuses WHERE conversation_id = ? AND day = ?"
+                " AND message_id = ?",
+                message.conversation_id,
+                uuid7_us(message.message_id) // 86_400_000_000,
+                message.message_id,
+            )
+            assert row["us"] == uuid7_us(message.message_id) + change(message, status).rank
+        [row] = raw.rows(
+            "SELECT writetime(last_activity_ms) AS us FROM ks.conversation_activity WHERE conversation_id = ?",
+            message.conversation_id,
+        )
+        assert row["us"] == message.accepted_at_ms * 1000
+
+    def test_a_light_weight_row_is_written_by_nothing_else(self) -> None:
+        conditional = ("conversations", "external_ids", "idempotency_keys", "delivery_claims", "parked_scopes")
+        for name, cql in statements().items():
+            if not cql.startswith("SELECT") and any(f"ks.{table} " in cql for table in conditional):
+                assert " IF " in cql, name
+
+    def test_a_batch_of_one_conversation_takes_a_handful(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        conversation = a_conversation(ALICE, BOB)
+        store.create_conversation(conversation)
+        messages = [a_message(conversation) for _ in range(100)]
+        ran: list[int] = []
+        run = Call._run
+
+        def counted(call: Call, bound: Any) -> list[Any]:
+            listed = list(bound)
+            ran.append(len(listed))
+            return run(call, listed)
+
+        monkeypatch.setattr(Call, "_run", counted)
+        store.save_messages(messages)
+        # Read what is stored; statuses, 100 places, the bucket, messages; the activity; members; two lists.
+        assert sum(ran) <= 100 + 12, ran
+        ran.clear()
+        store.apply_statuses([change(each, Status.READ) for each in messages])
+        assert sum(ran) <= 6, ran
+
+
+class TestHistories:
+    def test_a_page_reaches_over_as_many_periods_as_it_needs_both_ways(self, store: CassandraStore) -> None:
+        conversation = a_conversation()
+        messages = [a_message(conversation, message_id=id_at(NOON_MS + int(days * 86_400_000))) for days in spread()]
+        store.save_messages(random.Random(3).sample(messages, len(messages)))
+        newest_first = messages[::-1]
+        here = conversation.conversation_id
+        assert store.history(here, limit=500) == newest_first
+        seen: list[Message] = []
+        while page := store.history(here, before=seen[-1].message_id if seen else None, limit=7):
+            seen += page
+        assert seen == newest_first
+        seen = [messages[0]]
+        while page := store.history(here, after=seen[-1].message_id, limit=7):
+            seen += page
+        assert seen == messages
+
+    def test_members_of_more_buckets_than_are_listed_at_once_are_all_found(self, store: CassandraStore) -> None:
+        conversation = a_conversation()
+        messages = [a_message(conversation, message_id=id_at(NOON_MS + n * 11 * 86_400_000)) for n in range(150)]
+        store.save_messages(messages)
+        assert store.history(conversation.conversation_id, limit=200) == messages[::-1]
+        assert store.history(conversation.conversation_id, after=messages[0].message_id, limit=200) == messages[1:]
+
+
+class TestCompeting:
+    def test_equal_ranks_told_at_once_end_at_the_earlier_for_everybody(self, store: CassandraStore) -> None:
+        for _ in range(10):
+            message = a_message()
+            store.save_messages([message])
+            early, late = (change(message, Status.DELIVERED, at_ms=NOON_MS + ms) for ms in (5, 9))
+            at_once(store, *(partial(store.apply_statuses, [each]) for each in (late, early)))
+            [stands] = store.statuses([message])[message.message_id]
+            [_, told] = store.transitions(message)
+            assert stands.at_ms in (early.at_ms, late.at_ms)
+            assert told.change.at_ms == stands.at_ms
+            assert store.apply_statuses([late, early]) == [stands, stands]
+
+    def test_two_writers_that_saw_nothing_leave_the_earlier_report(self, store: CassandraStore, raw: Call) -> None:
+        """The race itself, one write after the other as Cassandra gets them, in both orders."""
+        from messaging.stores.cassandra.messages import _status, _transition
+
+        for order in ((5, 9), (9, 5)):
+            message = a_message()
+            for ms in order:
+                told = change(message, Status.DELIVERED, at_ms=NOON_MS + ms)
+                raw.write([_status(told), _transition(told)])
+            assert [each.at_ms for each in store.statuses([message])[message.message_id]] == [NOON_MS + 5]
+            assert [each.change.at_ms for each in store.transitions(message)] == [NOON_MS + 5]
+
+    @pytest.mark.parametrize("share", [1e-6, 0.02], ids=["no answer waited for", "some answers come"])
+    def test_a_transaction_whose_answer_is_lost_is_looked_up(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch, share: float
+    ) -> None:
+        warm(store)
+        monkeypatch.setattr(sessions, "LWT_SHARE", share)
+        for _ in range(5):
+            conversation, scope = a_conversation(ALICE, BOB), ParkScope("whatsapp-outbound", uuid4())
+            stored, _ = store.create_conversation(conversation)
+            assert stored == conversation
+            store.add_member(conversation.conversation_id, CARLA, at_ms=NOON_MS)
+            store.add_member(conversation.conversation_id, CARLA, at_ms=NOON_MS)
+            found = store.conversation(conversation.conversation_id)
+            assert found is not None
+            assert found.members == (ALICE, BOB, CARLA)
+            key = DeliveryKey(uuid7(), CARLA)
+            [mine] = store.claim_deliveries([key], owner="a", now_ms=NOON_MS, lease_ms=1000)
+            [theirs] = store.claim_deliveries([key], owner="b", now_ms=NOON_MS, lease_ms=1000)
+            assert (mine.state, theirs.state) == (DeliveryState.CLAIMED, DeliveryState.BUSY)
+            store.settle_deliveries([DeliveryOutcome(key, external_id="wamid.1")], owner="a")
+            [sent] = store.claim_deliveries([key], owner="b", now_ms=NOON_MS, lease_ms=1000)
+            assert sent.external_id == "wamid.1"
+            source = TopicPartition("whatsapp-outbound", 0)
+            store.park(scope, [ParkedRecord(source, each, b"{}", NOON_MS, 1) for each in (1, 2)], due_at_ms=NOON_MS)
+            assert not store.unpark(scope, [(source, 1)], next_due_ms=NOON_MS + 5)
+            assert store.due_at_ms(scope) == NOON_MS + 5
+            assert scope in store.due_scopes(topic=scope.topic, now_ms=NOON_MS + 5, limit=1000)
+            assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
+            assert store.due_at_ms(scope) is None
+
+
+class TestIndexOfDueScopes:
+    def test_entries_that_no_scope_names_count_for_nothing_and_are_swept_when_old(self, raw: Call) -> None:
+        from messaging.stores.cassandra.parking import Entry, _entered
+
+        clock = ManualClock()
+        topic = f"whatsapp-{uuid4().hex[:8]}-outbound"
+        held, never_opened = ParkScope(topic, uuid4()), ParkScope(topic, uuid4())
+        with opened(cassandra_url(), timeout_s=10, clock=clock) as store:
+            store.park(held, [ParkedRecord(TopicPartition(topic, 0), 1, b"", NOON_MS, 1)], due_at_ms=NOON_MS + 1)
+            entered_us = clock.now_ms() * 1000
+            for scope in (held, never_opened):
+                raw.write([_entered(scope, Entry(NOON_MS, uuid7(), uuid4(), entered_us)) for _ in range(40)])
+            due = partial(store.due_scopes, topic=topic, now_ms=NOON_MS + 9, limit=5)
+            assert (due(), entries(raw, topic)) == ([held], 81)
+            clock.advance(3601)
+            assert (due(), entries(raw, topic)) == ([held], 1)
+
+    def test_moving_a_scope_leaves_one_entry(self, store: CassandraStore, raw: Call) -> None:
+        topic = f"whatsapp-{uuid4().hex[:8]}-outbound"
+        scope, source = ParkScope(topic, uuid4()), TopicPartition(topic, 0)
+        for round_ in range(5):
+            store.park(scope, [ParkedRecord(source, round_, b"", NOON_MS, 1)], due_at_ms=NOON_MS)
+            store.take_due_scopes(topic=topic, now_ms=NOON_MS + round_, again_at_ms=NOON_MS + round_ + 1, limit=9)
+        assert entries(raw, topic) == 1
+        assert store.unpark(scope, [(source, each) for each in range(5)], next_due_ms=NOON_MS)
+        assert entries(raw, topic) == 0
+
+
+class TestProcesses:
+    def test_a_store_that_was_used_before_a_fork_works_on_both_sides(self, store: CassandraStore) -> None:
+        before, by_child, after = a_message(), a_message(), a_message()
+        store.save_messages([before])
+        inherited = store._db._opened
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - the child reports by its exit code only
+            code = 1
+            try:
+                store.save_messages([by_child])
+                own = store._db._opened is not inherited
+                code = 0 if own and store.message(before.message_id) == before else 2
+                store.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert store._db._opened is inherited
+        store.save_messages([after])
+        assert store.message(by_child.message_id) == by_child
+
+    def test_nothing_connects_before_it_is_used(self) -> None:
+        [port] = free_ports(1)
+        store = CassandraStore(f"cassandra://127.0.0.1:{port}/nowhere")
+        assert store._db._opened.connection is None
+        store.close()
+
+    def test_a_store_that_is_closed_under_calls_lets_them_end(self, store: CassandraStore) -> None:
+        messages = [a_message() for _ in range(40)]
+        at_once(store, *(partial(store.save_messages, messages[each::8]) for each in range(8)))
+        assert store.messages([each.message_id for each in messages]) == {each.message_id: each for each in messages}
+
+
+class TestUnavailable:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            pytest.param(lambda store: store.message(uuid7()), id="reading"),
+            pytest.param(lambda store: store.save_messages([a_message()]), id="writing"),
+            pytest.param(lambda store: store.create_conversation(a_conversation()), id="a transaction"),
+            pytest.param(lambda store: store.ping(), id="ping"),
+        ],
+    )
+    @pytest.mark.parametrize("peer", ["nobody", "silence"])
+    def test_who_does_not_answer_is_named_with_the_remedy_in_time(
+        self, call: Callable[[CassandraStore], object], peer: str
+    ) -> None:
+        with listening(peer) as port, opened(f"cassandra://127.0.0.1:{port}/k", timeout_s=1.5) as store:
+            began_s = time.monotonic()
+            with pytest.raises(StoreUnavailable, match=rf"Cassandra at 127.0.0.1:{port} does not answer .*URL"):
+                call(store)
+            assert time.monotonic() - began_s < 2.6
+
+    def test_a_missing_keyspace_is_named_with_the_command_that_makes_it(self) -> None:
+        url = f"{needed('cassandra').rstrip('/')}/not_there"
+        with opened(url) as store:
+            for call in (store.ping, partial(store.message, uuid7()), partial(store.save_messages, [a_message()])):
+                with pytest.raises(StoreUnavailable, match=r"no keyspace 'not_there'.*manage\.py setup_keyspace"):
+                    call()
+
+    def test_who_is_not_let_in_is_told_so(self) -> None:
+        database = Database(Address.parse("cassandra://eve:s3cret@one/k"), timeout_s=1)
+        refused = NoHostAvailable("no host", {"one": AuthenticationFailed("bad credentials")})
+        told = database.unavailable(refused).detail
+        assert "refuses the user 'eve'" in told
+        assert "s3cret" not in told
+
+    def test_a_server_that_comes_back_is_used_again(self) -> None:
+        [port] = free_ports(1)
+        url = cassandra_url()
+        there = Address.parse(url)
+        with opened(f"cassandra://127.0.0.1:{port}/{there.keyspace}", timeout_s=3) as store:
+            with pytest.raises(StoreUnavailable):
+                store.ping()
+            store._db.address = there  # as if it had come up where it was looked for
+            eventually(lambda: answers(store.ping))
+
+    def test_a_value_that_can_never_be_stored_is_no_outage(self, store: CassandraStore) -> None:
+        for lasting in ("x" * 65_535, "\ud800"):  # a key as long as Cassandra's limit with what else is in it; no text
+            with pytest.raises((InvalidRequest, UnicodeEncodeError)):
+                store.externals("whatsapp", "1", [lasting])
+        store.ping()
+
+
+class TestSetUp:
+    @pytest.fixture
+    def keyspace(self, settings: Settings) -> Iterator[str]:
+        name = f"setup_{uuid4().hex[:8]}"
+        settings.MESSAGE_STORE_URL = f"{needed('cassandra').rstrip('/')}/{name}"
+        yield name
+        database = Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60)
+        with database.call() as call:
+            call.execute(f"DROP KEYSPACE IF EXISTS {name}")
+        database.close()
+
+    @pytest.mark.timeout(300)
+    def test_it_is_planned_made_once_by_two_at_once_and_told_where_it_differs(
+        self, keyspace: str, settings: Settings
+    ) -> None:
+        planned = run("--dry-run")
+        assert f"CREATE KEYSPACE IF NOT EXISTS {keyspace}" in planned
+        assert planned.count("CREATE TABLE") == len(setup.tables()) + 2
+        address = Address.parse(settings.MESSAGE_STORE_URL)
+        with opened(settings.MESSAGE_STORE_URL) as store:
+            with pytest.raises(StoreUnavailable, match="setup_keyspace"):
+                store.ping()
+            at_once(store, *[partial(make_keyspace, settings.MESSAGE_STORE_URL)] * 2)
+            store.ping()
+        assert "nothing to do" in run("--dry-run")
+        assert "nothing to do" in run()
+        errors = StringIO()
+        call_command("setup_keyspace", "--replication", "dc1:3", stdout=StringIO(), stderr=errors)
+        assert "drift: replication" in errors.getvalue()
+        database = Database(address, timeout_s=60)
+        with database.call() as call:
+            call.execute("DROP TABLE ks.contact_handles")
+        database.close()
+        errors = StringIO()
+        call_command("setup_keyspace", stdout=StringIO(), stderr=errors)
+        assert "contact_handles" in errors.getvalue()
+
+    def test_a_server_that_is_away_is_waited_for_and_then_told(self, settings: Settings) -> None:
+        [port] = free_ports(1)
+        settings.MESSAGE_STORE_URL = f"cassandra://127.0.0.1:{port}/k"
+        out = StringIO()
+        with pytest.raises(CommandError, match="does not answer"):
+            call_command("setup_keyspace", "--timeout", "1", stdout=out)
+        assert "waiting: " in out.getvalue()
+
+    def test_it_has_nothing_to_do_for_another_store(self, settings: Settings) -> None:
+        settings.MESSAGE_STORE_URL = "orm://messages"
+        assert "nothing to do" in run()
+
+
+# --- what the tests say in short ---------------------------------------------------------------------------------
+
+
+def answers(ping: Callable[[], None]) -> bool:
+    try:
+        ping()
+    except StoreUnavailable:
+        return False
+    return True
+
+
+def id_at(ms: int) -> UUID:
+    """A message id of that time."""
+    return UUID(int=ms << 80 | uuid7().int & ((1 << 80) - 1))
+
+
+def spread() -> list[float]:
+    """Days: some close together, some months apart, some on both sides of a period's edge."""
+    return sorted([0, 0.1, 0.2, 9.9, 10, 10.1, 47, *(100 + each / 50 for each in range(40)), 400, 401, 1200])
+
+
+def warm(store: CassandraStore) -> None:
+    """Have the session opened and its statements prepared."""
+    conversation = a_conversation()
+    store.create_conversation(replace(conversation, conversation_id=uuid4()))
+
+
+def entries(raw: Call, topic: str) -> int:
+    found = raw.each("SELECT entry FROM ks.parked_due WHERE topic = ? AND shard = ?", [(topic, n) for n in range(8)])
+    return sum(map(len, found))
+
+
+def run(*arguments: str) -> str:
+    out = StringIO()
+    call_command("setup_keyspace", *arguments, stdout=out)
+    return out.getvalue()
+
+
+@contextmanager
+def listening(peer: str) -> Iterator[int]:
+    """A port where nobody listens, or one that accepts and says nothing."""
+    if peer == "nobody":
+        yield free_ports(1)[0]
+        return
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
