@@ -85,6 +85,34 @@ class EventLog(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Drift:
+    """One thing in which a topic on the log differs from its declaration; both values in words for people."""
+
+    topic: str
+    what: str  # "topic", "partitions", "retention", "replicas"
+    declared: str
+    found: str
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether the system cannot work so: the topic, or partitions of it, are missing."""
+        return self.what == "topic" or (self.what == "partitions" and int(self.found) < int(self.declared))
+
+
+class TopicAdmin(Protocol):
+    """What `setup_topics` needs of a durable log. Every method raises LogUnavailable."""
+
+    def drift(self, topics: Sequence[Topic]) -> list[Drift]:
+        """Where the log differs from these, by topic in the order given; changes nothing."""
+
+    def grow(self, topics: Sequence[Topic]) -> None:
+        """Add the partitions that existing topics lack. Keys move: only while nobody appends and no group has a lag."""
+
+    def members(self, group: str) -> list[str]:
+        """Who is in the group now."""
+
+
 class RebalanceListener(Protocol):
     """Told from within `Subscription.poll`, on the polling thread; it may commit in `revoked` only."""
 

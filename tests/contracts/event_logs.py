@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from demo.redis_server import LOG_RULES, RedisServer
+from messaging.eventlog.kafka import KafkaLog
 from messaging.eventlog.memory import MemoryLog
 from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.ports import EventLog
 from tests.conftest import redis_executables
+from tests.stack.kafka import Kafka
+from tests.stack.servers import needed
 
 LEASE_TTL_S = 0.9
 APPEND_TIMEOUT_S = 4.0  # a busy machine's disk may take a second to sync
+KAFKA_SESSION_S = 1.0
+KAFKA_MAX_POLL_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,56 @@ def redis(directory: Path, executable: str) -> Iterator[Callable[[], LogUnderTes
         server.stop()
 
 
+class QuickKafka(Kafka):
+    """Allows sessions as short as tests want them."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        with self._config.open("a") as config:
+            config.write("group.min.session.timeout.ms=500\n")
+
+
+@functools.cache
+def _kafka_server() -> Kafka:
+    directory = tempfile.mkdtemp(prefix="chat4all-kafka-")
+    server = QuickKafka(Path(directory))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(server.close)
+    return server.start()
+
+
+def kafka_server() -> Kafka:
+    """One for all tests of this process, for them to kill and start: it ends with us. Its first start takes seconds."""
+    needed("kafka")
+    return _kafka_server()
+
+
+@contextmanager
+def kafka(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
+    server = kafka_server()
+    opened: list[KafkaLog] = []
+
+    def fresh() -> LogUnderTest:
+        url = f"{server.url}/{uuid.uuid4().hex}?session_timeout_s={KAFKA_SESSION_S}"
+
+        def open_log() -> KafkaLog:
+            log = KafkaLog(url, append_timeout_s=APPEND_TIMEOUT_S, max_poll_s=KAFKA_MAX_POLL_S)
+            opened.append(log)
+            return log
+
+        def start() -> None:
+            if not server.family():
+                server.start()
+
+        return LogUnderTest(open_log, server.kill, start, lease_ttl_s=KAFKA_SESSION_S)
+
+    try:
+        yield fresh
+    finally:
+        for log in opened:
+            log.close()
+
+
 Adapter = Callable[[Path], AbstractContextManager[Callable[[], LogUnderTest]]]
 """Runs what the adapter needs, in a directory of its own, for a whole module; each call inside makes a fresh log."""
 
@@ -78,4 +140,9 @@ def _redis(executable: str) -> Adapter:
 EVENT_LOGS: dict[str, Adapter] = {
     "memory": memory,
     **{name: _redis(executable) for name, executable in redis_executables().items()},
+    "kafka": kafka,
 }
+EVENT_LOG_PARAMS: list[Any] = [
+    pytest.param(name, marks=pytest.mark.cluster) if name == "kafka" else name for name in EVENT_LOGS
+]
+"""Their names, for parametrised fixtures: some need servers that not every machine has."""

@@ -1,0 +1,324 @@
+"""The event log on Kafka: what `messaging.ports.EventLog` promises, with confluent-kafka. See ADR 0013."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import timedelta
+from typing import Any, Final
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
+
+from messaging.errors import RecordTooLarge
+from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl
+from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
+from messaging.eventlog.kafka_subscription import KafkaSubscription, record_of
+from messaging.eventlog.records import check_sizes, header_bytes
+from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPartition
+from messaging.topics import Topic
+
+_PASSING: Final = (  # somebody is about to lead this partition or group
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+PING_TIMEOUT_S: Final = 1.8
+REPLICAS: Final = 3  # of a topic that is created, where there are as many servers
+_NO_SUCH: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._NOENT,
+    KafkaError.GROUP_ID_NOT_FOUND,
+)
+
+
+class KafkaLog:
+    """`messaging.ports.EventLog` and `TopicAdmin` on a Kafka cluster. Handles open on first use, in each process."""
+
+    def __init__(self, url: str, *, append_timeout_s: float = 5.0, max_poll_s: float = MAX_POLL_S) -> None:
+        self._url = KafkaUrl.parse(url)
+        self._link = KafkaLink(self._url, timeout_s=append_timeout_s)
+        self._max_poll_s = max_poll_s
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._producer: KafkaProducer | None = None
+        self._admin: AdminClient | None = None
+        self._reader: Consumer | None = None
+        _LOGS.add(self)
+
+    # --- records ---
+
+    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+        _check_sizes(records)
+        if not records:
+            return []
+        producer = self._opened_producer()
+        try:
+            return producer.send(records)
+        finally:
+            if producer.is_broken:
+                self._replace(producer)
+
+    def subscribe(
+        self, topics: Sequence[str], *, group: str, member: str, listener: RebalanceListener
+    ) -> KafkaSubscription:
+        return KafkaSubscription(
+            self._link,
+            topics,
+            group=group,
+            member=member,
+            listener=listener,
+            max_poll_s=self._max_poll_s,
+            is_seat_taken=lambda: member in self._seats(group),
+        )
+
+    def committed(self, group: str, source: TopicPartition) -> int:
+        place = self._place(source)
+        asked = ConsumerGroupTopicPartitions(self._link.named(group), [place])
+        found = self._asked(lambda admin: admin.list_consumer_group_offsets([asked], **self._limit()))
+        offset = found.topic_partitions[0].offset if found else -1
+        return offset if offset > 0 else self._offset(source, OffsetSpec.earliest())
+
+    def end_offset(self, source: TopicPartition) -> int:
+        return self._offset(source, OffsetSpec.latest())
+
+    def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
+        deadline_s = time.monotonic() + self._link.timeout_s
+        end = self.end_offset(source)
+        start = max(start, self._offset(source, OffsetSpec.earliest()))
+        found: list[Record] = []
+        if start >= end or limit <= 0:
+            return found
+        with self._reading, self._link.explained():
+            reader = self._opened_reader()
+            reader.assign([Place(self._link.named(source.topic), source.partition, start)])
+            try:
+                while len(found) < limit and (not found or found[-1].offset < end - 1):
+                    if time.monotonic() >= deadline_s:
+                        raise self._link.unavailable("did not bring the records in time")
+                    messages = reader.consume(min(limit - len(found), 500), 0.05)
+                    found += [record_of(message, self._link) for message in messages if message.error() is None]
+            finally:
+                reader.unassign()
+        return [record for record in found if record.offset < end]
+
+    def ping(self) -> None:
+        self._opened_producer().answers(timeout_s=PING_TIMEOUT_S)
+
+    def close(self) -> None:
+        with self._lock:
+            producer, self._producer, self._admin = self._producer, None, None
+        if producer:
+            producer.close()
+        with self._reading:
+            if self._reader:
+                self._reader.close()
+                self._reader = None
+
+    # --- topics ---
+
+    def ensure_topics(self, topics: Sequence[Topic]) -> None:
+        there, servers = self._metadata()
+        missing = [topic for topic in topics if topic.name not in there]
+        if not missing:
+            return
+        new = [self._new_topic(topic, servers) for topic in missing]
+        for future in self._admins().create_topics(new, **self._limit()).values():
+            self._answer(future, but=[KafkaError.TOPIC_ALREADY_EXISTS])  # somebody else did it meanwhile
+        deadline_s = time.monotonic() + self._link.timeout_s
+        while not {topic.name for topic in missing} <= self._metadata()[0].keys():
+            self._wait_until(deadline_s, "created topics that did not appear")
+        for topic in missing:  # answered once each partition has a leader
+            for partition in range(topic.partitions):
+                self.end_offset(TopicPartition(topic.name, partition))
+
+    def drift(self, topics: Sequence[Topic]) -> list[Drift]:
+        there, servers = self._metadata()
+        found = [topic for topic in topics if topic.name in there]
+        kept = self._retentions([topic.name for topic in found])
+        replicas = self._replicas(servers)
+        drift = [Drift(topic.name, "topic", "there", "missing") for topic in topics if topic.name not in there]
+        for topic in found:
+            partitions = there[topic.name]
+            if len(partitions) != topic.partitions:
+                drift.append(Drift(topic.name, "partitions", str(topic.partitions), str(len(partitions))))
+            if kept[topic.name] != topic.retention:
+                drift.append(Drift(topic.name, "retention", str(topic.retention), str(kept[topic.name] or "for ever")))
+            if min(partitions) != replicas:
+                drift.append(Drift(topic.name, "replicas", str(replicas), str(min(partitions))))
+        return drift
+
+    def grow(self, topics: Sequence[Topic]) -> None:
+        there, _ = self._metadata()
+        wider = [each for each in topics if each.partitions > len(there.get(each.name, ())) > 0]
+        if not wider:
+            return
+        new = [NewPartitions(self._link.named(topic.name), topic.partitions) for topic in wider]
+        for future in self._admins().create_partitions(new, **self._limit()).values():
+            self._answer(future)
+
+    def members(self, group: str) -> list[str]:
+        return [seat or "a member without a name" for seat in self._seats(group)]
+
+    def _metadata(self) -> tuple[dict[str, list[int]], int]:
+        """The number of replicas of each partition of each topic that is there, and the number of servers."""
+        with self._link.explained():
+            found = self._admins().list_topics(timeout=self._link.timeout_s)
+        mine = {name: topic for name, topic in found.topics.items() if name.startswith(self._url.prefix)}
+        return {
+            self._link.ours(name): [len(each.replicas) for each in topic.partitions.values()]
+            for name, topic in mine.items()
+            if topic.partitions
+        }, len(found.brokers)
+
+    def _replicas(self, servers: int) -> int:
+        return self._url.replication or min(REPLICAS, servers)
+
+    def _new_topic(self, topic: Topic, servers: int) -> NewTopic:
+        replicas = self._replicas(servers)
+        return NewTopic(
+            self._link.named(topic.name),
+            topic.partitions,
+            replicas,
+            config={
+                "retention.ms": str(_milliseconds(topic.retention)),
+                "min.insync.replicas": str(max(1, replicas - 1)),  # one server may be away, and no record with it
+                "max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES),
+            },
+        )
+
+    def _retentions(self, names: Sequence[str]) -> dict[str, timedelta | None]:
+        asked = [ConfigResource(ConfigResource.Type.TOPIC, self._link.named(name)) for name in names]
+        if not asked:
+            return {}
+        answers = self._admins().describe_configs(asked, **self._limit())
+        kept = {self._link.ours(resource.name): self._answer(future) for resource, future in answers.items()}
+        return {name: _duration(int(config["retention.ms"].value)) for name, config in kept.items()}
+
+    def _seats(self, group: str) -> list[str]:
+        """Each member's static name, else its client's."""
+        found = self._asked(lambda admin: admin.describe_consumer_groups([self._link.named(group)], **self._limit()))
+        return [each.group_instance_id or each.client_id for each in found.members] if found else []
+
+    # --- handles ---
+
+    def _opened_producer(self) -> KafkaProducer:
+        with self._lock:
+            if self._producer is None:
+                self._producer = KafkaProducer(self._link)
+            return self._producer
+
+    def _replace(self, broken: KafkaProducer) -> None:
+        """The next append opens a new one: nothing can be sent through this any more."""
+        with self._lock:
+            if self._producer is not broken:
+                return
+            self._producer = None
+        broken.close()
+
+    def _admins(self) -> AdminClient:
+        with self._lock:
+            if self._admin is None:
+                self._admin = AdminClient(self._link.config())  # type: ignore[arg-type]
+            return self._admin
+
+    def _opened_reader(self) -> Consumer:
+        if self._reader is None:
+            self._reader = Consumer(
+                {
+                    **self._link.config(),
+                    "group.id": self._link.named("reader"),  # never joined, never committed
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "earliest",
+                    "queued.max.messages.kbytes": 4 * 1024,
+                    "fetch.wait.max.ms": 10,  # the last read's request must be over before the next one's
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "fetch.max.bytes": 8 * 1024 * 1024,
+                }
+            )
+        return self._reader
+
+    def _place(self, source: TopicPartition) -> Place:
+        return Place(self._link.named(source.topic), source.partition)
+
+    def _limit(self) -> Mapping[str, Any]:
+        return {"request_timeout": self._link.timeout_s}
+
+    def _offset(self, source: TopicPartition, which: OffsetSpec) -> int:
+        found = self._asked(lambda admin: admin.list_offsets({self._place(source): which}, **self._limit()))
+        return int(found.offset) if found else 0
+
+    def _asked(self, ask: Callable[[AdminClient], Mapping[Any, Future[Any]]]) -> Any:
+        """The one answer, asked for again while its partition or group changes hands. Raises LogUnavailable."""
+        deadline_s = time.monotonic() + self._link.timeout_s
+        while True:
+            [future] = ask(self._admins()).values()
+            answer = self._answer(future, but=_PASSING)
+            if not isinstance(answer, KafkaError) or answer.code() not in _PASSING:
+                return None if isinstance(answer, KafkaError) else answer
+            self._wait_until(deadline_s, f"is not ready: {answer.name()}")
+
+    def _wait_until(self, deadline_s: float, complaint: str) -> None:
+        """A moment's rest between tries. Raises LogUnavailable when there is no time left."""
+        if time.monotonic() >= deadline_s:
+            raise self._link.unavailable(complaint)
+        threading.Event().wait(0.02)
+
+    def _answer(self, future: Future[Any], *, but: Collection[int] = ()) -> Any:
+        """What an administrative request brought; an error of these, or that there is no such thing, is an answer too.
+        Raises LogUnavailable."""
+        with self._link.explained():
+            try:
+                return future.result(self._link.timeout_s)
+            except FutureTimeout:
+                raise self._link.unavailable("does not answer") from None
+            except KafkaException as error:
+                if error.args[0].code() in (*_NO_SUCH, *but):
+                    return error.args[0]
+                raise
+
+    def _forked(self) -> None:
+        """In a child: its threads are the parent's, so its handles can be neither used nor freed here."""
+        for handle in (self._producer, self._admin, self._reader):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+        self._producer = self._admin = self._reader = None
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+
+
+_LOGS: Final[weakref.WeakSet[KafkaLog]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for log in _LOGS:
+        log._forked()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _check_sizes(records: Sequence[NewRecord]) -> None:
+    check_sizes(records)
+    for record in records:
+        if len(record.key.encode()) + header_bytes(record.headers) > OVERHEAD_BYTES // 2:
+            raise RecordTooLarge(
+                f"key and headers for {record.topic}: the log takes {OVERHEAD_BYTES // 2} bytes of them"
+            )
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def _duration(milliseconds: int) -> timedelta | None:
+    return None if milliseconds < 0 else timedelta(milliseconds=milliseconds)

@@ -1,0 +1,181 @@
+"""Where Kafka is and how it is spoken to: the URL, what all handles share, and every failure as LogUnavailable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from confluent_kafka import KafkaError, KafkaException
+
+from messaging.errors import LogUnavailable
+
+logger = logging.getLogger(__name__)
+
+SESSION_TIMEOUT_S: Final = 6.0  # how long a killed member keeps its partitions
+MAX_POLL_S: Final = 10.0  # the same for one that is stuck; more than the 5 s that a drain may take
+
+Setting = str | int | float | bool
+_SASL_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_OPTIONS: Final = ("ca", "sasl", "replication", "session_timeout_s", "static")
+
+# What librdkafka says on each attempt to connect: `Presence` says it once.
+_CONNECTION_NEWS: Final = frozenset({"FAIL", "ERROR", "BRKMAIN", "GETPID", "SESSTMOUT", "REQTMOUT"})
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaUrl:
+    """``kafka://[user:password@]host:port[,host:port…][/name][?option=value…]``; ``kafka+ssl`` speaks TLS.
+
+    With a name all topics and groups are called ``name.…``: several systems may share a cluster. Options: ``ca`` (file
+    with the authority's certificates), ``sasl`` (mechanism, SCRAM-SHA-512 unless told), ``replication`` (of topics that
+    are created), ``session_timeout_s``, ``static=1`` (the names of members are stable).
+    """
+
+    servers: str
+    security: Mapping[str, Setting] = field(default_factory=dict)
+    replication: int | None = None
+    session_timeout_s: float = SESSION_TIMEOUT_S
+    static: bool = False
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> KafkaUrl:
+        """Raises ValueError, without the password, for what cannot be understood."""
+        parts = urlsplit(url)
+        credentials, _, servers = parts.netloc.rpartition("@")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if unknown := sorted(options.keys() - set(_OPTIONS)):
+            raise ValueError(f"unknown option {', '.join(unknown)}; known are {', '.join(_OPTIONS)}")
+        name = parts.path.strip("/")
+        if not servers or not all(_is_address(server) for server in servers.split(",")):
+            raise ValueError(f"{servers!r} is no list of host:port")
+        try:
+            return cls(
+                servers,
+                security=_security(credentials, tls=parts.scheme == "kafka+ssl", options=options),
+                replication=int(options["replication"]) if "replication" in options else None,
+                session_timeout_s=float(options.get("session_timeout_s", SESSION_TIMEOUT_S)),
+                static=_is_true(options.get("static", "0")),
+                prefix=f"{name}." if name else "",
+            )
+        except ValueError as error:
+            raise ValueError(f"an option is not understood: {error}") from None
+
+
+def _is_address(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    return bool(host) and port.isdigit()
+
+
+def _is_true(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(f"static is 0 or 1, not {text!r}")
+    return text == "1"
+
+
+def _security(credentials: str, *, tls: bool, options: Mapping[str, str]) -> dict[str, Setting]:
+    settings: dict[str, Setting] = {}
+    if credentials:
+        user, _, password = credentials.partition(":")
+        mechanism = options.get("sasl", "SCRAM-SHA-512")
+        if mechanism not in _SASL_MECHANISMS:
+            raise ValueError(f"sasl is one of {', '.join(_SASL_MECHANISMS)}")
+        settings |= {"sasl.mechanism": mechanism}
+        settings |= {"sasl.username": unquote(user), "sasl.password": unquote(password)}
+    if tls and "ca" in options:
+        settings["ssl.ca.location"] = options["ca"]
+    protocol = ("SASL_" if credentials else "") + ("SSL" if tls else "PLAINTEXT")
+    return {**settings, "security.protocol": protocol}
+
+
+class Presence:
+    """Whether the servers answer, as far as this process heard: one line in the log for each change."""
+
+    def __init__(self, servers: str) -> None:
+        self._servers = servers
+        self._is_away = False
+        self.last_error = ""  # why a connection failed lately, for people
+
+    def failed(self, why: str) -> None:
+        self.last_error = why
+
+    def away(self) -> None:
+        if not self._is_away:
+            self._is_away = True
+            logger.warning("kafka is away", extra={"servers": self._servers, "error": self.last_error})
+
+    def answered(self) -> None:
+        self.last_error = ""
+        if self._is_away:
+            self._is_away = False
+            logger.info("kafka is back", extra={"servers": self._servers})
+
+
+class KafkaLink:
+    """What all handles of one log share. Connects to nothing itself, and may cross a fork."""
+
+    def __init__(self, url: KafkaUrl, *, timeout_s: float) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self.presence = Presence(url.servers)
+
+    def config(self, on_error: Callable[[KafkaError], None] | None = None) -> dict[str, object]:
+        """Settings of any handle; ``on_error`` is told too of what `Presence` hears."""
+
+        def heard(error: KafkaError) -> None:
+            if error.code() == KafkaError._ALL_BROKERS_DOWN:
+                self.presence.away()
+            else:
+                self.presence.failed(error.str())
+            if on_error:
+                on_error(error)
+
+        return {
+            "bootstrap.servers": self.url.servers,
+            "client.id": "chat4all",
+            **self.url.security,
+            "socket.timeout.ms": max(1000, int(self.timeout_s * 1000)),
+            "socket.keepalive.enable": True,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1000,  # unless told it may take 10 s to notice that the server is back
+            "log.connection.close": False,
+            "error_cb": heard,
+            "logger": _LibraryLog(),
+        }
+
+    def named(self, topic: str) -> str:
+        """A topic or group as the cluster knows it."""
+        return self.url.prefix + topic
+
+    def ours(self, topic: str) -> str:
+        return topic.removeprefix(self.url.prefix)
+
+    def unavailable(self, what: str) -> LogUnavailable:
+        why = f" ({self.presence.last_error})" if self.presence.last_error else ""
+        return LogUnavailable(
+            f"The event log (Kafka at {self.url.servers}) {what}{why}. Hint: see that it runs, "
+            f"that this machine reaches it, and that EVENT_LOG_URL and its credentials are right"
+        )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Whatever keeps Kafka from answering is LogUnavailable."""
+        try:
+            yield
+        except KafkaException as error:
+            cause = error.args[0]
+            raise self.unavailable(f"does not answer: {cause.name()}") from error
+        self.presence.answered()
+
+
+class _LibraryLog:
+    """librdkafka's own log lines in ours. Only ``log`` is called."""
+
+    def log(self, level: int, text: str, facility: str, *rest: object) -> None:
+        if facility in _CONNECTION_NEWS:
+            level = logging.DEBUG
+        logger.log(min(level, logging.WARNING), text, facility, *rest)
