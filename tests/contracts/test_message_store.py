@@ -44,6 +44,7 @@ from tests.contracts.message_stores import (
 )
 
 T = TypeVar("T")
+DAY_MS = 24 * 3600 * 1000
 
 
 @pytest.fixture(
@@ -108,6 +109,18 @@ class TestConversations:
         store.add_member(conversation.conversation_id, BOB, at_ms=NOON_MS + 6)
         assert members(store, conversation.conversation_id) == (ALICE, CARLA, BOB)
 
+    def test_of_changes_of_the_members_at_once_none_is_lost(self, store: MessageStore) -> None:
+        conversation = a_conversation(ALICE, BOB)
+        store.create_conversation(conversation)
+        new = [f"user_{number}" for number in range(6)]
+        at_once(
+            store,
+            *(partial(store.add_member, conversation.conversation_id, each, at_ms=NOON_MS) for each in (*new, new[0])),
+            partial(store.remove_member, conversation.conversation_id, BOB),
+        )
+        alice, *others = members(store, conversation.conversation_id)
+        assert (alice, sorted(others)) == (ALICE, new)
+
     def test_the_last_member_may_leave(self, store: MessageStore) -> None:
         conversation = a_conversation(ALICE)
         store.create_conversation(conversation)
@@ -167,6 +180,45 @@ class TestListing:
         store.save_messages([a_message(conversation, accepted_at_ms=NOON_MS + 7)])
         store.add_member(conversation.conversation_id, MALLORY, at_ms=NOON_MS + 8)
         assert last_activity(store, conversation.workspace_id, MALLORY) == NOON_MS + 7
+
+    def test_who_leaves_and_joins_again_sees_it_once_where_it_belongs(self, store: MessageStore) -> None:
+        workspace_id = uuid4()
+        left, other = (a_conversation(ALICE, BOB, workspace_id=workspace_id) for _ in range(2))
+        for each in (left, other):
+            store.create_conversation(each)
+        for days in (1, 2, 3):
+            store.save_messages([a_message(left, accepted_at_ms=NOON_MS + days * DAY_MS)])
+            store.remove_member(left.conversation_id, BOB)
+            assert listed(store, BOB, workspace_id) == [other.conversation_id]
+            store.save_messages([a_message(other, accepted_at_ms=NOON_MS + days * DAY_MS + 1)])
+            store.add_member(left.conversation_id, BOB, at_ms=NOON_MS)
+            assert listed(store, BOB, workspace_id) == [other.conversation_id, left.conversation_id]
+
+    def test_what_was_active_on_many_days_is_listed_once_whatever_the_page(self, store: MessageStore) -> None:
+        workspace_id = uuid4()
+        chats = [a_conversation(ALICE, BOB, workspace_id=workspace_id) for _ in range(6)]
+        for chat in chats:
+            store.create_conversation(chat)
+        for day in range(1, 5):
+            store.save_messages(
+                [a_message(chat, accepted_at_ms=NOON_MS + day * DAY_MS + n) for n, chat in enumerate(chats) if n != day]
+            )
+        by_last_activity = [chats[n].conversation_id for n in (5, 3, 2, 1, 0, 4)]
+        for limit in (1, 2, 4, 50):
+            assert listed(store, BOB, workspace_id, limit=limit) == by_last_activity
+
+    def test_a_conversation_made_while_its_first_messages_are_saved_is_listed_where_they_put_it(
+        self, store: MessageStore
+    ) -> None:
+        for _ in range(10):
+            conversation = a_conversation(ALICE, BOB)
+            at_once(
+                store,
+                partial(store.create_conversation, conversation),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + DAY_MS)]),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * DAY_MS)]),
+            )
+            assert last_activity(store, conversation.workspace_id, BOB) == NOON_MS + 3 * DAY_MS
 
     def test_messages_that_came_before_their_conversation_count_as_activity(self, store: MessageStore) -> None:
         conversation = a_conversation(ALICE, BOB)
@@ -618,6 +670,13 @@ class TestIdempotencyKeys:
             states = [each.state for each in at_once(store, *[keys.claim] * 4)]
             assert sorted(states) == [KeyState.NEW, *[KeyState.RUNNING] * 3]
 
+    def test_of_sixteen_claims_at_once_exactly_one_is_new_and_all_name_its_message(self, store: MessageStore) -> None:
+        for _ in range(3):
+            keys = Keys(store)
+            answers = at_once(store, *[keys.claim] * 16)
+            assert sorted(each.state for each in answers) == [KeyState.NEW, *[KeyState.RUNNING] * 15]
+            assert len({each.message_id for each in answers}) == 1
+
     def test_of_takeovers_at_once_exactly_one_is_new(self, store: MessageStore) -> None:
         for _ in range(10):
             keys = Keys(store)
@@ -747,6 +806,22 @@ class TestDeliveries:
             for key in keys:
                 states = [each.state for answer in answers for each in answer if each.key == key]
                 assert sorted(states) == [DeliveryState.BUSY, DeliveryState.BUSY, DeliveryState.CLAIMED]
+
+    def test_of_sixteen_owners_at_once_one_sends_and_the_others_see_what_it_sent(self, store: MessageStore) -> None:
+        key = DeliveryKey(uuid7(), CARLA)
+
+        def send(owner: str) -> DeliveryState:
+            state, _ = claim(store, key, owner=owner)
+            if state is DeliveryState.CLAIMED:
+                store.settle_deliveries([DeliveryOutcome(key, external_id=f"wamid.{owner}")], owner=owner)
+            return state
+
+        states = at_once(store, *(partial(send, str(number)) for number in range(16)))
+        assert states.count(DeliveryState.CLAIMED) == 1
+        assert set(states) <= {DeliveryState.CLAIMED, DeliveryState.BUSY, DeliveryState.SENT}
+        sender = states.index(DeliveryState.CLAIMED)
+        [answer] = store.claim_deliveries([key], owner="late", now_ms=NOON_MS + 9999, lease_ms=1)
+        assert (answer.state, answer.external_id) == (DeliveryState.SENT, f"wamid.{sender}")
 
 
 class TestParking:
@@ -881,6 +956,16 @@ def members(store: MessageStore, conversation_id: UUID) -> tuple[str, ...]:
 def last_activity(store: MessageStore, workspace_id: UUID, party: str) -> int:
     [listing] = store.conversations_of(party, workspace_id=workspace_id, after=None, limit=10)
     return listing.last_activity_ms
+
+
+def listed(store: MessageStore, party: str, workspace_id: UUID, *, limit: int = 10) -> list[UUID]:
+    """All of a person's conversations, page by page."""
+    found: list[UUID] = []
+    cursor = None
+    while page := store.conversations_of(party, workspace_id=workspace_id, after=cursor, limit=limit):
+        found += [each.conversation.conversation_id for each in page]
+        cursor = ListCursor(page[-1].last_activity_ms, found[-1])
+    return found
 
 
 def change(
