@@ -207,19 +207,6 @@ class TestListing:
         for limit in (1, 2, 4, 50):
             assert listed(store, BOB, workspace_id, limit=limit) == by_last_activity
 
-    def test_a_conversation_made_while_its_first_messages_are_saved_is_listed_where_they_put_it(
-        self, store: MessageStore
-    ) -> None:
-        for _ in range(10):
-            conversation = a_conversation(ALICE, BOB)
-            at_once(
-                store,
-                partial(store.create_conversation, conversation),
-                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + DAY_MS)]),
-                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * DAY_MS)]),
-            )
-            assert last_activity(store, conversation.workspace_id, BOB) == NOON_MS + 3 * DAY_MS
-
     def test_messages_that_came_before_their_conversation_count_as_activity(self, store: MessageStore) -> None:
         conversation = a_conversation(ALICE, BOB)
         store.save_messages([a_message(conversation, accepted_at_ms=NOON_MS + 7)])

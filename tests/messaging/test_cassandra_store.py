@@ -183,6 +183,21 @@ class TestHistories:
 
 
 class TestCompeting:
+    def test_a_conversation_made_while_its_first_messages_are_saved_is_listed_where_they_put_it(
+        self, store: CassandraStore
+    ) -> None:
+        for _ in range(10):
+            conversation = a_conversation(ALICE, BOB)
+            at_once(
+                store,
+                partial(store.create_conversation, conversation),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 86_400_000)]),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * 86_400_000)]),
+            )
+            workspace_id = conversation.workspace_id
+            [listing] = store.conversations_of(BOB, workspace_id=workspace_id, after=None, limit=10)
+            assert listing.last_activity_ms == NOON_MS + 3 * 86_400_000
+
     def test_equal_ranks_told_at_once_end_at_the_earlier_for_everybody(self, store: CassandraStore) -> None:
         for _ in range(10):
             message = a_message()
