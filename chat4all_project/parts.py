@@ -68,7 +68,7 @@ def _postgres_options() -> dict[str, object]:
 
 # --- files -------------------------------------------------------------------------------------------------------
 
-_S3_OPTIONS: Final = ("endpoint", "public_endpoint", "region")
+_S3_OPTIONS: Final = ("endpoint", "public_endpoint", "region", "timeout")
 _FILES_HINT: Final = (
     "Hint: FILES_URL=file:///srv/files or FILES_URL=s3://key:secret@bucket?endpoint=https://s3.example.com "
     "(percent-encode what is special in key and secret)"
@@ -98,9 +98,18 @@ def _bucket(parts: SplitResult) -> dict[str, str]:
     for name in ("endpoint", "public_endpoint"):
         if name in options and not _is_http(options[name]):
             raise ImproperlyConfigured(f"FILES_URL: {name} must begin with http:// or https://. {_FILES_HINT}")
+    if not _is_seconds(options.get("timeout", "1")):
+        raise ImproperlyConfigured(f"FILES_URL: timeout is in seconds, more than 0. {_FILES_HINT}")
     return {"bucket": bucket, "access_key": unquote(access_key), "secret_key": unquote(secret_key), **options}
 
 
 def _is_http(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def _is_seconds(text: str) -> bool:
+    try:
+        return 0 < float(text) < 3600
+    except ValueError:
+        return False

@@ -21,7 +21,7 @@ from files.errors import BucketMissing, StorageRefused, StorageUnavailable
 
 MIB: Final = 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 2
-READ_TIMEOUT_S: Final = 10  # for each answer; a large file is many of them
+READ_TIMEOUT_S: Final = 10.0  # for each answer, unless FILES_URL says another; a large file is many of them
 ATTEMPTS: Final = 2
 PROBE_TIMEOUT_S: Final = 1.0  # connecting, and again reading: within what /ready gives a check
 PART_BYTES: Final = 16 * MIB  # 10,000 parts at most: files of up to 156 GiB
@@ -69,6 +69,7 @@ class BucketStorage(S3Storage):  # type: ignore[misc]  # django-storages has no 
         region: str = "",
         access_key: str = "",
         secret_key: str = "",
+        timeout: float | str = READ_TIMEOUT_S,
     ) -> None:
         self._clients: dict[str, Any] = {}
         self._pid = os.getpid()
@@ -81,7 +82,7 @@ class BucketStorage(S3Storage):  # type: ignore[misc]  # django-storages has no 
             region_name=region or (DEFAULT_REGION if endpoint else None),
             transfer_config=_transfer(),
             client_config=_client_config(
-                path_style=bool(endpoint), connect_s=CONNECT_TIMEOUT_S, read_s=READ_TIMEOUT_S, attempts=ATTEMPTS
+                path_style=bool(endpoint), connect_s=CONNECT_TIMEOUT_S, read_s=float(timeout), attempts=ATTEMPTS
             ),
             default_acl=None,  # the bucket alone decides: many have ACLs switched off
             file_overwrite=True,
@@ -170,9 +171,14 @@ class BucketStorage(S3Storage):  # type: ignore[misc]  # django-storages has no 
                 self._clients[kind] = make()
             return self._clients[kind]
 
+    def _session(self) -> Any:
+        """One for all clients: each would read the same megabytes of S3's description again."""
+        if "session" not in self._clients:
+            self._clients["session"] = self._create_session()
+        return self._clients["session"]
+
     def _resource(self, endpoint: str | None, config: Config) -> Any:
-        session = self._create_session()
-        return session.resource("s3", region_name=self.region_name, endpoint_url=endpoint, config=config)
+        return self._session().resource("s3", region_name=self.region_name, endpoint_url=endpoint, config=config)
 
 
 class _Remote(io.RawIOBase):

@@ -26,7 +26,7 @@ from files import services as files
 from files.checks import storage_answers
 from messaging import redis_rules, wiring
 
-TIMEOUT_S: Final = 3.0
+TIMEOUT_S: Final = 5.0  # for one that does not end its own look after 2 s, as each should
 MAX_SKEW_S: Final = 1.0
 TAG: Final = "parts"
 
