@@ -1,6 +1,6 @@
 # Chat4All: `make help` lists the targets. All a newcomer needs is Python 3.11 or 3.12 and this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo run install install-dev test lint format bench requirements clean
+.PHONY: help demo run install install-dev test lint format bench requirements stack clean clean-cache
 SHELL := /bin/sh
 
 VENV := .venv
@@ -29,9 +29,12 @@ install: $(VENV)/.local-installed ## .venv with what the demo needs (PYTHON=… 
 
 install-dev: $(VENV)/.dev-installed ## .venv with everything to test, lint and measure
 
-test: $(VENV)/.dev-installed ## all tests (T=path runs a part, LOCAL=1 leaves out servers beyond the local profile)
+test: $(VENV)/.dev-installed ## all tests on real servers (T=path runs a part, STACK=1 with servers; LOCAL=1 the local profile alone)
+	@T='$(T)' LOCAL='$(LOCAL)' STACK='$(STACK)' REQUIRE='$(REQUIRE)' .ci/run-tests
+
+stack: $(VENV)/.dev-installed ## Kafka, Cassandra, MinIO, PostgreSQL and Redis, until Ctrl-C (ONLY=kafka,redis picks)
 	@.ci/system-parts
-	@T='$(T)' LOCAL='$(LOCAL)' REQUIRE='$(REQUIRE)' .ci/run-tests
+	@$(BIN)/python -m tests.stack up $(if $(ONLY),--only '$(ONLY)')
 
 lint: $(VENV)/.dev-installed ## format, ruff, mypy --strict, the layers, missing migrations
 	$(BIN)/ruff format --check .
@@ -54,9 +57,13 @@ requirements: $(VENV)/.dev-installed ## pin requirements/*.in again (UPGRADE=--u
 	$(UV_COMPILE) $(UPGRADE) requirements/prod.in -o requirements/prod.txt
 	$(UV_COMPILE) $(UPGRADE) requirements/dev.in -o requirements/dev.txt
 
-clean: ## remove everything that was made: the environment, the state, the caches
-	rm -rf $(VENV) '$(STATE_DIR)' .chat4all .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis test-results
+clean: ## remove everything that was made: the environment, the state, the caches (downloaded servers stay: make clean-cache)
+	rm -rf $(VENV) '$(STATE_DIR)' .chat4all .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis test-results
+	if [ -d .cache ]; then find .cache -mindepth 1 -maxdepth 1 ! -name stack -exec rm -rf {} +; fi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-cache: clean ## and the downloaded servers
+	rm -rf .cache
 
 # One stamp per set of requirements: whatever changed is installed, the rest costs nothing. The larger set holds the
 # smaller one, at the same versions.

@@ -83,10 +83,18 @@ def _jars(name: str, version: str) -> Path:
 
 def _go_program(name: str, package: str, version: str) -> Path:
     def fetch(folder: Path) -> None:
-        _run(name, ("go", "install", f"{package}@{version}"), {"GOBIN": str(folder)})
+        # A Go of the distribution may be older than a module wants, and some are told not to fetch a newer one.
+        toolchain = os.environ.get("GOTOOLCHAIN", "auto")
+        _run(name, (_go(), "install", f"{package}@{version}"), {"GOBIN": str(folder), "GOTOOLCHAIN": toolchain})
         next(folder.iterdir()).rename(folder / name)
 
     return _cached(name, version, fetch) / name
+
+
+def _go() -> str:
+    """Where Debian's default is too old, .ci/system-parts adds a newer one, which is not on PATH."""
+    added = Path("/usr/lib").glob("go-1.2[1-9]/bin/go")
+    return max(map(str, added), default="go")
 
 
 def _cached(name: str, version: str, fetch: Callable[[Path], None]) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.stack.announcement import announced
+from tests.stack.scratch import scratch_directory
 from tests.stack.server import is_running
 from tests.stack.servers import needed
 from tests.stack.stack import KINDS
@@ -25,9 +26,10 @@ TIMEOUT_S = 60.0
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def scene() -> Iterator[Scene]:
     needed("s3")
-    return Scene(tmp_path)
+    with scratch_directory() as folder:
+        yield Scene(folder)
 
 
 class Scene:
@@ -36,8 +38,7 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.temp = folder / "temp"
         self.announcement = folder / "stack.env"
-        self.temp.mkdir()
-        folder.chmod(0o711)
+        self.temp.mkdir(0o711)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TEST_")},
             "TMPDIR": str(self.temp),
