@@ -59,6 +59,24 @@ class Explorer(models.Model):
         verbose_name = verbose_name_plural = "message explorer"
 
 
+class ReplayedLetter(models.Model):
+    """A dead letter that was put back on its topic; see `messaging.services.replay`."""
+
+    topic = models.CharField(max_length=64)  # that it came from
+    partition = models.IntegerField()
+    offset = models.BigIntegerField()
+    appended_at_ms = models.BigIntegerField()
+    by = models.CharField(max_length=128)
+    at_ms = models.BigIntegerField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("topic", "partition", "offset", "appended_at_ms"), name="replayed_letter_unique"
+            ),
+        )
+
+
 # --- the ORM message store ---------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from messaging.ports import Record, TopicPartition
+
+EXPIRED: Final = "expired"  # why a send is a dead letter that came too late: nothing of ours is broken
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,6 +8,7 @@ from messaging import codec, topics
 from messaging.domain import Message
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, Record, TopicPartition
+from messaging.services.log_walk import first_since
 
 CLOCKS_APART_MS: Final = 10_000  # the API's clock names the message, the log's its record
 PAGE: Final = 200
@@ -37,19 +38,6 @@ def _find_in(source: TopicPartition, message: Message, log: EventLog) -> Record 
             return None
         start = page[-1].offset + 1
     return None
-
-
-def first_since(source: TopicPartition, since_ms: int, log: EventLog) -> int:
-    """An offset such that everything appended from ``since_ms`` on is at it or behind it."""
-    low, high = 0, log.end_offset(source)
-    while low < high:
-        middle = (low + high) // 2
-        record = next(iter(log.read(source, start=middle, limit=1)), None)
-        if record is None or record.appended_at_ms >= since_ms:
-            high = middle
-        else:
-            low = record.offset + 1
-    return low
 
 
 def _holds(record: Record, message: Message) -> bool:

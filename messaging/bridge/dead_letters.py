@@ -10,7 +10,7 @@ from core.errors import Unavailable
 from messaging import metrics
 from messaging.ports import EventLog, NewRecord
 from messaging.topics import dead_letters
-from messaging.work import Work
+from messaging.work import EXPIRED, Work
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 class DeadLetters:
     """Writes records that can't be processed to `<topic>-dead-letters`, at a bounded rate.
 
-    A broken release or dependency must not drain a topic into its dead letters: over the rate records wait.
+    A broken release or dependency must not drain a topic into its dead letters: over the rate records wait. What is
+    too old to be sent is no sign of that, and must not hold up what is not.
     """
 
     def __init__(self, log: EventLog, *, per_minute: int, clock: Clock) -> None:
@@ -33,14 +34,15 @@ class DeadLetters:
         written = self._written.setdefault(topic, deque())
         while written and written[0] < now_s - 60:
             written.popleft()
-        if len(written) >= self._per_minute:
+        if reason != EXPIRED and len(written) >= self._per_minute:
             logger.error("too many dead letters: the topic waits", extra={"topic": topic})
             return False
         try:
             self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())])
         except Unavailable:
             return False
-        written.append(now_s)
+        if reason != EXPIRED:
+            written.append(now_s)
         metrics.DEAD_LETTERS.labels(topic).inc()
         source, offset = work.record.source, work.record.offset
         logger.error(

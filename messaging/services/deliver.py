@@ -29,7 +29,7 @@ from core.clock import Clock
 from core.errors import Unavailable
 from messaging import codec, metrics, topics
 from messaging.domain import Contact, ExternalRef, Outbound, Party, Status, StatusChange
-from messaging.errors import LeaseLost
+from messaging.errors import LeaseLost, LogUnavailable
 from messaging.ports import (
     DeliveryClaim,
     DeliveryKey,
@@ -43,7 +43,7 @@ from messaging.ports import (
     Record,
 )
 from messaging.services.batches import Item, Lease, Outcomes, decoded
-from messaging.work import DONE, Outcome, Verdict, Work
+from messaging.work import DONE, EXPIRED, Outcome, Verdict, Work
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +264,8 @@ class _Run:
     def _refuse(self, send: _Send) -> Outcome | None:
         """DONE when this message can't be sent at all. What an earlier claim says goes first: it may have been sent."""
         if refusal := self._refusal(send):
+            if refusal == EXPIRED:
+                self._bury(send)
             self._fail([(send, refusal)])
             return DONE
         return None
@@ -272,9 +274,16 @@ class _Run:
         """Why not, None when it can be sent."""
         if send.account is None:
             return "no_channel_account"
-        if self._now() - send.outbound.message.accepted_at_ms > MAX_AGE_MS:
-            return "expired"
-        return None
+        outbound = send.outbound  # of a later attempt the time counts at which an operator asked for it
+        since_ms = outbound.routed_at_ms if outbound.attempt else outbound.message.accepted_at_ms
+        return EXPIRED if self._now() - since_ms > MAX_AGE_MS else None
+
+    def _bury(self, send: _Send) -> None:
+        """Before it is settled: an operator may replay whatever is FAILED for its age."""
+        item = send.item
+        self._lease.check()
+        if not self._delivery.bury(Work(item.record, item.attempts, first_failed_ms=item.first_failed_ms), EXPIRED):
+            raise LogUnavailable("a message that is too old could not go to the dead letters")
 
     def _heed(self, send: _Send, claim: DeliveryClaim) -> Outcome | None:
         """What an earlier claim says; None: send."""

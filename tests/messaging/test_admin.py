@@ -23,11 +23,11 @@ from core.ids import derived_id, uuid7, uuid7_ms
 from demo.redis_server import LOG_RULES, RedisServer
 from files.models import FileGrant, StoredFile
 from messaging import channels, codec, topics, wiring
-from messaging.admin import log_places
 from messaging.domain import Conversation, Message, Status, StatusChange
 from messaging.eventlog.memory import MemoryLog
 from messaging.models import ChannelAccount
 from messaging.ports import NewRecord, TopicPartition
+from messaging.services import log_walk
 from messaging.stores.orm import OrmStore
 from messaging.topics import Topic
 from tests.contracts.message_stores import sqlite_alias
@@ -466,9 +466,9 @@ def test_a_time_on_the_log_is_found_among_many_records() -> None:
         memory.append([NewRecord(topics.MESSAGES, "key", b"x")])
         clock.advance(60)
     times = [each.appended_at_ms for each in memory.read(source, start=0, limit=300)]
-    assert [log_places.first_since(source, at_ms, memory) for at_ms in times] == list(range(300))
-    assert log_places.first_since(source, times[-1] + 1, memory) == 300
-    assert log_places.first_since(source, 0, memory) == 0
+    assert [log_walk.first_since(source, at_ms, memory) for at_ms in times] == list(range(300))
+    assert log_walk.first_since(source, times[-1] + 1, memory) == 300
+    assert log_walk.first_since(source, 0, memory) == 0
 
 
 def test_shows_a_note_to_oneself(admin: Client, store: OrmStore, alice: User) -> None:
