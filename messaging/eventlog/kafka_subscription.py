@@ -30,7 +30,6 @@ REBALANCE_PATIENCE_S: Final = 2.0
 
 _REFUSED: Final = frozenset(  # the group goes on without us
     {
-        KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError._ASSIGNMENT_LOST,
@@ -39,6 +38,8 @@ _REFUSED: Final = frozenset(  # the group goes on without us
         KafkaError._STATE,
     }
 )
+# While members agree on a new plan a commit names the generation before it (issue 4059): what we own stays ours.
+_REBALANCING: Final = frozenset({KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION})
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class KafkaSubscription:
         self._owned: dict[TopicPartition, _Owned] = {}
         self._refused: str | None = None  # why this consumer is of no use any more
         self._is_ousted = False  # a newer run has our static name
-        self._polled_s = self._probe_s = time.monotonic()
+        self._awake_s = self._probe_s = time.monotonic()  # awake until then, or waiting on purpose
         self._turn = 0
         self._closed = False
 
@@ -188,7 +189,7 @@ class KafkaSubscription:
     def _notice_a_nap(self) -> None:
         """After a pause as long as a session the group may have gone on without us: ask before anything is returned."""
         now_s = time.monotonic()
-        napped_s, self._polled_s = now_s - self._polled_s, now_s
+        napped_s, self._awake_s = now_s - self._awake_s, now_s
         if napped_s < self._link.url.session_timeout_s or not self._owned:
             return
         with suppress(LeaseLost):
@@ -258,6 +259,7 @@ class KafkaSubscription:
         try:
             self._listener.revoked(sources)
         finally:
+            self._awake_s = time.monotonic()  # draining is no nap: the session goes on meanwhile
             for source in sources:
                 self._owned.pop(source, None)
 
@@ -285,12 +287,13 @@ class KafkaSubscription:
         """Commit partition -> (epoch, offset) for all of them. Raises LeaseLost when the group refuses us."""
         deadline_s = time.monotonic() + REBALANCE_PATIENCE_S
         while (error := self._commit_once(offsets)) is not None:
-            if error.code() in _REFUSED:
+            is_late = time.monotonic() >= deadline_s
+            if error.code() in _REFUSED or (error.code() == KafkaError.ILLEGAL_GENERATION and is_late):
                 self._refuse(error)
                 raise _not_ours(sorted(offsets))
-            if error.code() != KafkaError.REBALANCE_IN_PROGRESS or time.monotonic() >= deadline_s:
+            if error.code() not in _REBALANCING or is_late:
                 raise self._link.unavailable(f"took no commit: {error.name()}")
-            threading.Event().wait(0.02)  # everybody waits for the leader's plan: it comes at once
+            threading.Event().wait(0.02)  # the plan comes as soon as its leader made it
         self._link.presence.answered()
 
     def _commit_once(self, offsets: Mapping[TopicPartition, tuple[int, int]]) -> KafkaError | None:
@@ -322,7 +325,9 @@ class KafkaSubscription:
     def _fetch(self, timeout_s: float) -> None:
         """Run the group's business and take over what arrived, as much as one poll may return."""
         assert self._consumer is not None  # noqa: S101
+        self._awake_s = time.monotonic() + timeout_s
         message = self._consumer.poll(timeout_s)
+        self._notice_a_nap()
         if message is None:
             return
         room = POLL_RECORDS - self._heard_of([message])
@@ -343,7 +348,7 @@ class KafkaSubscription:
             record = self._record(message)
             if owned := self._owned.get(record.source):
                 owned.fetched.append(record)
-                self._probe_s = self._polled_s + PROBE_EVERY_S
+                self._probe_s = self._awake_s + PROBE_EVERY_S
         return len(messages)
 
     def _take(self) -> list[Record]:
