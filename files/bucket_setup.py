@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -30,9 +30,18 @@ class BucketSetUp:
     """One bucket brought to what we need, step by step; each step says in a line what it found or did."""
 
     def __init__(
-        self, client: Any, bucket: str, region: str | None, *, cors_origins: Sequence[str], dry_run: bool
+        self,
+        client: Any,
+        bucket: str,
+        region: str | None,
+        *,
+        stranger: Any,
+        cors_origins: Sequence[str],
+        dry_run: bool,
     ) -> None:
+        """``stranger`` is a client without credentials."""
         self._client = client
+        self._stranger = stranger
         self._bucket = bucket
         self._region = region
         self._origins = list(cors_origins)
@@ -43,7 +52,6 @@ class BucketSetUp:
         yield self._create(exists=exists)
         if not exists and self._dry_run:
             return
-        yield self._private()
         yield self._abort_rule()
         if self._origins:
             yield self._cors()
@@ -73,21 +81,6 @@ class BucketSetUp:
             if error_code(error) != "BucketAlreadyOwnedByYou":  # another setup at the same time
                 raise
         return f"bucket {self._bucket}: created"
-
-    def _private(self) -> str:
-        """Links carry the permission; a bucket that everybody reads would make them pointless."""
-        try:
-            public = self._client.get_bucket_policy_status(Bucket=self._bucket)["PolicyStatus"]["IsPublic"]
-        except ClientError as error:
-            if error_code(error) not in {"NoSuchBucketPolicy", *_NOT_OFFERED, "AccessDenied"}:
-                raise
-            public = False
-        if public:
-            raise StorageRefused(
-                f"Bucket {self._bucket} has a policy that lets everybody in: remove it (mc anonymous set none, or the "
-                "bucket's permissions), then run this again."
-            )
-        return "access: private"
 
     def _abort_rule(self) -> str:
         rules = self._rules()
@@ -141,8 +134,25 @@ class BucketSetUp:
         """What the system will do, once: a set-up that only looked would miss a policy that forbids one of them."""
         probe = {"Bucket": self._bucket, "Key": f"setup/{os.urandom(8).hex()}"}
         self._client.put_object(**probe, Body=b"chat4all")
-        read = self._client.get_object(**probe)["Body"].read()
-        self._client.delete_object(**probe)
+        try:
+            read = self._client.get_object(**probe)["Body"].read()
+            self._refuse_public(probe)
+        finally:
+            self._client.delete_object(**probe)
         if read != b"chat4all":
             raise StorageUnavailable(f"Bucket {self._bucket} does not return what was written to it.")
-        return "written, read and deleted an object: works"
+        return "written, read and deleted an object, which a stranger could not read: works"
+
+    def _refuse_public(self, probe: Mapping[str, str]) -> None:
+        """Links carry the permission; a bucket that everybody reads would make them pointless.
+
+        Tried, not asked: MinIO's policy status calls a bucket private that everybody may read and nobody write.
+        """
+        try:
+            self._stranger.get_object(**probe)["Body"].close()
+        except ClientError:
+            return
+        raise StorageRefused(
+            f"Bucket {self._bucket} lets everybody in: remove the policy that does (mc anonymous set none, or the "
+            "bucket's permissions), then run this again."
+        )

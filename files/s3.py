@@ -137,6 +137,7 @@ class BucketStorage(S3Storage):  # type: ignore[misc]  # django-storages has no 
                 self.connection.meta.client,
                 self.bucket_name,
                 self.region_name,
+                stranger=self.unsigned_connection.meta.client,
                 cors_origins=cors_origins,
                 dry_run=dry_run,
             ).steps()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -58,3 +60,49 @@ def removed_after(bucket: str) -> Iterator[str]:
 def settings_of(url: str) -> dict[str, Any]:
     """STORAGES["default"] as the product's settings make it."""
     return dict(file_storage(url))
+
+
+class Way:
+    """A port that refuses until `open`, and leads to the server then."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def open(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self._sockets.append(listener)
+        self._start(self._accept, listener)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for it
+        for thread in self._threads:
+            thread.join(10)
+        for each in self._sockets:
+            each.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        parts = urlsplit(needed("s3"))
+        with suppress(OSError):
+            while True:
+                near = listener.accept()[0]
+                far = socket.create_connection((parts.hostname, parts.port))
+                self._sockets += [near, far]
+                self._start(_pump, near, far)
+                self._start(_pump, far, near)
+
+    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
