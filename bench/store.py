@@ -1,0 +1,284 @@
+"""The Cassandra store: what it costs beside the bare driver, and what a page costs in conversations of all sizes.
+
+    TEST_CASSANDRA_URL=cassandra://host:port/ python -m bench.store [--messages 1000000] [--seconds 10]
+
+Makes a keyspace of its own and drops it. The bare driver repeats the very statements that the store issued for such
+batches, with the same number in flight, taking turns with the store. A million messages take minutes to load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
+django.setup(set_prefix=False)
+
+from cassandra.query import BatchStatement, BatchType  # noqa: E402 - set up above
+
+from bench.figures import Figure, Spread  # noqa: E402
+from bench.people import TEXT  # noqa: E402
+from core.ids import uuid7, uuid7_ms  # noqa: E402
+from messaging.domain import Conversation, Message, Status, StatusChange  # noqa: E402
+from messaging.stores.cassandra import CassandraStore, messages, setup  # noqa: E402
+from messaging.stores.cassandra import session as sessions  # noqa: E402
+from messaging.stores.cassandra.address import Address  # noqa: E402
+from messaging.stores.cassandra.keys import DAY_MS, HOUR_MS, PERIOD_HOURS, bucket  # noqa: E402
+from messaging.stores.cassandra.session import Call, Database, SamePartition, Statement, Write  # noqa: E402
+
+BATCH = 100  # what a lane takes at most
+CONVERSATIONS = 20  # in a batch
+PAGE = 50
+SIZES = (100, 10_000)
+ALICE, BOB = "user_alice", "user_bob"
+
+
+@dataclass(slots=True)
+class Recorder:
+    """What the store asks Cassandra for, call by call, while it is recording."""
+
+    steps: list[list[Write]] = field(default_factory=list)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        each, write = Call.each, Call.write
+
+        def recorded_each(call: Call, cql: str, many: Iterable[Any]) -> list[Any]:
+            listed = list(many)
+            self.steps.append([Statement(cql, values) for values in listed])
+            return each(call, cql, listed)
+
+        def recorded_write(call: Call, writes: Iterable[Write]) -> None:
+            listed = list(writes)
+            self.steps.append(listed)
+            write(call, listed)
+
+        Call.each, Call.write = recorded_each, recorded_write  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            Call.each, Call.write = each, write  # type: ignore[method-assign]
+
+
+class BareDriver:
+    """A loop around the driver that does nothing else."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(Address.parse(url), timeout_s=10)
+        self._prepared: dict[str, Any] = {}
+
+    def run(self, steps: Sequence[Sequence[Write]]) -> None:
+        with self.database.call(60) as call:
+            for step in steps:
+                self._step(call._session, step)
+
+    def _step(self, session: Any, step: Sequence[Write]) -> None:
+        flight: deque[Any] = deque()
+        for write in step:
+            if len(flight) >= sessions.WINDOW:
+                list(flight.popleft().result())
+            flight.append(session.execute_async(self._bound(session, write)))
+        for future in flight:
+            list(future.result())
+
+    def _bound(self, session: Any, write: Write) -> Any:
+        if isinstance(write, Statement):
+            return self._prepare(session, write.cql).bind(write.values)
+        batch = BatchStatement(BatchType.UNLOGGED)
+        for each in write.statements:
+            batch.add(self._prepare(session, each.cql), each.values)
+        return batch
+
+    def _prepare(self, session: Any, cql: str) -> Any:
+        if cql not in self._prepared:
+            self._prepared[cql] = session.prepare(self.database.qualified(cql))
+        return self._prepared[cql]
+
+
+def a_conversation() -> Conversation:
+    return Conversation(uuid4(), uuid4(), "chat", "", (ALICE, BOB), ALICE, uuid7_ms(uuid7()))
+
+
+def a_message(conversation: Conversation, message_id: UUID | None = None) -> Message:
+    message_id = message_id or uuid7()
+    return Message(
+        message_id=message_id,
+        workspace_id=conversation.workspace_id,
+        conversation_id=conversation.conversation_id,
+        conversation=conversation.public_id,
+        sender_id=ALICE,
+        recipient_id=None,
+        recipients=(BOB,),
+        audience=(ALICE, BOB),
+        content=TEXT,
+        accepted_at_ms=uuid7_ms(message_id),
+    )
+
+
+def news(batch: Sequence[Message], status: Status) -> list[StatusChange]:
+    return [
+        StatusChange(
+            message_id=each.message_id,
+            conversation_id=each.conversation_id,
+            recipient=BOB,
+            status=status,
+            at_ms=each.accepted_at_ms + 1000,
+        )
+        for each in batch
+    ]
+
+
+def work(store: CassandraStore, batch: Sequence[Message]) -> None:
+    """All that becomes of a batch: saved, delivered, read."""
+    store.save_messages(batch)
+    store.apply_statuses(news(batch, Status.DELIVERED))
+    store.apply_statuses(news(batch, Status.READ))
+
+
+def writing(store: CassandraStore, bare: BareDriver, *, seconds: float) -> Iterator[Figure]:
+    """Messages a second, each with two receipts: the store, and the bare driver with what the store asked for."""
+    conversations = [a_conversation() for _ in range(CONVERSATIONS)]
+    for each in conversations:
+        store.create_conversation(each)
+
+    def fresh() -> list[Message]:
+        return [a_message(conversations[number % CONVERSATIONS]) for number in range(BATCH)]
+
+    work(store, fresh())
+    took_s = {"store": 0.0, "bare": 0.0}
+    cpu_s = dict(took_s)
+    rounds = 0
+    while sum(took_s.values()) < seconds:
+        recorder, batch, recorded = Recorder(), fresh(), fresh()
+        with recorder.recording():
+            work(store, recorded)
+        steps = _renamed(
+            recorder.steps, {each.message_id: uuid7() for each in recorded}
+        )  # as new to the server as ours
+        turns: list[tuple[str, Callable[[], None]]] = [
+            ("store", lambda batch=batch: work(store, batch)),  # type: ignore[misc]
+            ("bare", lambda steps=steps: bare.run(steps)),  # type: ignore[misc]
+        ]
+        for name, turn in turns if rounds % 2 else turns[::-1]:
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
+            turn()
+            if rounds >= 2:  # the first ones warm up
+                took_s[name] += time.perf_counter() - began_s
+                cpu_s[name] += time.process_time() - began_cpu_s
+        rounds += 1
+    count = (rounds - 2) * BATCH
+    rate = {name: count / took for name, took in took_s.items()}
+    statements = sum(map(len, steps))
+    yield Figure(
+        f"save, deliver and read, in batches of {BATCH} of {CONVERSATIONS} conversations",
+        f"{rate['store']:,.0f} messages/s, {cpu_s['store'] * 1000 / count:.2f} ms of CPU each",
+        f"{rate['store'] / rate['bare']:.2f} of the bare driver; target 0.7",
+    )
+    yield Figure(
+        f"the bare driver with the same {statements} requests a batch",
+        f"{rate['bare']:,.0f} messages/s, {cpu_s['bare'] * 1000 / count:.2f} ms of CPU each",
+    )
+
+
+def _renamed(steps: Sequence[Sequence[Write]], ids: dict[UUID, UUID]) -> list[list[Write]]:
+    """The same statements about other messages."""
+
+    def value(old: Any) -> Any:
+        if isinstance(old, list | tuple):
+            return type(old)(map(value, old))
+        return ids.get(old, old) if isinstance(old, UUID) else old
+
+    def write(old: Write) -> Write:
+        if isinstance(old, Statement):
+            return Statement(old.cql, value(tuple(old.values)))
+        return SamePartition([Statement(each.cql, value(tuple(each.values))) for each in old.statements])
+
+    return [list(map(write, step)) for step in steps]
+
+
+def load(database: Database, conversation: Conversation, count: int) -> list[UUID]:
+    """As many messages as ``count`` in one bucket, with their statuses: one partition, the worst there can be."""
+    now_ms = uuid7_ms(uuid7())
+    begin_ms = bucket(uuid7()) * HOUR_MS - PERIOD_HOURS * HOUR_MS  # the period that is over
+    assert begin_ms + PERIOD_HOURS * HOUR_MS <= now_ms
+    gap_us = PERIOD_HOURS * HOUR_MS * 1000 // (count + 1)
+    ids = [_id_at_us(begin_ms * 1000 + number * gap_us) for number in range(1, count + 1)]
+    with database.call(24 * 3600) as call:
+        call.write([Statement(messages.INSERT_BUCKET, (conversation.conversation_id, bucket(ids[0]), 1))])
+        for start in range(0, count, 5_000):
+            call.write(_rows(conversation, ids[start : start + 5_000]))
+    return ids
+
+
+def _rows(conversation: Conversation, ids: Sequence[UUID]) -> Iterator[SamePartition]:
+    for start in range(0, len(ids), BATCH):
+        some = [a_message(conversation, each) for each in ids[start : start + BATCH]]
+        yield SamePartition([messages._insert(each) for each in some])
+        by_day: dict[int, list[Statement]] = {}
+        for each in some:
+            by_day.setdefault(uuid7_ms(each.message_id) // DAY_MS, []).extend(messages._sent(each))
+        yield from map(SamePartition, by_day.values())
+
+
+def _id_at_us(us: int) -> UUID:
+    ms, rest_us = divmod(us, 1000)
+    return UUID(int=ms << 80 | 0x7 << 76 | (rest_us * 4096 // 1000) << 64 | uuid7().int & ((1 << 64) - 1))
+
+
+def paging(store: CassandraStore, database: Database, sizes: Sequence[int], *, seconds: float) -> Iterator[Figure]:
+    """Pages as the API answers them, the newest and one in the middle, of all conversations in turn."""
+    loaded: list[tuple[int, Conversation, list[UUID]]] = []
+    for size in sizes:
+        conversation = a_conversation()
+        began_s = time.perf_counter()
+        loaded.append((size, conversation, load(database, conversation, size)))
+        print(f"loaded {size:,} messages in {time.perf_counter() - began_s:.0f} s", flush=True)
+    took_s: dict[tuple[int, str], list[float]] = {}
+    until_s = time.perf_counter() + seconds
+    rounds = 0
+    while time.perf_counter() < until_s or rounds < 40:
+        rounds += 1
+        for size, conversation, ids in loaded:
+            for where, before in (("newest", None), ("in the middle", ids[len(ids) // 2 + PAGE // 2])):
+                began_s = time.perf_counter()
+                page = store.history(conversation.conversation_id, before=before, limit=PAGE + 1)
+                statuses = store.statuses(page[:PAGE])
+                if rounds > 10:
+                    took_s.setdefault((size, where), []).append(time.perf_counter() - began_s)
+                assert len(page) == PAGE + 1
+                assert all(statuses.values())
+    for (size, where), each in took_s.items():
+        yield Figure(f"page of {PAGE} with statuses, {where}, of {size:,} messages", str(Spread.of(each)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=100_000, help="in the largest conversation (default: 100000)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: 10)")
+    options = parser.parse_args()
+    url = f"{os.environ['TEST_CASSANDRA_URL'].rstrip('/')}/bench_{uuid4().hex[:8]}"
+    setup.SetUp(Address.parse(url), say=print, timeout_s=60).run(setup.Replication({setup.SIMPLE: 1}))
+    store, bare = CassandraStore(url, timeout_s=10), BareDriver(url)
+    try:
+        for figure in writing(store, bare, seconds=options.seconds):
+            print(figure, flush=True)
+        for figure in paging(store, bare.database, (*SIZES, options.messages), seconds=options.seconds):
+            print(figure, flush=True)
+    finally:
+        with bare.database.call(120) as call:
+            call.execute(f"DROP KEYSPACE {bare.database.address.keyspace}")
+        bare.database.close()
+        store.close()
+
+
+if __name__ == "__main__":
+    main()
