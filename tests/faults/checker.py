@@ -1,0 +1,359 @@
+"""Does a run's history keep what docs/guarantees.md promises? Pure, and linear in what happened.
+
+Each rule looks at one promise, so that a violation names what broke. `tests/faults/test_checker.py` holds a wrong
+history against each of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Final
+
+from messaging.domain import Status, rank
+from tests.faults.history import Client, DeadLetter, Frame, History, Id, Request, Row, Sent, Source
+
+MAYBE_DUPLICATE: Final = "maybe_duplicate"
+DELIVERED: Final = rank(Status.DELIVERED)
+
+
+class Rule(StrEnum):
+    """One promise; the value is what a person reads."""
+
+    LOST = "acknowledged, and neither stored nor a dead letter"
+    STORED_TWICE = "stored more than once"
+    STORED_WRONG = "stored otherwise than it was acknowledged"
+    PHANTOM = "stored, though nobody's request can have made it"
+    PUSH_ORDER = "pushed in another order than the log's"
+    SEND_ORDER = "sent in another order than the log's"
+    HISTORY_ORDER = "listed in another order than that of ids"
+    STATUS_BACK = "a status went back"
+    STATUS_LOST = "a status on the log does not stand in the store"
+    NOT_SENT = "never reached its platform, and nothing says that it failed"
+    SENT_TWICE = "reached its platform more than once, unmarked"
+    COMMIT_AHEAD = "committed beyond what was done"
+    COMMIT_BACK = "a committed offset went back"
+    FRAME_ORDER = "frames of a socket out of sequence, or one event twice"
+    CLIENT_DIFFERS = "a client does not show what is stored"
+    UNBOUNDED = "over its bound"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    rule: Rule
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.rule.value}: {self.where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run's report counts."""
+
+    violations: Sequence[Violation]
+    acknowledged: int
+    lost: int
+    dead: int
+    ambiguous: int  # sends marked as perhaps a second one
+    duplicated: int  # messages that a platform has more than once, marked or not
+    undecided: int  # requests that nobody can tell the end of
+    appeared: int  # of these: stored after all
+
+    def __str__(self) -> str:
+        return (
+            f"{self.acknowledged} acknowledged, {self.lost} lost, {self.dead} dead letters, "
+            f"{self.duplicated} duplicated to a platform, {self.ambiguous} ambiguous, "
+            f"{self.appeared} of {self.undecided} undecided ones appeared, "
+            f"{len(self.violations)} violations"
+        )
+
+
+class _Facts:
+    """What several rules ask of a history."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    @cached_property
+    def acknowledged(self) -> dict[Id, Request]:
+        return {each.message_id: each for each in self.history.requests if each.message_id is not None}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return [row for rows in self.history.stored.values() for row in rows]
+
+    @cached_property
+    def dead_places(self) -> dict[tuple[Source, int], DeadLetter]:
+        return {(each.source, each.offset): each for each in self.history.dead}
+
+    @cached_property
+    def dead_ids(self) -> frozenset[Id]:
+        """Messages that may rightly be missing from the store. A send that is dead was stored before."""
+        on_log = {(each.source, each.offset): each.message_id for each in self.history.log}
+        named = {each.message_id for each in self.history.dead if each.source[0] == "messages" and each.message_id}
+        return frozenset(named | {on_log[place] for place in self.dead_places if place in on_log})
+
+    @cached_property
+    def dead_sends(self) -> frozenset[Id]:
+        outbound = (each for each in self.history.dead if each.source[0].endswith("-outbound"))
+        return frozenset(each.message_id for each in outbound if each.message_id)
+
+    @cached_property
+    def places(self) -> dict[Id, int]:
+        """Where each message lies among those of its conversation: its first record that is no dead letter. A repeat of
+        the same id changes nothing; a dead one that was replayed counts from there."""
+        seen: dict[Id, int] = {}
+        for number, each in enumerate(sorted(self.history.log, key=lambda each: (each.source, each.offset))):
+            if (each.source, each.offset) not in self.dead_places:
+                seen.setdefault(each.message_id, number)
+        return seen
+
+    @cached_property
+    def tries(self) -> Counter[tuple[Id, str]]:
+        """How many more times than once a message may have reached a recipient: marked second tries, new attempts."""
+        marks = {
+            (each.message_id, each.recipient, each.rank, each.note)
+            for each in self.history.told
+            if each.note == MAYBE_DUPLICATE or (2 <= each.rank < DELIVERED and not each.rank % 2)
+        }
+        return Counter((message_id, recipient) for message_id, recipient, *_ in marks)
+
+    @cached_property
+    def highest_told(self) -> dict[tuple[Id, str], int]:
+        highest: dict[tuple[Id, str], int] = {}
+        for each in self.history.told:
+            key = each.message_id, each.recipient
+            highest[key] = max(each.rank, highest.get(key, 0))
+        return highest
+
+    @cached_property
+    def members(self) -> dict[str, frozenset[Id]]:
+        return {name: frozenset(row.message_id for row in rows) for name, rows in self.history.stored.items()}
+
+
+Found = Iterator[str]
+
+
+def _lost(facts: _Facts) -> Found:
+    stored = {row.message_id for row in facts.rows}
+    for message_id in facts.acknowledged:
+        if message_id not in stored and message_id not in facts.dead_ids:
+            yield message_id
+
+
+def _stored_twice(facts: _Facts) -> Found:
+    for message_id, count in Counter(row.message_id for row in facts.rows).items():
+        if count > 1:
+            yield f"{message_id}, {count} times"
+
+
+def _stored_wrong(facts: _Facts) -> Found:
+    for row in facts.rows:
+        request = facts.acknowledged.get(row.message_id)
+        if request and (row.conversation, row.sender, row.content) != _meant(request):
+            yield row.message_id
+
+
+def _phantoms(facts: _Facts) -> Found:
+    """A request that ended undecided may have made one row, no more."""
+    may_appear = Counter(_meant(each) for each in facts.history.requests if each.undecided and each.message_id is None)
+    for message_id, row in {row.message_id: row for row in facts.rows}.items():
+        look = row.conversation, row.sender, row.content
+        if message_id in facts.acknowledged:
+            continue
+        if may_appear[look] <= 0:
+            yield message_id
+        may_appear[look] -= 1
+
+
+def _meant(request: Request) -> tuple[str, str, str]:
+    return request.conversation, request.sender, request.content
+
+
+def _push_order(facts: _Facts) -> Found:
+    for client in facts.history.clients:
+        frames: dict[str, list[Id]] = defaultdict(list)
+        for frame in client.frames:
+            if frame.rank is None:
+                frames[frame.conversation].append(frame.message_id)
+        for conversation, ids in frames.items():
+            for one, other in _swapped(ids, facts):
+                yield f"{conversation} of {client.user}: {other} after {one}"
+
+
+def _send_order(facts: _Facts) -> Found:
+    """By first arrival. What an operator replayed came again later, as it should."""
+    sends: dict[tuple[str, str], list[Id]] = defaultdict(list)
+    for each in facts.history.sent:
+        if not _was_replayed(each, facts):
+            sends[each.conversation, each.recipient].append(each.message_id)
+    for (conversation, recipient), ids in sends.items():
+        for one, other in _swapped(ids, facts):
+            yield f"{conversation} to {recipient}: {other} after {one}"
+
+
+def _was_replayed(sent: Sent, facts: _Facts) -> bool:
+    return sent.message_id in facts.dead_sends
+
+
+def _swapped(ids: Sequence[Id], facts: _Facts) -> Iterator[tuple[Id, Id]]:
+    """Neighbours whose order is not the log's; what is not on the log (trimmed) can't be told."""
+    known = [each for each in dict.fromkeys(ids) if each in facts.places]
+    for one, other in itertools.pairwise(known):
+        if facts.places[one] > facts.places[other]:
+            yield one, other
+
+
+def _history_order(facts: _Facts) -> Found:
+    for conversation, rows in facts.history.stored.items():
+        for one, other in itertools.pairwise(rows):
+            if one.message_id > other.message_id:
+                yield f"{conversation}: {other.message_id} after {one.message_id}"
+
+
+def _status_back(facts: _Facts) -> Found:
+    """As each socket saw it. A new attempt outranks the failure before it, so this holds for replays as well."""
+    for client in facts.history.clients:
+        standing: dict[tuple[Id, str], int] = {}
+        for frame in client.frames:
+            key = frame.message_id, frame.recipient
+            if frame.rank is None:
+                continue
+            if frame.rank < standing.get(key, 0):
+                yield f"{frame.message_id} for {frame.recipient}, seen by {client.user}"
+            standing[key] = frame.rank
+
+
+def _status_lost(facts: _Facts) -> Found:
+    for row in {row.message_id: row for row in facts.rows}.values():
+        for recipient, standing in row.ranks.items():
+            if standing != facts.highest_told.get((row.message_id, recipient), 0):
+                yield f"{row.message_id} for {recipient}"
+
+
+def _not_sent(facts: _Facts) -> Found:
+    arrived = {(each.message_id, each.recipient) for each in facts.history.sent}
+    for row in {row.message_id: row for row in facts.rows}.values():
+        for recipient, standing in row.ranks.items():
+            owed = recipient in facts.history.external and (row.message_id, recipient) not in arrived
+            failed = standing < DELIVERED and standing % 2  # FAILED of some attempt
+            if owed and not failed and row.message_id not in facts.dead_sends:
+                yield f"{row.message_id} to {recipient}"
+
+
+def _sent_twice(facts: _Facts) -> Found:
+    for (message_id, recipient), count in _arrivals(facts).items():
+        if count > 1 + facts.tries[message_id, recipient]:
+            yield f"{message_id} to {recipient}, {count} times"
+
+
+def _arrivals(facts: _Facts) -> Counter[tuple[Id, str]]:
+    return Counter((each.message_id, each.recipient) for each in facts.history.sent)
+
+
+def _commit_ahead(facts: _Facts) -> Found:
+    for each in facts.history.commits:
+        if each.committed > each.watermark:
+            yield f"{each.source[0]}/{each.source[1]}: {each.committed} committed, {each.watermark} not done"
+
+
+def _commit_back(facts: _Facts) -> Found:
+    last: dict[Source, int] = {}
+    for each in facts.history.commits:
+        if each.committed < last.get(each.source, 0):
+            yield f"{each.source[0]}/{each.source[1]}: {each.committed} after {last[each.source]}"
+        last[each.source] = each.committed
+
+
+def _frame_order(facts: _Facts) -> Found:
+    for client in facts.history.clients:
+        yield from _gaps(client)
+        for event, count in Counter(map(_event, client.frames)).items():
+            if count > 1 and not client.resyncs:
+                yield f"{client.user} got {event[0]} {count} times"
+
+
+def _gaps(client: Client) -> Found:
+    """Within an epoch each frame has the next number; a resync begins anew."""
+    for one, other in itertools.pairwise(client.frames):
+        if one.epoch == other.epoch and (other.seq <= one.seq or (other.seq != one.seq + 1 and not client.resyncs)):
+            yield f"{client.user}: {other.seq} after {one.seq}"
+
+
+def _event(frame: Frame) -> tuple[Id, str, int | None]:
+    return frame.message_id, frame.recipient, frame.rank
+
+
+def _client_differs(facts: _Facts) -> Found:
+    for client in facts.history.clients:
+        pushed: dict[str, set[Id]] = defaultdict(set)
+        for frame in client.frames:
+            if frame.rank is None:
+                pushed[frame.conversation].add(frame.message_id)
+        for conversation, fetched in client.fetched.items():
+            if differing := (fetched | pushed[conversation]) ^ facts.members.get(conversation, frozenset()):
+                yield f"{client.user}, {conversation}: {', '.join(sorted(differing)[:3])}"
+
+
+def _unbounded(facts: _Facts) -> Found:
+    for each in facts.history.levels:
+        if each.highest > each.bound:
+            yield f"{each.name}: {each.highest:g}, at most {each.bound:g}"
+
+
+RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
+    Rule.LOST: _lost,
+    Rule.STORED_TWICE: _stored_twice,
+    Rule.STORED_WRONG: _stored_wrong,
+    Rule.PHANTOM: _phantoms,
+    Rule.PUSH_ORDER: _push_order,
+    Rule.SEND_ORDER: _send_order,
+    Rule.HISTORY_ORDER: _history_order,
+    Rule.STATUS_BACK: _status_back,
+    Rule.STATUS_LOST: _status_lost,
+    Rule.NOT_SENT: _not_sent,
+    Rule.SENT_TWICE: _sent_twice,
+    Rule.COMMIT_AHEAD: _commit_ahead,
+    Rule.COMMIT_BACK: _commit_back,
+    Rule.FRAME_ORDER: _frame_order,
+    Rule.CLIENT_DIFFERS: _client_differs,
+    Rule.UNBOUNDED: _unbounded,
+}
+
+
+def check(history: History) -> list[Violation]:
+    """Everything that is wrong with it; empty for a run that kept its promises."""
+    return _violations(_Facts(history))
+
+
+def report(history: History) -> Report:
+    facts = _Facts(history)
+    violations = _violations(facts)
+    undecided = [each for each in history.requests if each.undecided and each.message_id is None]
+    looks = {(row.conversation, row.sender, row.content) for row in facts.rows}
+    marked = {(each.message_id, each.recipient) for each in history.told if each.note == MAYBE_DUPLICATE}
+    return Report(
+        violations=violations,
+        acknowledged=len(facts.acknowledged),
+        lost=sum(each.rule is Rule.LOST for each in violations),
+        dead=len(history.dead),
+        ambiguous=len(marked),
+        duplicated=sum(count > 1 for count in _arrivals(facts).values()),
+        undecided=len(undecided),
+        appeared=sum(_meant(each) in looks for each in undecided),
+    )
+
+
+def _violations(facts: _Facts) -> list[Violation]:
+    return [Violation(rule, where) for rule, broken in RULES.items() for where in _first(broken(facts))]
+
+
+def _first(found: Iterable[str], most: int = 1_000) -> Iterator[str]:
+    """A run in which everything is wrong must not fill the memory with saying so."""
+    for _, where in zip(range(most), found, strict=False):
+        yield where

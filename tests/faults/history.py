@@ -1,0 +1,129 @@
+"""What everybody saw of a run, as values: `collect` fills it from a running system, `checker` judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Id = str  # of a message
+Source = tuple[str, int]  # a topic's partition
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message that a client wanted to send, with all of its tries under one Idempotency-Key.
+
+    ``message_id`` is set when it was acknowledged (202). ``undecided``: no answer tells whether it was taken: the
+    connection broke, or 503, after which the record may still appear. Neither: it was refused.
+    """
+
+    conversation: str
+    sender: str
+    content: str  # differs from that of every other request
+    message_id: Id | None = None
+    undecided: bool = False
+
+
+class Logged(NamedTuple):
+    """A record of `messages`, as its topic's reader sees it."""
+
+    source: Source
+    offset: int
+    conversation: str
+    message_id: Id
+
+
+class Told(NamedTuple):
+    """A record of `status-updates`. ``rank`` is `messaging.domain.rank`; ``note`` marks a second try."""
+
+    message_id: Id
+    recipient: str
+    rank: int
+    note: str = ""
+
+
+class DeadLetter(NamedTuple):
+    """Where it came from, and what it is about where that can be read."""
+
+    source: Source
+    offset: int
+    message_id: Id | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored message, with its standing rank for each recipient."""
+
+    message_id: Id
+    conversation: str
+    sender: str
+    content: str
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+
+class Sent(NamedTuple):
+    """A message that a platform took from us, in the order in which it took them."""
+
+    conversation: str
+    recipient: str
+    message_id: Id
+
+
+class Frame(NamedTuple):
+    """What a socket brought. ``rank`` is None for a new message."""
+
+    epoch: str
+    seq: int
+    conversation: str
+    message_id: Id
+    recipient: str = ""
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A user's device: what its socket brought, and what it fetched over REST, by conversation: when it began, and each
+    time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations.
+    """
+
+    user: str
+    frames: Sequence[Frame]
+    fetched: Mapping[str, frozenset[Id]]
+    resyncs: int = 0
+
+
+class Commit(NamedTuple):
+    """A look at a partition: what was committed, and then the lowest offset whose work was not seen to be done."""
+
+    source: Source
+    committed: int
+    watermark: int
+
+
+class Level(NamedTuple):
+    """The highest value that something bounded was seen to have: memory, a queue."""
+
+    name: str
+    highest: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything that is compared. Sequences are in the order in which things happened where they were seen.
+
+    ``stored`` holds each conversation's messages as its history lists them, oldest first. ``external`` are recipients
+    that a platform delivers to.
+    """
+
+    requests: Sequence[Request]
+    log: Sequence[Logged]
+    told: Sequence[Told]
+    dead: Sequence[DeadLetter]
+    stored: Mapping[str, Sequence[Row]]
+    sent: Sequence[Sent]
+    clients: Sequence[Client] = ()
+    commits: Sequence[Commit] = ()
+    levels: Sequence[Level] = ()
+    external: frozenset[str] = frozenset()
