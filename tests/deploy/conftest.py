@@ -13,9 +13,11 @@ Pages = Mapping[str, tuple[int, str]]
 
 
 class Backend:
-    """Answers by path (else 200 with the path), and remembers each request's method, path, headers and body length."""
+    """Answers by path (else 200 with the path), and remembers each request's method, path, headers and body length, and the
+    path already when its body has yet to come."""
 
     def __init__(self, pages: Pages) -> None:
+        self.begun: list[str] = []
         self.seen: list[tuple[str, str, dict[str, str], int]] = []
         backend = self
 
@@ -23,6 +25,7 @@ class Backend:
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
+                backend.begun.append(self.path)
                 length = len(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
                 backend.seen.append((self.command, self.path, dict(self.headers), length))
                 status, body = pages.get(self.path, (200, self.path))
