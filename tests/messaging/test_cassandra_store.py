@@ -27,7 +27,7 @@ from demo.ports import free_ports
 from messaging.domain import Message, Status, StatusChange
 from messaging.errors import StoreUnavailable
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, ParkedRecord, ParkScope, TopicPartition
-from messaging.stores.cassandra import CassandraStore, setup
+from messaging.stores.cassandra import CassandraStore, parking, setup
 from messaging.stores.cassandra import session as sessions
 from messaging.stores.cassandra.address import Address
 from messaging.stores.cassandra.session import Call, Database
@@ -251,6 +251,25 @@ class TestCompeting:
             assert scope in store.due_scopes(topic=scope.topic, now_ms=NOON_MS + 5, limit=1000)
             assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
             assert store.due_at_ms(scope) is None
+
+    def test_a_record_that_is_parked_while_its_scope_is_found_empty_is_not_lost(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The race itself: another worker parks between the look for what is left and the delete."""
+        topic = f"whatsapp-{uuid4().hex[:8]}-outbound"
+        scope, source = ParkScope(topic, uuid4()), TopicPartition(topic, 0)
+        delete = parking._delete
+
+        def late(call: Call, found: parking.Scope) -> bool:
+            monkeypatch.setattr(parking, "_delete", delete)
+            store.park(scope, [ParkedRecord(source, 2, b"late", NOON_MS, 1)], due_at_ms=NOON_MS)
+            return delete(call, found)
+
+        store.park(scope, [ParkedRecord(source, 1, b"", NOON_MS, 1)], due_at_ms=NOON_MS)
+        monkeypatch.setattr(parking, "_delete", late)
+        assert not store.unpark(scope, [(source, 1)], next_due_ms=NOON_MS + 3)
+        assert [each.value for each in store.parked(scope, limit=9)] == [b"late"]
+        assert store.due_scopes(topic=topic, now_ms=NOON_MS + 3, limit=9) == [scope]
 
 
 class TestIndexOfDueScopes:
