@@ -1,0 +1,196 @@
+"""A stretch of the log against the store: what was taken and is not there, or is there otherwise.
+
+Only what the group has committed is judged: the rest is still on its way. The store is never read by time, so that
+this works on every adapter; rows that no record explains are not looked for here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, TypeVar
+from uuid import UUID
+
+from messaging import codec, topics
+from messaging.domain import Message, RecipientStatus, StatusChange
+from messaging.errors import UndecodableRecord
+from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
+from messaging.services import log_walk
+from messaging.topics import Topic
+
+PAGE: Final = 100
+TOPICS: Final = (topics.MESSAGES, topics.STATUS_UPDATES)
+Offset = tuple[int, int]  # partition, offset
+
+Value = TypeVar("Value", Message, StatusChange)
+
+
+class Fault(StrEnum):
+    MISSING = "not stored"
+    DIFFERENT = "stored otherwise"  # a repeat would not change it: a person has to look
+    NOT_APPLIED = "status not applied"
+    UNREADABLE = "unreadable and no dead letter"
+
+
+REPAIRABLE: Final = frozenset({Fault.MISSING, Fault.NOT_APPLIED})
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    fault: Fault
+    record: Record
+    message_id: UUID | None = None
+
+    def __str__(self) -> str:
+        source = self.record.source
+        what = f"message {self.message_id}" if self.message_id else "?"
+        return f"{source.topic}/{source.partition}@{self.record.offset}\t{what}\t{self.fault.value}"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a walk saw so far."""
+
+    records: int = 0
+    pending: int = 0  # not committed yet: on their way
+    dead: int = 0  # missing, and rightly: a dead letter
+    waiting: int = 0  # statuses whose message is not stored: they wait for it
+    faults: Counter[Fault] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Records that were appended from ``since_ms`` on and before ``until_ms``."""
+
+    since_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What is compared."""
+
+    log: EventLog
+    store: MessageStore
+    group: str
+
+
+def compare(topic: Topic, span: Span, places: Places, counts: Counts) -> Iterator[list[Difference]]:
+    """Page by page, also those without a difference, so that whoever prints progress or wants to stop can."""
+    dead = _DeadLetters(topic.name, span.since_ms, places.log)
+    for number in range(topic.partitions):
+        source = TopicPartition(topic.name, number)
+        start = log_walk.first_since(source, span.since_ms, places.log)
+        # What is committed is read before the store is: whatever lies below was done by then.
+        committed = places.log.committed(places.group, source)
+        for page in log_walk.pages(source, places.log, start=start, until_ms=span.until_ms, limit=PAGE):
+            done = [record for record in page if record.offset < committed]
+            counts.records += len(page)
+            counts.pending += len(page) - len(done)
+            found = list(_page(topic.name, done, places.store, dead, counts))
+            counts.faults.update(each.fault for each in found)
+            yield found
+
+
+def repair(differences: Sequence[Difference], log: EventLog) -> list[Difference]:
+    """Append what is missing again, in its order: the bridge does the work, and repeats change nothing. Those that this
+    can't repair are answered. Raises LogUnavailable."""
+    again = [each.record for each in differences if each.fault in REPAIRABLE]
+    if again:
+        log.append([NewRecord(each.source.topic, each.key, each.value, each.headers) for each in again])
+    return [each for each in differences if each.fault not in REPAIRABLE]
+
+
+class _DeadLetters:
+    """Which records of a topic are dead letters; read when the first one is missing. Bounded by the bridge's rate."""
+
+    def __init__(self, topic: str, since_ms: int, log: EventLog) -> None:
+        self._source = TopicPartition(topics.dead_letters(topic), 0)
+        self._since_ms = since_ms
+        self._log = log
+        self._places: set[Offset] = set()
+        self._next: int | None = None
+
+    def has(self, record: Record) -> bool:
+        place = record.source.partition, record.offset
+        if place not in self._places:
+            self._read_on()
+        return place in self._places
+
+    def _read_on(self) -> None:
+        if self._next is None:
+            self._next = log_walk.first_since(self._source, self._since_ms, self._log)
+        for page in log_walk.pages(self._source, self._log, start=self._next, until_ms=1 << 53, limit=PAGE):
+            for letter in page:
+                partition, offset = letter.headers.get("dl-partition", ""), letter.headers.get("dl-offset", "")
+                if partition.isdigit() and offset.isdigit():
+                    self._places.add((int(partition), int(offset)))
+            self._next = page[-1].offset + 1
+
+
+def _page(
+    topic: str, records: Sequence[Record], store: MessageStore, dead: _DeadLetters, counts: Counts
+) -> Iterator[Difference]:
+    if topic == topics.MESSAGES:
+        values, unreadable = _decoded(Message, records)
+        found = _messages(values, store)
+    else:
+        changes, unreadable = _decoded(StatusChange, records)
+        found = _statuses(changes, store, counts)
+    for each in (*(Difference(Fault.UNREADABLE, record) for record in unreadable), *found):
+        if each.fault is not Fault.DIFFERENT and dead.has(each.record):
+            counts.dead += 1
+        else:
+            yield each
+
+
+def _messages(values: Sequence[tuple[Record, Message]], store: MessageStore) -> Iterator[Difference]:
+    stored = store.messages({message.message_id for _, message in values}) if values else {}
+    for record, message in values:
+        found = stored.get(message.message_id)
+        if found is None:
+            yield Difference(Fault.MISSING, record, message.message_id)
+        elif _fixed(found) != _fixed(message):
+            yield Difference(Fault.DIFFERENT, record, message.message_id)
+
+
+def _fixed(message: Message) -> Message:
+    """Without who was in the conversation: a retry under one Idempotency-Key may have seen others, the first counts."""
+    return replace(message, recipients=(), audience=())
+
+
+def _statuses(
+    values: Sequence[tuple[Record, StatusChange]], store: MessageStore, counts: Counts
+) -> Iterator[Difference]:
+    messages = store.messages({change.message_id for _, change in values}) if values else {}
+    statuses = store.statuses(list(messages.values())) if messages else {}
+    for record, change in values:
+        message = messages.get(change.message_id)
+        if message is None:
+            counts.waiting += 1
+        elif not _is_applied(change, statuses[change.message_id], _history(message, store)):
+            yield Difference(Fault.NOT_APPLIED, record, change.message_id)
+
+
+def _history(message: Message, store: MessageStore) -> Callable[[], set[str]]:
+    """The news that the store has of a message; asked only when its standing status does not tell."""
+    return lambda: {each.change.event_id for each in store.transitions(message)}
+
+
+def _is_applied(change: StatusChange, standing: Sequence[RecipientStatus], history: Callable[[], set[str]]) -> bool:
+    """By what stands; of somebody who is no recipient (the sender's own devices) only the history tells."""
+    stands = next((each.rank for each in standing if each.recipient == change.recipient), None)
+    return change.event_id in history() if stands is None else stands >= change.rank
+
+
+def _decoded(kind: type[Value], records: Sequence[Record]) -> tuple[list[tuple[Record, Value]], list[Record]]:
+    values: list[tuple[Record, Value]] = []
+    unreadable = []
+    for record in records:
+        try:
+            values.append((record, codec.decode(kind, record.value)))
+        except UndecodableRecord:
+            unreadable.append(record)
+    return values, unreadable
