@@ -57,7 +57,7 @@ class EventLog(Protocol):
     """
 
     def ensure_topics(self, topics: Sequence[Topic]) -> None:
-        """Create what is missing; may be called again. Raises LogUnavailable."""
+        """Create what is missing; may be called again. Never changes a number of partitions. Raises LogUnavailable."""
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
         """Return once all are durable: each one's partition and offset, in the order given.
@@ -68,7 +68,11 @@ class EventLog(Protocol):
         """
 
     def subscribe(self, topics: Sequence[str], *, group: str, member: str, listener: RebalanceListener) -> Subscription:
-        """Join ``group`` as ``member`` (a stable name); partitions arrive through ``listener`` while polling."""
+        """Join ``group`` as ``member``; partitions arrive through ``listener`` while polling.
+
+        A newer run under a name shuts the one before it out: at once where the adapter knows members by name (Redis
+        Streams; Kafka with static membership), else when that one stopped polling or let its session lapse.
+        """
 
     def committed(self, group: str, source: TopicPartition) -> int:
         """The offset that the group reads next; 0 or the log's start before the first commit."""
@@ -90,7 +94,7 @@ class Drift:
     """One thing in which a topic on the log differs from its declaration; both values in words for people."""
 
     topic: str
-    what: str  # "topic", "partitions", "retention", "replicas"
+    what: str  # "topic", "partitions", "retention", "replicas", "bytes"
     declared: str
     found: str
 
@@ -105,6 +109,9 @@ class TopicAdmin(Protocol):
 
     def drift(self, topics: Sequence[Topic]) -> list[Drift]:
         """Where the log differs from these, by topic in the order given; changes nothing."""
+
+    def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
+        """The shortages among them: cheap enough for every probe."""
 
     def grow(self, topics: Sequence[Topic]) -> None:
         """Add the partitions that existing topics lack. Keys move: only while nobody appends and no group has a lag."""
@@ -151,7 +158,8 @@ class Subscription(Protocol):
         """
 
     def close(self) -> None:
-        """Leave the group; calls ``revoked`` first for what is owned."""
+        """Leave the group; calls ``revoked`` first for what is owned. Others have it at once, but under Kafka's static
+        membership: that keeps a member's partitions for its return until its session lapses."""
 
 
 # --- the message store -------------------------------------------------------------------------------------------

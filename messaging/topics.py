@@ -26,6 +26,7 @@ class Topic:
     partitions: int = PARTITIONS
     retention: timedelta = RETENTION
     max_bytes: int = PARTITION_BYTES  # per partition; Redis Streams trims by it, never past the watermark
+    replicas: int | None = None  # where the log has any; None: as many as it keeps by itself
 
 
 def outbound(channel: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from connectors import registry
 from connectors.base import InboundAttachment
 from connectors.http import retry_delay_s
 from core.clock import SYSTEM_CLOCK
+from core.errors import Unavailable
 from core.ids import derived_id
 from files import services as files
 from files.checks import storage_answers
@@ -26,7 +28,7 @@ from messaging.domain import Conversation
 from messaging.errors import ConversationNotFound
 from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.hints import RedisHints
-from messaging.ports import EventLog, MessageStore, Notify
+from messaging.ports import EventLog, MessageStore, Notify, TopicAdmin
 from messaging.services.accept import Desk
 from messaging.services.conversations import ConversationCache
 from messaging.services.deliver import Delivery
@@ -38,15 +40,32 @@ from realtime.notify import RedisNotifier
 GROUP = "bridge"
 
 
+class ManagedLog(EventLog, TopicAdmin, Protocol):
+    """What each of the adapters is."""
+
+
 @functools.cache
-def event_log() -> EventLog:
-    """EVENT_LOG_URL: ``redis://…``."""
+def event_log() -> ManagedLog:
+    """EVENT_LOG_URL: ``redis://…`` or ``kafka://…``."""
     url = settings.EVENT_LOG_URL
     match urlsplit(url).scheme:
         case "redis" | "rediss" | "unix":
             return RedisStreamsLog(url, append_timeout_s=settings.APPEND_TIMEOUT_S)
+        case "kafka" | "kafka+ssl":
+            return _kafka_log(url)
         case scheme:
-            raise ImproperlyConfigured(f"EVENT_LOG_URL: no event log speaks {scheme!r}. Hint: redis://host:port/0")
+            raise ImproperlyConfigured(
+                f"EVENT_LOG_URL: no event log speaks {scheme!r}. Hint: redis://host:port/0 or kafka://host:port"
+            )
+
+
+def _kafka_log(url: str) -> ManagedLog:
+    from messaging.eventlog.kafka import KafkaLog  # noqa: PLC0415 - its driver is not in the local profile
+
+    try:
+        return KafkaLog(url, append_timeout_s=settings.APPEND_TIMEOUT_S)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"EVENT_LOG_URL: {error}. Hint: kafka://host:9092,other:9092") from None
 
 
 @functools.cache
@@ -207,11 +226,22 @@ def checks() -> dict[str, Callable[[], None]]:
     """What the product stands on, by name: for /ready of every process."""
     return {
         "event log": event_log().ping,
+        "topics": topics_suffice,
         "message store": message_store().ping,
         "bus": bus_answers,
         "accounts": database_answers,
         "files": storage_answers,
     }
+
+
+def topics_suffice() -> None:
+    """Raise Unavailable, naming the remedy, when the log lacks a topic or partitions of one."""
+    if lacking := event_log().lacking(all_topics()):
+        first = lacking[0]
+        raise Unavailable(
+            f"The event log lacks topics or partitions of them ({len(lacking)}; {first.topic}: {first.what} should be "
+            f"{first.declared}, found {first.found}). Hint: run `manage.py setup_topics`"
+        )
 
 
 def all_topics() -> tuple[topics.Topic, ...]:

@@ -7,40 +7,27 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
 from typing import Any, Final
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException
-from confluent_kafka import TopicPartition as Place
-from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
 from messaging.errors import RecordTooLarge
 from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
-from messaging.eventlog.kafka_subscription import KafkaSubscription, record_of
+from messaging.eventlog.kafka_reader import NO_SUCH, KafkaReader
+from messaging.eventlog.kafka_subscription import KafkaSubscription
 from messaging.eventlog.records import check_sizes, header_bytes
 from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPartition
 from messaging.topics import Topic
 
-_PASSING: Final = (  # somebody is about to lead this partition or group
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-)
 PING_TIMEOUT_S: Final = 1.8
 REPLICAS: Final = 3  # of a topic that is created, where there are as many servers
-_NO_SUCH: Final = (
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-    KafkaError._NOENT,
-    KafkaError.GROUP_ID_NOT_FOUND,
-)
+ANYBODY: Final = "reader"  # a group for what concerns none
 
 
 class KafkaLog:
@@ -51,10 +38,9 @@ class KafkaLog:
         self._link = KafkaLink(self._url, timeout_s=append_timeout_s)
         self._max_poll_s = max_poll_s
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
         self._producer: KafkaProducer | None = None
         self._admin: AdminClient | None = None
-        self._reader: Consumer | None = None
+        self._readers: dict[str, KafkaReader] = {}  # by group
         _LOGS.add(self)
 
     # --- records ---
@@ -84,34 +70,14 @@ class KafkaLog:
         )
 
     def committed(self, group: str, source: TopicPartition) -> int:
-        place = self._place(source)
-        asked = ConsumerGroupTopicPartitions(self._link.named(group), [place])
-        found = self._asked(lambda admin: admin.list_consumer_group_offsets([asked], **self._limit()))
-        offset = found.topic_partitions[0].offset if found else -1
-        return offset if offset > 0 else self._offset(source, OffsetSpec.earliest())
+        reader = self._reader(group)
+        return max(reader.committed(source) or 0, reader.bounds(source)[0])
 
     def end_offset(self, source: TopicPartition) -> int:
-        return self._offset(source, OffsetSpec.latest())
+        return self._reader(ANYBODY).bounds(source)[1]
 
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
-        deadline_s = time.monotonic() + self._link.timeout_s
-        end = self.end_offset(source)
-        start = max(start, self._offset(source, OffsetSpec.earliest()))
-        found: list[Record] = []
-        if start >= end or limit <= 0:
-            return found
-        with self._reading, self._link.explained():
-            reader = self._opened_reader()
-            reader.assign([Place(self._link.named(source.topic), source.partition, start)])
-            try:
-                while len(found) < limit and (not found or found[-1].offset < end - 1):
-                    if time.monotonic() >= deadline_s:
-                        raise self._link.unavailable("did not bring the records in time")
-                    messages = reader.consume(min(limit - len(found), 500), 0.05)
-                    found += [record_of(message, self._link) for message in messages if message.error() is None]
-            finally:
-                reader.unassign()
-        return [record for record in found if record.offset < end]
+        return self._reader(ANYBODY).read(source, start=start, limit=limit)
 
     def ping(self) -> None:
         self._opened_producer().answers(timeout_s=PING_TIMEOUT_S)
@@ -119,12 +85,11 @@ class KafkaLog:
     def close(self) -> None:
         with self._lock:
             producer, self._producer, self._admin = self._producer, None, None
+            readers, self._readers = self._readers, {}
         if producer:
             producer.close()
-        with self._reading:
-            if self._reader:
-                self._reader.close()
-                self._reader = None
+        for reader in readers.values():
+            reader.close()
 
     # --- topics ---
 
@@ -135,28 +100,32 @@ class KafkaLog:
             return
         new = [self._new_topic(topic, servers) for topic in missing]
         for future in self._admins().create_topics(new, **self._limit()).values():
-            self._answer(future, but=[KafkaError.TOPIC_ALREADY_EXISTS])  # somebody else did it meanwhile
+            self._answer(future, but=KafkaError.TOPIC_ALREADY_EXISTS)  # somebody else did it meanwhile
         deadline_s = time.monotonic() + self._link.timeout_s
         while not {topic.name for topic in missing} <= self._metadata()[0].keys():
-            self._wait_until(deadline_s, "created topics that did not appear")
+            if time.monotonic() >= deadline_s:
+                raise self._link.unavailable("created topics that did not appear")
+            threading.Event().wait(0.02)
         for topic in missing:  # answered once each partition has a leader
             for partition in range(topic.partitions):
                 self.end_offset(TopicPartition(topic.name, partition))
 
+    def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
+        there, _ = self._metadata()
+        return [each for each in _differing_partitions(topics, there) if each.is_shortage]
+
     def drift(self, topics: Sequence[Topic]) -> list[Drift]:
         there, servers = self._metadata()
-        found = [topic for topic in topics if topic.name in there]
-        kept = self._retentions([topic.name for topic in found])
-        replicas = self._replicas(servers)
-        drift = [Drift(topic.name, "topic", "there", "missing") for topic in topics if topic.name not in there]
-        for topic in found:
-            partitions = there[topic.name]
-            if len(partitions) != topic.partitions:
-                drift.append(Drift(topic.name, "partitions", str(topic.partitions), str(len(partitions))))
+        drift = _differing_partitions(topics, there)
+        kept = self._retentions([topic.name for topic in topics if topic.name in there])
+        for topic in topics:
+            if topic.name not in there:
+                continue
             if kept[topic.name] != topic.retention:
                 drift.append(Drift(topic.name, "retention", str(topic.retention), str(kept[topic.name] or "for ever")))
-            if min(partitions) != replicas:
-                drift.append(Drift(topic.name, "replicas", str(replicas), str(min(partitions))))
+            replicas = self._replicas(topic, servers)
+            if min(there[topic.name]) != replicas:
+                drift.append(Drift(topic.name, "replicas", str(replicas), str(min(there[topic.name]))))
         return drift
 
     def grow(self, topics: Sequence[Topic]) -> None:
@@ -182,11 +151,11 @@ class KafkaLog:
             if topic.partitions
         }, len(found.brokers)
 
-    def _replicas(self, servers: int) -> int:
-        return self._url.replication or min(REPLICAS, servers)
+    def _replicas(self, topic: Topic, servers: int) -> int:
+        return topic.replicas or self._url.replication or min(REPLICAS, servers)
 
     def _new_topic(self, topic: Topic, servers: int) -> NewTopic:
-        replicas = self._replicas(servers)
+        replicas = self._replicas(topic, servers)
         return NewTopic(
             self._link.named(topic.name),
             topic.partitions,
@@ -208,7 +177,9 @@ class KafkaLog:
 
     def _seats(self, group: str) -> list[str]:
         """Each member's static name, else its client's."""
-        found = self._asked(lambda admin: admin.describe_consumer_groups([self._link.named(group)], **self._limit()))
+        admin = AdminClient(self._link.config())  # type: ignore[arg-type]  # of its own: see kafka_reader
+        [future] = admin.describe_consumer_groups([self._link.named(group)], **self._limit()).values()
+        found = self._answer(future)
         return [each.group_instance_id or each.client_id for each in found.members] if found else []
 
     # --- handles ---
@@ -233,67 +204,34 @@ class KafkaLog:
                 self._admin = AdminClient(self._link.config())  # type: ignore[arg-type]
             return self._admin
 
-    def _opened_reader(self) -> Consumer:
-        if self._reader is None:
-            self._reader = Consumer(
-                {
-                    **self._link.config(),
-                    "group.id": self._link.named("reader"),  # never joined, never committed
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "earliest",
-                    "queued.max.messages.kbytes": 4 * 1024,
-                    "fetch.wait.max.ms": 10,  # the last read's request must be over before the next one's
-                    "message.max.bytes": MAX_MESSAGE_BYTES,
-                    "fetch.max.bytes": 8 * 1024 * 1024,
-                }
-            )
-        return self._reader
-
-    def _place(self, source: TopicPartition) -> Place:
-        return Place(self._link.named(source.topic), source.partition)
+    def _reader(self, group: str) -> KafkaReader:
+        with self._lock:
+            if group not in self._readers:
+                self._readers[group] = KafkaReader(self._link, group=group)
+            return self._readers[group]
 
     def _limit(self) -> Mapping[str, Any]:
         return {"request_timeout": self._link.timeout_s}
 
-    def _offset(self, source: TopicPartition, which: OffsetSpec) -> int:
-        found = self._asked(lambda admin: admin.list_offsets({self._place(source): which}, **self._limit()))
-        return int(found.offset) if found else 0
-
-    def _asked(self, ask: Callable[[AdminClient], Mapping[Any, Future[Any]]]) -> Any:
-        """The one answer, asked for again while its partition or group changes hands. Raises LogUnavailable."""
-        deadline_s = time.monotonic() + self._link.timeout_s
-        while True:
-            [future] = ask(self._admins()).values()
-            answer = self._answer(future, but=_PASSING)
-            if not isinstance(answer, KafkaError) or answer.code() not in _PASSING:
-                return None if isinstance(answer, KafkaError) else answer
-            self._wait_until(deadline_s, f"is not ready: {answer.name()}")
-
-    def _wait_until(self, deadline_s: float, complaint: str) -> None:
-        """A moment's rest between tries. Raises LogUnavailable when there is no time left."""
-        if time.monotonic() >= deadline_s:
-            raise self._link.unavailable(complaint)
-        threading.Event().wait(0.02)
-
-    def _answer(self, future: Future[Any], *, but: Collection[int] = ()) -> Any:
-        """What an administrative request brought; an error of these, or that there is no such thing, is an answer too.
-        Raises LogUnavailable."""
+    def _answer(self, future: Future[Any], *, but: int | None = None) -> Any:
+        """What an administrative request brought; None for this error or where there is no such thing. Raises
+        LogUnavailable."""
         with self._link.explained():
             try:
-                return future.result(self._link.timeout_s)
+                return future.result(self._link.timeout_s + 1)
             except FutureTimeout:
                 raise self._link.unavailable("does not answer") from None
             except KafkaException as error:
-                if error.args[0].code() in (*_NO_SUCH, *but):
-                    return error.args[0]
+                if error.args[0].code() in {*NO_SUCH, but}:
+                    return None
                 raise
 
     def _forked(self) -> None:
         """In a child: its threads are the parent's, so its handles can be neither used nor freed here."""
-        for handle in (self._producer, self._admin, self._reader):
+        for handle in (self._producer, self._admin, self._readers):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
-        self._producer = self._admin = self._reader = None
-        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._producer, self._admin, self._readers = None, None, {}
+        self._lock = threading.Lock()
 
 
 _LOGS: Final[weakref.WeakSet[KafkaLog]] = weakref.WeakSet()
@@ -305,6 +243,17 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def _differing_partitions(topics: Sequence[Topic], there: Mapping[str, Sequence[int]]) -> list[Drift]:
+    drift = []
+    for topic in topics:
+        found = len(there.get(topic.name, ()))
+        if not found:
+            drift.append(Drift(topic.name, "topic", "there", "missing"))
+        elif found != topic.partitions:
+            drift.append(Drift(topic.name, "partitions", str(topic.partitions), str(found)))
+    return drift
 
 
 def _check_sizes(records: Sequence[NewRecord]) -> None:

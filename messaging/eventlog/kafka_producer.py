@@ -72,8 +72,7 @@ class KafkaProducer:
                 "queue.buffering.max.kbytes": BUFFER_KBYTES,
             }
         )
-        self._thread = threading.Thread(target=self._serve, name="kafka-deliveries", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._serve, name="kafka-deliveries", daemon=True).start()
 
     def send(self, records: Sequence[NewRecord]) -> list[Place]:
         """Each one's place once all are acknowledged. Raises LogUnavailable."""
@@ -97,9 +96,9 @@ class KafkaProducer:
             self._producer.list_topics(timeout=timeout_s)  # naming a topic might create it
 
     def close(self) -> None:
+        """Whoever waits is told at once. The thread ends by itself and takes the handle along."""
         self._closing.set()
         self._producer.purge()
-        self._thread.join(1)
 
     def _produce(self, record: NewRecord, on_delivery: functools.partial[None]) -> None:
         headers = {name: value.encode() for name, value in record.headers.items()} or None
@@ -140,3 +139,4 @@ class KafkaProducer:
     def _serve(self) -> None:
         while not self._closing.is_set():
             self._producer.poll(0.5)
+        self._producer.poll(0)  # those that were purged

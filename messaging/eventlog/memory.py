@@ -96,7 +96,7 @@ class MemoryLog:
             self._state.check()
             for topic in topics:
                 known = self._state.topics.get(topic.name)
-                partitions = max(topic.partitions, known.partitions if known else 0)
+                partitions = known.partitions if known else topic.partitions
                 self._state.topics[topic.name] = Topic(topic.name, partitions, topic.retention, topic.max_bytes)
                 for each in range(partitions):
                     self._state.partitions.setdefault(TopicPartition(topic.name, each), _Partition())

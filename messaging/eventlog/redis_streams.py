@@ -7,6 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -17,7 +18,7 @@ from messaging.eventlog.ledger import Beat, Claim, Fetched
 from messaging.eventlog.records import check_sizes, key_hash
 from messaging.eventlog.redis_link import Argument, RedisLink, Script
 from messaging.eventlog.subscription import LEASE_TTL_S, LeasedSubscription
-from messaging.ports import NewRecord, RebalanceListener, Record, TopicPartition
+from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPartition
 from messaging.topics import Topic
 
 PING_TIMEOUT_S: Final = 2.0
@@ -56,11 +57,47 @@ class RedisStreamsLog:
         self._clock = clock
 
     def ensure_topics(self, topics: Sequence[Topic]) -> None:
+        """Retention and size of what is there become what is declared: they are this process's to apply."""
+        self._ensure(topics, grow=False)
+
+    def drift(self, topics: Sequence[Topic]) -> list[Drift]:
+        there = {name: json.loads(meta) for name, meta in self._topics()}
+        drift = []
+        for topic in topics:
+            if (found := there.get(topic.name)) is None:
+                drift.append(Drift(topic.name, "topic", "there", "missing"))
+                continue
+            retention = timedelta(milliseconds=found["retention_ms"])
+            compared: tuple[tuple[str, object, object], ...] = (
+                ("partitions", topic.partitions, found["partitions"]),
+                ("retention", topic.retention, retention),
+                ("bytes", topic.max_bytes, found["max_bytes"]),
+            )
+            drift += [Drift(topic.name, what, str(due), str(is_)) for what, due, is_ in compared if due != is_]
+        return drift
+
+    def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
+        return [each for each in self.drift(topics) if each.is_shortage]
+
+    def grow(self, topics: Sequence[Topic]) -> None:
+        there = {name for name, _ in self._topics()}
+        self._ensure([topic for topic in topics if topic.name in there], grow=True)
+
+    def members(self, group: str) -> list[str]:
+        seconds, microseconds = self._link.call("TIME")
+        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        seats = _pairs(self._link.call("HGETALL", f"{self._prefix}members:{group}"))
+        return [name for name, seat in seats if json.loads(seat)["until_ms"] > now_ms]
+
+    def _ensure(self, topics: Sequence[Topic], *, grow: bool) -> None:
         arguments: list[Argument] = []
         for topic in topics:
             retention_ms = int(topic.retention.total_seconds() * 1000)
             arguments += [topic.name, topic.partitions, retention_ms, topic.max_bytes]
-        self._link.script(_ENSURE_TOPICS, self._prefix, *arguments)
+        self._link.script(_ENSURE_TOPICS, self._prefix, int(grow), *arguments)
+
+    def _topics(self) -> list[tuple[str, bytes]]:
+        return _pairs(self._link.call("HGETALL", f"{self._prefix}topics"))
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
         check_sizes(records)
@@ -94,8 +131,7 @@ class RedisStreamsLog:
 
     def trim(self, now_ms: int) -> int:
         """Apply every topic's retention now; how many records went. Subscriptions do this bit by bit by themselves."""
-        topics = _pairs(self._link.call("HGETALL", f"{self._prefix}topics"))
-        sources = [TopicPartition(name, each) for name, meta in topics for each in range(_partitions(meta))]
+        sources = [TopicPartition(name, each) for name, meta in self._topics() for each in range(_partitions(meta))]
         return sum(self._trim(now_ms, source) for source in sources)
 
     def ping(self) -> None:
