@@ -13,8 +13,8 @@ Pages = Mapping[str, tuple[int, str]]
 
 
 class Backend:
-    """Answers by path (else 200 with the path), and remembers each request's method, path, headers and body length, and the
-    path already when its body has yet to come."""
+    """Answers by path, else 200 with the path. ``seen`` has each request's method, path, headers and body length;
+    ``begun`` has the path already when the body has yet to come."""
 
     def __init__(self, pages: Pages) -> None:
         self.begun: list[str] = []
