@@ -10,6 +10,7 @@ import msgspec
 
 from core.errors import InvalidRequest
 from messaging.ports import ListCursor
+from messaging.services.replay import Place
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
@@ -27,7 +28,13 @@ class _ListingCursor(msgspec.Struct, array_like=True):
     conversation_id: UUID
 
 
-Cursor = TypeVar("Cursor", HistoryCursor, _ListingCursor)
+class _PlaceCursor(msgspec.Struct, array_like=True):
+    topic: str
+    partition: int
+    offset: int
+
+
+Cursor = TypeVar("Cursor", HistoryCursor, _ListingCursor, _PlaceCursor)
 
 
 def write_history(direction: str, message_id: UUID | None) -> str | None:
@@ -52,6 +59,18 @@ def read_listing(text: str) -> ListCursor:
     if not 0 <= cursor.last_activity_ms < 1 << 53:
         raise _invalid()
     return ListCursor(cursor.last_activity_ms, cursor.conversation_id)
+
+
+def write_place(place: Place | None) -> str | None:
+    return _write(_PlaceCursor(place.topic, place.partition, place.offset)) if place else None
+
+
+def read_place(text: str) -> Place:
+    """Raises InvalidRequest at ``cursor``."""
+    cursor = _read(_PlaceCursor, text)
+    if not (0 <= cursor.offset < 1 << 53 and 0 <= cursor.partition < 1 << 31):
+        raise _invalid()
+    return Place(cursor.topic, cursor.partition, cursor.offset)
 
 
 def _write(value: msgspec.Struct) -> str:

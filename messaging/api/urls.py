@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from messaging.api import views, webhooks
+from messaging.api import dead_letters, views, webhooks
 
 urlpatterns = [
     path("v1/messages", views.MessagesView.as_view(), name="messages"),
@@ -15,5 +15,7 @@ urlpatterns = [
     path("v1/conversations/<str:conversation_id>/messages", views.HistoryView.as_view(), name="history"),
     path("v1/conversations/<str:conversation_id>/members", views.MembersView.as_view(), name="members"),
     path("v1/conversations/<str:conversation_id>/members/<str:member_id>", views.MemberView.as_view(), name="member"),
+    path("v1/operator/dead-letters", dead_letters.DeadLettersView.as_view(), name="dead-letters"),
+    path("v1/operator/dead-letters/replay", dead_letters.ReplayView.as_view(), name="dead-letters-replay"),
     path("webhooks/<str:channel>/<str:account>", webhooks.WebhookView.as_view(), name="webhook"),
 ]

@@ -77,10 +77,17 @@ class Letter:
                 return self.value.message.message_id
         return None
 
-    def header_ms(self, name: str) -> int:
-        """A time or count of the headers; when it lay down here instead where there is none."""
-        text = self.record.headers.get(name, "")
-        return int(text) if _is_number(text) else self.record.appended_at_ms
+    @property
+    def attempts(self) -> int:
+        return self._number("dl-attempts", 0)
+
+    @property
+    def first_failed_ms(self) -> int:
+        return self._number("dl-first-ms", self.record.appended_at_ms)
+
+    def _number(self, header: str, default: int) -> int:
+        text = self.record.headers.get(header, "")
+        return int(text) if _is_number(text) else default
 
 
 @dataclass(frozen=True, slots=True)
