@@ -31,6 +31,8 @@ _PASSING: Final = frozenset(  # somebody is about to lead this partition or grou
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,  # seen on topics just created
+        KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
