@@ -80,12 +80,13 @@ def redis(directory: Path, executable: str) -> Iterator[Callable[[], LogUnderTes
 
 
 class QuickKafka(Kafka):
-    """Allows sessions as short as tests want them."""
+    """Allows members' sessions as short as tests want them, and forgets its own past life soon after a kill."""
 
     def prepare(self) -> None:
         super().prepare()
         with self._config.open("a") as config:
             config.write("group.min.session.timeout.ms=500\n")
+            config.write("broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=300\n")
 
 
 @functools.cache

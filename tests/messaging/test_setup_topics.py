@@ -1,0 +1,210 @@
+"""`manage.py setup_topics`, run as an operator runs it, on each kind of event log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from demo.ports import free_ports
+from demo.redis_server import LOG_RULES, RedisServer
+from messaging import topics, wiring
+from messaging.ports import NewRecord, TopicPartition
+from messaging.topics import MESSAGES, Topic
+from messaging.wiring import GROUP, ManagedLog
+from tests.hub import log_at
+from tests.stack.servers import needed
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PATIENCE_S: Final = 20.0
+
+
+class Nobody:
+    """A listener with nothing to do."""
+
+    def assigned(self, partitions: Mapping[TopicPartition, int]) -> None: ...
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+
+@pytest.fixture(params=["redis", pytest.param("kafka", marks=pytest.mark.cluster)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty event log."""
+    if request.param == "kafka":
+        yield f"{needed('kafka')}/{uuid.uuid4().hex}"
+        return
+    server = RedisServer(tmp_path / "redis", rules=LOG_RULES).start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def log(url: str) -> Iterator[ManagedLog]:
+    log: Any = log_at(url)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def setup(url: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str, partitions: int = 3) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*arguments), **at(url, partitions), check=False)
+
+    return run
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "manage.py", "setup_topics", *arguments]
+
+
+def popen_at(url: str, partitions: int = 3) -> dict[str, Any]:
+    env = {**os.environ, "EVENT_LOG_URL": url, "PARTITIONS": str(partitions)}
+    return {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def at(url: str, partitions: int = 3) -> dict[str, Any]:
+    return {**popen_at(url, partitions), "timeout": 60}
+
+
+def widths(log: ManagedLog) -> dict[str, int]:
+    """How many partitions each topic has; those without are not there."""
+    declared = [Topic(each.name, 10_000) for each in wiring.all_topics()]
+    return {each.topic: int(each.found) for each in log.drift(declared) if each.what == "partitions"}
+
+
+def test_it_creates_every_topic_as_declared_and_finds_nothing_to_do_the_second_time(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog
+) -> None:
+    for _ in range(2):
+        done = setup()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "messages: 3 partitions, kept 7 days" in done.stdout
+    assert widths(log) == {each.name: each.partitions for each in wiring.all_topics()}
+    assert log.drift(wiring.all_topics()) == []
+
+
+def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog
+) -> None:
+    done = setup("--dry-run")
+    assert done.returncode == 0
+    assert "would create messages\n" in done.stdout
+    assert widths(log) == {}
+    log.ensure_topics(wiring.all_topics())
+    done = setup("--dry-run", "--drained", partitions=5)
+    assert done.returncode == 0
+    assert "would grow messages from 3 to 5 partitions" in done.stdout
+    assert widths(log)[MESSAGES] == 3
+
+
+def test_fewer_partitions_than_declared_are_a_drift_that_is_told_and_not_mended(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog
+) -> None:
+    setup(partitions=3)
+    done = setup(partitions=5)
+    assert done.returncode == 1
+    assert [line.split() for line in done.stdout.splitlines() if line.startswith("messages ")] == [
+        ["messages", "partitions", "5", "3"]
+    ]
+    assert "--drained" in done.stderr
+    assert widths(log)[MESSAGES] == 3
+
+
+def test_it_never_shrinks(setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog) -> None:
+    setup(partitions=5)
+    done = setup("--drained", partitions=3)
+    assert done.returncode == 1
+    assert widths(log)[MESSAGES] == 5
+
+
+def test_drained_topics_grow_and_take_records_on_their_new_partitions(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, url: str
+) -> None:
+    setup()
+    finish(log, log.append([NewRecord(MESSAGES, f"key-{n}", b"1") for n in range(30)]))
+    done = setup("--drained", partitions=6)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert widths(log) == {each.name: 6 if each.name in wiring.work_topics() else 1 for each in wiring.all_topics()}
+    fresh = log_at(url)  # nothing that appended before the change may go on
+    places = fresh.append([NewRecord(MESSAGES, f"key-{n}", b"1") for n in range(60)])
+    assert {source.partition for source, _ in places} == set(range(6))
+    fresh.close()
+
+
+def test_it_does_not_grow_while_records_wait_and_says_which(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog
+) -> None:
+    setup()
+    [(source, _)] = log.append([NewRecord(MESSAGES, "key", b"1")])
+    done = setup("--drained", partitions=6)
+    assert done.returncode == 1
+    assert f"messages/{source.partition} has a lag of 1" in done.stderr
+    assert set(widths(log).values()) == {1, 3}  # nor do the topics that nothing waits on
+
+
+def test_it_does_not_grow_while_a_bridge_lives_and_says_which(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, url: str
+) -> None:
+    setup()
+    member = log.subscribe([MESSAGES], group=GROUP, member="bridge-7", listener=Nobody())
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not log.members(GROUP):
+        assert time.monotonic() < deadline_s
+        member.poll(0.1)
+    running = subprocess.Popen(command("--drained"), **popen_at(url, partitions=6))
+    while running.poll() is None:
+        member.poll(0.1)
+    _, errors = running.communicate()
+    assert running.returncode == 1
+    assert "the group has members (" in errors
+    assert widths(log)[MESSAGES] == 3
+    member.close()
+
+
+def test_a_log_that_is_away_is_named_with_the_remedy() -> None:
+    for scheme in ("redis", "kafka"):
+        done = subprocess.run(command(), **at(f"{scheme}://127.0.0.1:{free_ports(1)[0]}"), check=False)
+        assert done.returncode == 3
+        assert "EVENT_LOG_URL" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_it_waits_for_a_server_that_is_starting_and_says_so(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "late", rules=LOG_RULES)
+    running = subprocess.Popen(command("--timeout=60"), **popen_at(server.url))
+    assert running.stderr
+    assert "waiting for the event log" in running.stderr.readline()
+    server.start()
+    try:
+        output, _ = running.communicate(timeout=PATIENCE_S)
+        assert running.returncode == 0
+        assert "messages: 3 partitions" in output
+    finally:
+        running.send_signal(signal.SIGKILL)
+        server.stop()
+
+
+def test_help_names_the_exit_codes() -> None:
+    done = subprocess.run(command("--help"), **at("redis://127.0.0.1:1/0"), check=True)
+    assert "Exit code 0" in done.stdout
+    assert "--drained" in done.stdout
+
+
+def finish(log: ManagedLog, places: Sequence[tuple[TopicPartition, int]]) -> None:
+    """The group reads and commits all of them, and goes."""
+    member = log.subscribe([topics.MESSAGES], group=GROUP, member="a", listener=Nobody())
+    found = 0
+    deadline_s = time.monotonic() + PATIENCE_S
+    while found < len(places):
+        assert time.monotonic() < deadline_s
+        found += len(member.poll(0.2))
+    member.commit({source: log.end_offset(source) for source, _ in places})
+    member.close()
