@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,8 @@ class Kafka(Server):
 
     def command(self) -> Sequence[str]:
         jars, config = downloads.kafka(), str(self._config)
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # 16 bytes; the first is zero, for what starts with "-" would be taken for an option.
+        cluster = urlsafe_b64encode(bytes(1) + os.urandom(15)).decode().rstrip("=")
         format_once = java(jars, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", config)
         serve = java(jars, "kafka.Kafka", config, flags=["-Xmx512m"])
         formatted = shlex.quote(str(self.directory / "data" / "meta.properties"))

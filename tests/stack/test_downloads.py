@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,21 @@ def eventually(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def fetching() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        (sys.executable, "-c", FETCH), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextmanager
+def fetching() -> Iterator[subprocess.Popen[str]]:
+    command = (sys.executable, "-c", FETCH)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def go_on(tmp_path: Path) -> Iterator[Path]:
+    """A file that the player of Go waits for; whatever happens, it does not wait for ever."""
+    yield tmp_path / "go-on"
+    (tmp_path / "go-on").touch()
 
 
 def test_a_program_is_fetched_once_at_its_pinned_version(cache: Path, play_go: Callable[[str], Path]) -> None:
@@ -80,8 +92,7 @@ def test_a_missing_tool_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, t
         downloads.kafka()
 
 
-def test_two_at_once_fetch_once(cache: Path, play_go: Callable[[str], Path], tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
+def test_two_at_once_fetch_once(cache: Path, play_go: Callable[[str], Path], go_on: Path) -> None:
     notes = play_go(f'until [ -e {go_on} ]; do sleep 0.02; done; echo built > "$GOBIN/server"')
     with fetching() as one:
         eventually(notes.exists)
@@ -94,8 +105,7 @@ def test_two_at_once_fetch_once(cache: Path, play_go: Callable[[str], Path], tmp
     assert len(notes.read_text().splitlines()) == 1
 
 
-def test_a_killed_fetch_leaves_no_half_program(cache: Path, play_go: Callable[[str], Path], tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
+def test_a_killed_fetch_leaves_no_half_program(cache: Path, play_go: Callable[[str], Path], go_on: Path) -> None:
     notes = play_go(
         f'echo half > "$GOBIN/server"; until [ -e {go_on} ]; do sleep 0.02; done; echo whole > "$GOBIN/server"'
     )

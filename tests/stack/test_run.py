@@ -155,7 +155,7 @@ def test_a_signal_goes_to_the_command_and_the_servers_end_after_it(scene: Scene,
 
 def test_a_signal_while_the_servers_start_ends_them(scene: Scene) -> None:
     with scene.started("run", "--only", "kafka,cassandra", "--", "true") as process:
-        eventually(lambda: len([1 for said in scene.processes().values() if said.startswith("java")]) == 2)
+        eventually(lambda: [said.split()[0][-4:] for said in scene.processes().values()].count("java") == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
     assert scene.processes() == {}
