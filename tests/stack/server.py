@@ -82,7 +82,10 @@ class Server(ABC):
         self.start(timeout_s)
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing, like a machine that hangs. Fine when it is down."""
+        """SIGSTOP: it keeps its connections and answers nothing, like a machine that hangs. Fine when it is down.
+
+        A PostgreSQL that is paused while its owner is killed leaves its children behind, stopped: they are no group.
+        """
         self._pause()
 
     def resume(self) -> None:
