@@ -199,7 +199,7 @@ class TestCompeting:
             assert listing.last_activity_ms == NOON_MS + 3 * 86_400_000
 
     def test_equal_ranks_told_at_once_end_at_the_earlier_for_everybody(self, store: CassandraStore) -> None:
-        for _ in range(10):
+        for _ in range(20):
             message = a_message()
             store.save_messages([message])
             early, late = (change(message, Status.DELIVERED, at_ms=NOON_MS + ms) for ms in (5, 9))

@@ -105,8 +105,11 @@ class Messages(Part):
             return []
         with self._db.call() as call:
             by_day = grouped(changes, _day_of_change)
-            standing = _standing(call, by_day)
+            # In this order: a status and its transition are one mutation, so that what is told already also stands by
+            # the second read, and of two who tell the same at once both write both or one writes neither.
             told = _told(call, by_day)
+            standing = _standing(call, by_day)
+            told |= {_news_key(change) for change in changes if _is_what_stands(change, standing)}
             answers, raised = _raised(changes, standing)
             news: dict[NewsKey, StatusChange] = {}
             for change in changes:
@@ -289,6 +292,11 @@ def _day_of_change(change: StatusChange) -> tuple[UUID, int]:
 
 def _news_key(change: StatusChange) -> NewsKey:
     return change.message_id, change.recipient, change.rank, change.note
+
+
+def _is_what_stands(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
+    stands = standing.get((change.message_id, change.recipient))
+    return stands is not None and stands.rank == change.rank and not change.note
 
 
 def _standing(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> dict[StatusKey, RecipientStatus]:
