@@ -1,0 +1,349 @@
+"""Fills a `History` from a running system, from outside: HTTP, sockets, the simulator, and the log's port."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import redis
+
+from core.errors import Unavailable
+from demo.supervisor import QUEUES
+from messaging import codec, topics
+from messaging.domain import Message, Status, StatusChange, rank
+from messaging.errors import UndecodableRecord
+from messaging.ports import Record, TopicPartition
+from messaging.services import replay
+from tests.faults.history import Client, Commit, DeadLetter, Frame, History, Level, Logged, Request, Row, Sent, Told
+from tests.town import Resident, Socket, Town
+
+CHANNELS: Final = ("whatsapp", "instagram")
+PAGE: Final = 500
+ADVICE: Final = (202, 409, 503)  # what a careful client meets; 409: its own first try is still running
+GROUP: Final = "bridge"
+
+
+class Writer:
+    """A client that insists under one Idempotency-Key, and remembers what it was told. Thread-safe."""
+
+    def __init__(self, author: Resident) -> None:
+        self.author = author
+        self.requests: list[Request] = []
+
+    def write(self, conversation: str, text: str, to: str, *, within_s: float = 60) -> str | None:
+        """The id of the accepted message; None when nobody can tell in time, or when it was refused."""
+        body = {"conversation_id": conversation, "recipient_id": to, "content": text}
+        headers = {"Idempotency-Key": secrets.token_hex(8)}
+        deadline_s = time.monotonic() + within_s
+        pause, undecided = threading.Event(), False
+        while time.monotonic() < deadline_s:
+            try:
+                answer = self.author.api.post("/v1/messages", json=body, headers=headers)
+            except httpx.TransportError:
+                undecided = True
+            else:
+                if answer.status_code not in ADVICE:
+                    break
+                if answer.status_code == 202:
+                    return self._told(conversation, text, str(answer.json()["message_id"]))
+                undecided = True
+            pause.wait(0.1)
+        self.requests.append(Request(conversation, self.author.user_id, text, None, undecided))
+        return None
+
+    def _told(self, conversation: str, text: str, message_id: str) -> str:
+        self.requests.append(Request(conversation, self.author.user_id, text, message_id))
+        return message_id
+
+
+class Device(Socket):
+    """A socket that keeps each frame with its place, and fetches its conversations when it is told to resync."""
+
+    def __init__(self, who: Resident) -> None:
+        self.who = who
+        self.seen: list[dict[str, Any]] = []
+        self.fetched: dict[str, frozenset[str]] = {}
+        super().__init__(who.gateway_url, who.token)
+
+    def _take(self, socket: Any, frame: dict[str, Any]) -> None:
+        if frame["type"] == "resync":
+            self._fetch()
+        elif "seq" in frame and frame["type"] != "hello":
+            self.seen.append(frame)
+        super()._take(socket, frame)
+
+    def _fetch(self) -> None:
+        """Until it succeeds: the API may be away for the same reason."""
+        while not self._closing.is_set():
+            with suppress(httpx.HTTPError, AssertionError):
+                names = list(conversations_of(self.who))
+                found = {name: frozenset(each["message_id"] for each in self.who.history(name)) for name in names}
+                self.fetched = {name: ids | self.fetched.get(name, frozenset()) for name, ids in found.items()}
+                return
+            self._closing.wait(0.3)
+
+
+def conversations_of(who: Resident) -> Iterator[str]:
+    cursor = None
+    while True:
+        answer = who.api.get("/v1/conversations", params={"limit": 200, **({"cursor": cursor} if cursor else {})})
+        answer.raise_for_status()
+        yield from (each["conversation_id"] for each in answer.json()["items"])
+        if not (cursor := answer.json()["next_cursor"]):
+            return
+
+
+class Watcher:
+    """Looks at commits, memory and queues again and again while a run goes on."""
+
+    def __init__(self, town: Town, reader: Resident, *, every_s: float = 0.3, bounds: Mapping[str, float]) -> None:
+        self._town = town
+        self._reader = reader
+        self._every_s = every_s
+        self._bounds = bounds
+        self._sources = list(sources(town, topics.MESSAGES))
+        self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
+        self._highest: dict[str, float] = {}
+        self._stop = threading.Event()
+        self.commits: list[Commit] = []
+
+    @property
+    def levels(self) -> list[Level]:
+        return [Level(name, highest, self._bounds[_kind(name)]) for name, highest in sorted(self._highest.items())]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join(30)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every_s):
+            # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
+            with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
+                self._look_at_processes()
+                for source in self._sources:
+                    self._look_at_commits(source)
+
+    def _look_at_commits(self, source: TopicPartition) -> None:
+        """First what is committed, then what is done: what was done later only helps."""
+        committed, before = self._town.log.committed(GROUP, source), self._seen[source]
+        undone = None
+        for record in self._town.log.read(source, start=before, limit=PAGE):
+            if record.offset >= committed:
+                break
+            if not self._is_done(record):
+                undone = record.offset
+                break
+        self.commits.append(
+            Commit((source.topic, source.partition), committed, committed if undone is None else undone)
+        )
+        self._seen[source] = min(committed, before + PAGE) if undone is None else undone
+
+    def _is_done(self, record: Record) -> bool:
+        """Stored as far as its author can see, or a dead letter. What others wrote is not ours to see."""
+        try:
+            message = codec.decode(Message, record.value)
+        except UndecodableRecord:
+            return True
+        if message.sender_id != self._reader.user_id:
+            return True
+        answer = self._reader.api.get(f"/v1/messages/{message.message_id}")
+        if answer.status_code not in (200, 404):
+            answer.raise_for_status()
+        stored = answer.status_code == 200 and answer.json()["status"] != Status.ACCEPTED.value
+        place = record.source.topic, record.source.partition
+        return stored or (place, record.offset) in {(each.source, each.offset) for each in dead_letters(self._town)}
+
+    def _look_at_processes(self) -> None:
+        system = self._town.system
+        for name in system.processes:
+            if system.is_running(name):
+                self._note(f"rss_mb {name}", sum(map(_rss_mb, _family(system.pid(name)))))
+        with redis.Redis.from_url(system.env["BUS_URL"], socket_timeout=2) as bus:
+            memory: Any = bus.info("memory")
+            self._note("bus_mb bus", memory["used_memory"] / 1e6)
+            for queue in QUEUES:
+                length: Any = bus.llen(queue)
+                self._note(f"queue {queue}", length)
+
+    def _note(self, name: str, value: float) -> None:
+        if _kind(name) in self._bounds:
+            self._highest[name] = max(value, self._highest.get(name, 0))
+
+
+def _kind(name: str) -> str:
+    """``rss_mb``, ``bus_mb`` or ``queue``: what bounds are given for."""
+    return name.partition(" ")[0]
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its children."""
+    found = [pid]
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [each for child in listed.read_text().split() for each in _family(int(child))]
+    return found
+
+
+def _rss_mb(pid: int) -> float:
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+    return 0.0
+
+
+@contextmanager
+def devices(*owners: Resident) -> Iterator[list[Device]]:
+    """Open sockets of these users, closed in the end."""
+    with ExitStack() as stack:
+        opened = []
+        for who in owners:
+            opened.append(Device(who))
+            stack.callback(opened[-1].close)
+        yield opened
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+def collect(
+    town: Town, *, writers: Sequence[Writer], accounts: Sequence[str], sockets: Sequence[Device], watcher: Watcher
+) -> History:
+    """What everybody saw of the conversations that these wrote in."""
+    requests = [request for writer in writers for request in list(writer.requests)]
+    told = list(_told(town))
+    highest: dict[tuple[str, str], int] = {}
+    for each in told:
+        key = each.message_id, each.recipient
+        highest[key] = max(each.rank, highest.get(key, 0))
+    log = list(_logged(town))
+    authors = {request.conversation: writer.author for writer in writers for request in list(writer.requests)}
+    stored = {name: _rows(author, name, highest) for name, author in authors.items()}
+    where = {each.message_id: each.conversation for each in log}
+    sent = [each for account in accounts for each in _sent(town, account, where) if each.conversation in stored]
+    return History(
+        requests=requests,
+        log=log,
+        told=told,
+        dead=dead_letters(town),
+        stored=stored,
+        sent=sent,
+        clients=[_client(each, stored.keys()) for each in sockets],
+        commits=list(watcher.commits),
+        levels=watcher.levels,
+        external=frozenset(each for row in _all(stored) for each in row.ranks if ":" in each),
+    )
+
+
+def sources(town: Town, topic: str) -> Iterator[TopicPartition]:
+    for number in range(int(town.system.env.get("PARTITIONS", topics.PARTITIONS))):
+        yield TopicPartition(topic, number)
+
+
+def _records(town: Town, source: TopicPartition) -> Iterator[Record]:
+    start = 0
+    while page := town.log.read(source, start=start, limit=PAGE):
+        yield from page
+        start = page[-1].offset + 1
+
+
+def _logged(town: Town) -> Iterator[Logged]:
+    for source in sources(town, topics.MESSAGES):
+        for record in _records(town, source):
+            with suppress(UndecodableRecord):
+                message = codec.decode(Message, record.value)
+                place = source.topic, source.partition
+                yield Logged(place, record.offset, message.conversation, str(message.message_id))
+
+
+def _told(town: Town) -> Iterator[Told]:
+    for source in sources(town, topics.STATUS_UPDATES):
+        for record in _records(town, source):
+            with suppress(UndecodableRecord):
+                change = codec.decode(StatusChange, record.value)
+                yield Told(str(change.message_id), change.recipient, change.rank, change.note)
+
+
+def dead_letters(town: Town) -> list[DeadLetter]:
+    found = []
+    for name in topics.work_topics(CHANNELS):
+        for record in _records(town, TopicPartition(topics.dead_letters(name), 0)):
+            letter, headers = replay.letter(record), record.headers
+            origin = headers["dl-topic"], int(headers["dl-partition"])
+            message_id = str(letter.message_id) if letter.message_id else None
+            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id))
+    return found
+
+
+def _rows(author: Resident, conversation: str, highest: Mapping[tuple[str, str], int]) -> list[Row]:
+    return [
+        Row(
+            message_id=each["message_id"],
+            conversation=each["conversation_id"],
+            sender=each["sender_id"],
+            content=each["content"],
+            ranks={
+                status["recipient_id"]: _rank(
+                    status["status"], highest.get((each["message_id"], status["recipient_id"]), 0)
+                )
+                for status in each["statuses"]
+            },
+        )
+        for each in author.history(conversation)
+    ]
+
+
+def _rank(status: str, highest: int) -> int:
+    """The API names no attempt: it is that of the highest on the log, if the status is."""
+    standing = Status(status)
+    attempt = highest // 2 if highest < rank(Status.DELIVERED) else 0
+    return rank(standing, attempt) if rank(standing, attempt) == highest else rank(standing)
+
+
+def _sent(town: Town, account_id: str, where: Mapping[str, str]) -> Iterator[Sent]:
+    answer = town.platform.get("/messages", params={"account_id": account_id, "limit": "10000"}, timeout=60)
+    answer.raise_for_status()
+    for each in answer.json()["messages"]:
+        plus = "+" if each["channel"] == "whatsapp" else ""
+        message_id = each["correlation"] or ""
+        yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
+
+
+def _client(device: Device, conversations: Iterable[str]) -> Client:
+    frames, resyncs = [], device.resyncs
+    attempts: dict[tuple[str, str], int] = {}
+    failed: set[tuple[str, str]] = set()
+    for frame in list(device.seen):
+        match frame["type"]:
+            case "message":
+                message = frame["message"]
+                frames.append(Frame(frame["epoch"], frame["seq"], message["conversation_id"], message["message_id"]))
+            case "status":
+                key, status = (frame["message_id"], frame["recipient_id"]), Status(frame["status"])
+                if status is Status.SENT and key in failed:
+                    attempts[key] = attempts.get(key, 0) + 1  # the API names no attempt; an operator opened one
+                    failed.discard(key)
+                if status is Status.FAILED:
+                    failed.add(key)
+                place = frame["epoch"], frame["seq"], frame["conversation_id"]
+                frames.append(Frame(*place, *key, rank(status, attempts.get(key, 0))))
+            case kind:  # it has a number, and no other part in this
+                frames.append(Frame(frame["epoch"], frame["seq"], "", f"{kind} {frame['seq']}", rank=0))
+    fetched = {name: device.fetched.get(name, frozenset()) for name in conversations}
+    return Client(device.who.user_id, frames, fetched, resyncs)
+
+
+def _all(stored: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
+    for rows in stored.values():
+        yield from rows

@@ -1,0 +1,48 @@
+"""A small load on a system where nothing breaks keeps every promise, as seen from outside: the checker's own check."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from messaging.domain import Status, rank
+from tests.faults.checker import Report, Rule, report
+from tests.faults.collect import Device, Watcher, Writer, collect, devices
+from tests.faults.conftest import Harbour
+from tests.faults.history import History
+from tests.town import eventually, phone
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
+PEOPLE, EACH = 10, 6
+BOUNDS = {"rss_mb": 600.0, "bus_mb": 64.0, "queue": 1_000.0}
+
+
+def test_a_healthy_run_keeps_every_promise_and_a_stranger_s_message_is_noticed(harbour: Harbour) -> None:
+    town, writer = harbour.town, Writer(harbour.alice)
+    people = [phone() for _ in range(PEOPLE)]
+    watcher = Watcher(town, harbour.alice, bounds=BOUNDS)
+
+    def write(to: str) -> None:
+        for number in range(EACH):
+            assert writer.write(f"healthy-{to}", f"{to} {number}", f"whatsapp:+{to}")
+
+    def seen(opened: list[Device]) -> History:
+        return collect(town, writers=[writer], accounts=[harbour.whatsapp], sockets=opened, watcher=watcher)
+
+    def judged(opened: list[Device]) -> Report:
+        return report(seen(opened))
+
+    with devices(harbour.alice) as opened, watcher.watching(), ThreadPoolExecutor(4) as clients:
+        list(clients.map(write, people))
+        eventually(lambda: not judged(opened).violations, within_s=60)
+        eventually(lambda: sum(commit.committed for commit in watcher.commits[-3:]) >= PEOPLE * EACH)
+        healthy = judged(opened)
+        assert not healthy.violations
+        assert (healthy.acknowledged, healthy.lost, healthy.duplicated) == (PEOPLE * EACH, 0, 0)
+        history = seen(opened)
+        assert len(history.sent) == PEOPLE * EACH
+        assert {frame.rank for frame in history.clients[0].frames} >= {None, rank(Status.READ)}
+        assert {level.name.partition(" ")[0] for level in history.levels} == BOUNDS.keys()
+        harbour.alice.post(f"healthy-{people[0]}", "nobody wrote this down", f"whatsapp:+{people[0]}")
+        eventually(lambda: {each.rule for each in judged(opened).violations} == {Rule.PHANTOM})
