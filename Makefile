@@ -9,7 +9,7 @@ PROFILE ?= local
 STATE_DIR ?= .chat4all$(if $(filter cluster,$(PROFILE)),/cluster)
 # What `demo` and `run` need: the cluster profile more packages, and servers unless the environment names some.
 PARTS := $(if $(filter cluster,$(PROFILE)),dev,local)
-ON_STACK := $(if $(filter cluster,$(PROFILE)),$(if $(TEST_KAFKA_URL)$(EVENT_LOG_URL),,$(BIN)/python -m tests.stack run --))
+ON_STACK := $(if $(filter cluster,$(PROFILE)),$(if $(EVENT_LOG_URL),,$(BIN)/python -m tests.stack run --only kafka,cassandra,minio,postgres --))
 PACKAGES := chat4all_project core accounts messaging connectors files realtime web simulator demo tests bench
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --prefer-binary --no-compile --require-hashes
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
