@@ -86,7 +86,6 @@ INSTALLED_APPS = [
     "web",
 ]
 MIDDLEWARE = [
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "core.middleware.RequestIdMiddleware",
     "core.middleware.ProbesMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -97,7 +96,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
+    "core.middleware.MetricsMiddleware",
 ]
 CSRF_FAILURE_VIEW = "core.problems.csrf_failure"
 ROOT_URLCONF = "chat4all_project.urls"

@@ -7,10 +7,11 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import resolve
+from django_prometheus.middleware import Metrics, PrometheusAfterMiddleware
 
 from core.logging import bind
 from core.methods import allowed, not_allowed
@@ -63,6 +64,41 @@ class ProbesMiddleware:
         request.resolver_match = resolve(request.path_info)
         answer: HttpResponseBase = request.resolver_match.func(request)
         return answer
+
+
+class RequestMetrics(Metrics):  # type: ignore[misc] # it has no types
+    """Those of django-prometheus that somebody looks at: all of them are 44 µs for which a request waits, these 19."""
+
+    _KEPT: Final = frozenset(
+        {
+            "django_http_requests_latency_seconds_by_view_method",
+            "django_http_responses_total_by_status_view_method",
+            "django_http_exceptions_total_by_type",
+            "django_http_exceptions_total_by_view",
+        }
+    )
+
+    def register_metric(self, metric_cls: Any, name: str, documentation: str, labelnames: Any = (), **more: Any) -> Any:
+        if name not in self._KEPT:
+            return _Unwatched()
+        return super().register_metric(metric_cls, name, documentation, labelnames, **more)
+
+
+class _Unwatched:
+    """Takes what a metric takes, and forgets it."""
+
+    def labels(self, **_labels: str) -> _Unwatched:
+        return self
+
+    def inc(self, _amount: float = 1) -> None: ...
+
+    def observe(self, _amount: float) -> None: ...
+
+
+class MetricsMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc] # it has no types
+    """Duration and status of each request by view. Innermost: probes and refusals never come here."""
+
+    metrics_cls = RequestMetrics
 
 
 def _request_id(request: HttpRequest) -> str:
