@@ -69,4 +69,7 @@ def _fresh_connections(**_: Any) -> None:
     """A child starts with connections of its own."""
     from django.db import connections  # noqa: PLC0415
 
+    from messaging import wiring  # noqa: PLC0415
+
     connections.close_all()
+    wiring.event_log().warm()

@@ -86,6 +86,9 @@ class EventLog(Protocol):
     def ping(self) -> None:
         """Raise LogUnavailable, naming the part and the remedy, when the log does not answer within 2 s."""
 
+    def warm(self) -> None:
+        """Open in the background what the first append would wait for; never blocks or fails. After a fork, once."""
+
     def close(self) -> None: ...
 
 
@@ -111,7 +114,7 @@ class TopicAdmin(Protocol):
         """Where the log differs from these, by topic in the order given; changes nothing."""
 
     def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
-        """The shortages among them: cheap enough for every probe."""
+        """The shortages among them. Answers, or raises, within 2 s: probes ask."""
 
     def grow(self, topics: Sequence[Topic]) -> None:
         """Add the partitions that existing topics lack. Keys move: only while nobody appends and no group has a lag."""

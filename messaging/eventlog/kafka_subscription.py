@@ -187,10 +187,13 @@ class KafkaSubscription:
             self._listener.lost(lost)
 
     def _notice_a_nap(self) -> None:
-        """After a pause as long as a session the group may have gone on without us: ask before anything is returned."""
+        """After a pause of most of a session the group may have gone on without us: ask before anything is returned.
+
+        A session counts from the last heartbeat, a third of it before the pause at most.
+        """
         now_s = time.monotonic()
         napped_s, self._awake_s = now_s - self._awake_s, now_s
-        if napped_s < self._link.url.session_timeout_s or not self._owned:
+        if napped_s < self._link.url.session_timeout_s / 2 or not self._owned:
             return
         with suppress(LeaseLost):
             self._commit({source: (owned.epoch, owned.committed) for source, owned in self._owned.items()})

@@ -145,6 +145,9 @@ class MemoryLog:
         with self._state.changed:
             self._state.check()
 
+    def warm(self) -> None:
+        """Nothing to open."""
+
     def close(self) -> None:
         """Nothing to close."""
 

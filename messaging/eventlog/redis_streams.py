@@ -60,8 +60,8 @@ class RedisStreamsLog:
         """Retention and size of what is there become what is declared: they are this process's to apply."""
         self._ensure(topics, grow=False)
 
-    def drift(self, topics: Sequence[Topic]) -> list[Drift]:
-        there = {name: json.loads(meta) for name, meta in self._topics()}
+    def drift(self, topics: Sequence[Topic], *, timeout_s: float | None = None) -> list[Drift]:
+        there = {name: json.loads(meta) for name, meta in self._topics(timeout_s)}
         drift = []
         for topic in topics:
             if (found := there.get(topic.name)) is None:
@@ -77,7 +77,7 @@ class RedisStreamsLog:
         return drift
 
     def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
-        return [each for each in self.drift(topics) if each.is_shortage]
+        return [each for each in self.drift(topics, timeout_s=PING_TIMEOUT_S) if each.is_shortage]
 
     def grow(self, topics: Sequence[Topic]) -> None:
         there = {name for name, _ in self._topics()}
@@ -96,8 +96,8 @@ class RedisStreamsLog:
             arguments += [topic.name, topic.partitions, retention_ms, topic.max_bytes]
         self._link.script(_ENSURE_TOPICS, self._prefix, int(grow), *arguments)
 
-    def _topics(self) -> list[tuple[str, bytes]]:
-        return _pairs(self._link.call("HGETALL", f"{self._prefix}topics"))
+    def _topics(self, timeout_s: float | None = None) -> list[tuple[str, bytes]]:
+        return _pairs(self._link.call("HGETALL", f"{self._prefix}topics", timeout_s=timeout_s))
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
         check_sizes(records)
@@ -136,6 +136,9 @@ class RedisStreamsLog:
 
     def ping(self) -> None:
         self._link.call("PING", timeout_s=PING_TIMEOUT_S)
+
+    def warm(self) -> None:
+        """A connection takes a millisecond: the first append opens it."""
 
     def close(self) -> None:
         self._link.close()

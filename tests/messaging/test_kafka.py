@@ -1,0 +1,412 @@
+"""What the Kafka log does beyond the port's contract: its URL, its epochs, stable names, servers in trouble."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import TopicPartition as Place
+
+from demo.ports import free_ports
+from messaging.errors import LeaseLost, LogUnavailable, RecordTooLarge
+from messaging.eventlog.kafka import KafkaLog
+from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
+from messaging.ports import NewRecord, Record, TopicPartition
+from messaging.topics import MAX_RECORD_BYTES, Topic
+from tests.contracts.event_logs import KAFKA_MAX_POLL_S, KAFKA_SESSION_S, kafka_server
+from tests.stack.kafka import Kafka
+
+ONE = TopicPartition("messages", 0)
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Kafka:
+    return kafka_server()
+
+
+@pytest.fixture
+def url(server: Kafka) -> str:
+    return f"{server.url}/{uuid.uuid4().hex}?session_timeout_s={KAFKA_SESSION_S}"
+
+
+@pytest.fixture
+def open_log(url: str) -> Iterator[Callable[..., KafkaLog]]:
+    """Handles on one log, each as another process would hold it."""
+    opened: list[KafkaLog] = []
+
+    def open_one(options: str = "", *, timeout_s: float = 4.0) -> KafkaLog:
+        opened.append(KafkaLog(url + options, append_timeout_s=timeout_s, max_poll_s=KAFKA_MAX_POLL_S))
+        return opened[-1]
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def log(open_log: Callable[..., KafkaLog]) -> KafkaLog:
+    log = open_log()
+    log.ensure_topics([Topic("messages", partitions=1)])
+    return log
+
+
+class Owner:
+    """A listener that remembers epochs."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[TopicPartition, int] = {}
+        self.told: list[str] = []
+
+    def assigned(self, partitions: Mapping[TopicPartition, int]) -> None:
+        self.told.append("assigned")
+        self.epochs |= partitions
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self._go("revoked", partitions)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._go("lost", partitions)
+
+    def _go(self, how: str, partitions: Sequence[TopicPartition]) -> None:
+        self.told.append(how)
+        for source in partitions:
+            del self.epochs[source]
+
+
+def record(value: bytes = b"x") -> NewRecord:
+    return NewRecord("messages", "key", value)
+
+
+def poll_until(condition: Callable[[], bool], *polls: Callable[[float], list[Record]]) -> list[Record]:
+    found: list[Record] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        for poll in polls:
+            found += poll(0.05)
+    return found
+
+
+# --- the URL -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        pytest.param("kafka://a:9092", KafkaUrl("a:9092", {"security.protocol": "PLAINTEXT"}), id="one server"),
+        pytest.param(
+            "kafka://a:1,b:2/shop?replication=2&static=1&session_timeout_s=9",
+            KafkaUrl("a:1,b:2", {"security.protocol": "PLAINTEXT"}, 2, 9.0, True, "shop."),
+            id="several servers, a name and options",
+        ),
+        pytest.param(
+            "kafka+ssl://me:p%40ss@a:1?ca=/ca.pem",
+            KafkaUrl(
+                "a:1",
+                {
+                    "sasl.mechanism": "SCRAM-SHA-512",
+                    "sasl.username": "me",
+                    "sasl.password": "p@ss",
+                    "ssl.ca.location": "/ca.pem",
+                    "security.protocol": "SASL_SSL",
+                },
+            ),
+            id="credentials over TLS",
+        ),
+        pytest.param(
+            "kafka://me:pw@a:1?sasl=PLAIN",
+            KafkaUrl(
+                "a:1",
+                {
+                    "sasl.mechanism": "PLAIN",
+                    "sasl.username": "me",
+                    "sasl.password": "pw",
+                    "security.protocol": "SASL_PLAINTEXT",
+                },
+            ),
+            id="credentials without TLS",
+        ),
+    ],
+)
+def test_a_url_says_where_and_how(url: str, expected: KafkaUrl) -> None:
+    assert KafkaUrl.parse(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("kafka://", "host:port"),
+        ("kafka://a", "host:port"),
+        ("kafka://a:1,b", "host:port"),
+        ("kafka://a:1?typo=1", "unknown option typo"),
+        ("kafka://a:1?static=yes", "static is 0 or 1"),
+        ("kafka://a:1?replication=many", "not understood"),
+        ("kafka://me:hunter2@a:1?sasl=GUESS", "sasl is one of"),
+    ],
+)
+def test_a_url_that_cannot_be_understood_is_refused_without_its_password(url: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as refused:
+        KafkaUrl.parse(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_wrong_address_is_named_with_the_reason_and_the_remedy_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (port,) = free_ports(1)
+    log = KafkaLog(f"kafka://127.0.0.1:{port}", append_timeout_s=1.5)
+    with caplog.at_level(logging.INFO, logger="messaging"):
+        for call in (lambda: log.append([record()]), log.ping, lambda: log.end_offset(ONE)) * 2:
+            with pytest.raises(LogUnavailable, match=rf"Kafka at 127.0.0.1:{port}.*Hint.*EVENT_LOG_URL"):
+                call()
+    assert [each.message for each in caplog.records] == ["kafka is away"]
+    log.close()
+
+
+# --- appending ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_key_and_headers_that_are_too_large_are_refused_before_anything_is_sent(log: KafkaLog) -> None:
+    for fat in (
+        NewRecord("messages", "k" * 40_000, b"x"),
+        NewRecord("messages", "key", b"x" * MAX_RECORD_BYTES, {"trace": "t" * 40_000}),
+    ):
+        with pytest.raises(RecordTooLarge):
+            log.append([record(), fat])
+    assert log.end_offset(ONE) == 0
+
+
+@pytest.mark.cluster
+def test_a_record_of_the_maximum_with_headers_is_taken(log: KafkaLog) -> None:
+    largest = NewRecord("messages", "k" * 1000, b"x" * MAX_RECORD_BYTES, {"trace": "t" * 20_000})
+    assert log.append([largest]) == [(ONE, 0)]
+    assert log.read(ONE, start=0, limit=1)[0].headers == largest.headers
+
+
+@pytest.mark.cluster
+def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
+    open_log: Callable[..., KafkaLog], log: KafkaLog
+) -> None:
+    """Cold it takes half a second; the test's bound is far above what a warm one needs, for a busy machine."""
+    warm = open_log()
+    warm.warm()
+    threading.Event().wait(1.5)  # what a process does before its first request
+    started = time.monotonic()
+    warm.append([record()])
+    assert time.monotonic() - started < 0.3
+
+
+@pytest.mark.cluster
+def test_a_producer_that_broke_for_good_is_replaced(log: KafkaLog) -> None:
+    log.append([record()])
+    broken = log._opened_producer()
+    broken._heard(KafkaError(KafkaError._FATAL, "out of sequence", fatal=True))
+    log.append([record()])  # it still works in truth; the log looks at it afterwards
+    assert log._opened_producer() is not broken
+    assert log.append([record()]) == [(ONE, 2)]
+
+
+@pytest.mark.cluster
+def test_a_server_that_hangs_is_given_up_in_time_and_used_again_when_it_wakes(
+    server: Kafka, open_log: Callable[..., KafkaLog], log: KafkaLog
+) -> None:
+    log = open_log(timeout_s=2.0)
+    log.append([record()])
+    owner = Owner()
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+    poll_until(lambda: ONE in owner.epochs, member.poll)
+    server.pause()
+    try:
+        for call in (lambda: log.append([record(b"late")]), log.ping, lambda: log.end_offset(ONE)):
+            started = time.monotonic()
+            with pytest.raises(LogUnavailable):
+                call()
+            assert time.monotonic() - started < 3.0
+        with pytest.raises(LogUnavailable):
+            poll_until(lambda: False, member.poll)
+    finally:
+        server.resume()
+    seen: list[Record] = []
+    log.append([record(b"after")])
+
+    def poll(timeout_s: float) -> list[Record]:
+        try:
+            seen.extend(found := member.poll(timeout_s))
+        except LogUnavailable:
+            return []
+        return found
+
+    poll_until(lambda: any(each.value == b"after" for each in seen), poll)
+    member.close()
+
+
+# --- ownership ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_every_new_owner_has_a_higher_epoch_also_after_the_offsets_were_reset_by_hand(
+    open_log: Callable[..., KafkaLog], log: KafkaLog, url: str
+) -> None:
+    epochs = []
+    for run in range(4):
+        owner = Owner()
+        member = open_log().subscribe(["messages"], group="bridge", member="a", listener=owner)
+        poll_until(lambda owner=owner: ONE in owner.epochs, member.poll)  # type: ignore[misc]
+        epochs.append(owner.epochs[ONE])
+        member.close()
+        if run == 1:
+            _reset_offsets(url)
+    assert epochs == sorted(set(epochs))
+
+
+def _reset_offsets(url: str) -> None:
+    """As kafka-consumer-groups.sh --reset-offsets does it: without the metadata."""
+    where = KafkaUrl.parse(url)
+    consumer = Consumer({"bootstrap.servers": where.servers, "group.id": where.prefix + "bridge"})
+    consumer.commit(offsets=[Place(where.prefix + "messages", 0, 0)], asynchronous=False)
+    consumer.close()
+
+
+@pytest.mark.cluster
+def test_a_commit_keeps_the_epoch_for_the_next_owner(log: KafkaLog, url: str) -> None:
+    log.append([record()])
+    owner = Owner()
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+    poll_until(lambda: ONE in owner.epochs, member.poll)
+    member.commit({ONE: 1})
+    where = KafkaUrl.parse(url)
+    consumer = Consumer({"bootstrap.servers": where.servers, "group.id": where.prefix + "bridge"})
+    [place] = consumer.committed([Place(where.prefix + "messages", 0)], timeout=5)
+    assert (place.offset, place.metadata) == (1, str(owner.epochs[ONE]))
+    consumer.close()
+    member.close()
+
+
+@pytest.mark.cluster
+def test_a_stable_name_is_taken_over_at_once_and_the_run_before_it_waits_for_its_turn(
+    open_log: Callable[..., KafkaLog], log: KafkaLog
+) -> None:
+    log.append([record()])
+    before, again = Owner(), Owner()
+    first = open_log("&static=1").subscribe(["messages"], group="bridge", member="bridge-0", listener=before)
+    found = poll_until(lambda: ONE in before.epochs, first.poll)
+    old_epoch = before.epochs[ONE]
+    second = open_log("&static=1").subscribe(["messages"], group="bridge", member="bridge-0", listener=again)
+    found = poll_until(lambda: ONE in again.epochs, second.poll)
+    found += poll_until(lambda: bool(found), second.poll)
+    assert again.epochs[ONE] > old_epoch
+    with pytest.raises(LeaseLost):
+        first.commit({ONE: 1})
+    poll_until(lambda: not before.epochs, first.poll)
+    assert before.told[-1] == "lost"
+    for _ in range(20):
+        assert first.poll(0.05) == []
+        second.poll(0.05)
+    assert ONE in again.epochs
+    second.close()
+    poll_until(lambda: ONE in before.epochs, first.poll)
+    first.close()
+
+
+@pytest.mark.cluster
+def test_a_restart_under_a_stable_name_moves_nothing_between_the_others(
+    open_log: Callable[..., KafkaLog], log: KafkaLog
+) -> None:
+    log.ensure_topics([Topic("wide", partitions=4)])
+    owners = [Owner(), Owner()]
+    members: list[Any] = [
+        open_log("&static=1").subscribe(["wide"], group="bridge", member=f"bridge-{n}", listener=owner)
+        for n, owner in enumerate(owners)
+    ]
+    poll_until(lambda: [len(owner.epochs) for owner in owners] == [2, 2], *(each.poll for each in members))
+    shares, told = [set(owner.epochs) for owner in owners], list(owners[0].told)
+    members[1].close()
+    back = Owner()
+    member = open_log("&static=1").subscribe(["wide"], group="bridge", member="bridge-1", listener=back)
+    poll_until(lambda: set(back.epochs) == shares[1], members[0].poll, member.poll)
+    assert set(owners[0].epochs) == shares[0]
+    assert owners[0].told == told
+    members[0].close()
+    member.close()
+
+
+@pytest.mark.cluster
+def test_a_frozen_process_returns_nothing_of_what_it_lost(open_log: Callable[..., KafkaLog], log: KafkaLog) -> None:
+    """It fetched ahead, was stopped for longer than its session, and wakes up while somebody else owns it all."""
+    ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _poll_then_report(log, ready[1])
+    os.close(ready[1])
+    try:
+        assert os.read(ready[0], 1) == b"r"
+        os.kill(child, signal.SIGSTOP)
+        heir = Owner()
+        member = open_log().subscribe(["messages"], group="bridge", member="b", listener=heir)
+        poll_until(lambda: ONE in heir.epochs, member.poll)
+        os.kill(child, signal.SIGCONT)
+        assert os.read(ready[0], 64) == b"0 records, refused, lost"
+        member.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _poll_then_report(log: KafkaLog, out: int) -> None:
+    try:
+        owner = Owner()
+        member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+        poll_until(lambda: ONE in owner.epochs, member.poll)
+        log.append([record() for _ in range(10)])
+        threading.Event().wait(0.5)  # librdkafka fetches them ahead; nobody polls
+        os.write(out, b"r")
+        awake_s = time.monotonic()
+        while (now_s := time.monotonic()) - awake_s < KAFKA_SESSION_S / 2:
+            awake_s = now_s  # spins, so that nothing of librdkafka's comes between waking up and polling
+        found = member.poll(0)
+        try:
+            member.commit({ONE: 1})
+            answer = "committed"
+        except LeaseLost:
+            answer = "refused"
+        os.write(out, f"{len(found)} records, {answer}, {owner.told[-1]}".encode())
+        threading.Event().wait()
+    finally:
+        os._exit(1)
+
+
+# --- topics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_topics_that_differ_from_their_declaration_are_told(log: KafkaLog, open_log: Callable[..., KafkaLog]) -> None:
+    declared = [Topic("messages", partitions=1), Topic("inbound", partitions=1)]
+    assert [(each.topic, each.what, each.is_shortage) for each in log.drift(declared)] == [("inbound", "topic", True)]
+    wider = [Topic("messages", partitions=4)]
+    assert [(each.what, each.declared, each.found) for each in log.lacking(wider)] == [("partitions", "4", "1")]
+    assert [each.what for each in open_log("&replication=3").drift(declared[:1])] == ["replicas"]
+    assert log.lacking(declared[:1]) == log.drift(declared[:1]) == []
+
+
+@pytest.mark.cluster
+def test_more_replicas_than_servers_are_refused_in_words(open_log: Callable[..., KafkaLog]) -> None:
+    with pytest.raises(LogUnavailable, match="INVALID_REPLICATION_FACTOR"):
+        open_log("&replication=3").ensure_topics([Topic("messages")])
+
+
+def test_handles_of_a_process_open_only_on_use() -> None:
+    before = threading.active_count()
+    log = KafkaLog("kafka://127.0.0.1:1")
+    log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    assert KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1).url.servers == "127.0.0.1:1"
+    assert threading.active_count() == before
