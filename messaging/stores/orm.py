@@ -59,6 +59,8 @@ PING_TIMEOUT_S: Final = 2.0
 KEY_LIFETIME: Final = timedelta(hours=24)
 CLAIM_LIFETIME: Final = 2 * topics.RETENTION  # whatever is still on the log finds its claim
 CHUNK: Final = 500  # keys in one statement: SQLite takes at most 32,766 variables
+HOLD: Final = "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key"
+HOLD_ALONE: Final = "SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) AS key"
 STATUS_FIELDS: Final = ("rank", "status", "at_ms", "reason")
 CLAIM_FIELDS: Final = ("stage", "owner", "since_ms", "lease_until_ms", "external_id", "reason", "touched_at_ms")
 
@@ -86,6 +88,7 @@ class OrmStore:
         if stored := self.conversation(conversation.conversation_id):
             return stored, False
         with self._transaction():
+            self._hold([conversation.conversation_id], alone=True)
             row, is_new = self._rows(ConversationRow).get_or_create(
                 conversation_id=conversation.conversation_id,
                 defaults={
@@ -177,6 +180,7 @@ class OrmStore:
         for message in messages:
             known = latest.get(message.conversation_id, 0)
             latest[message.conversation_id] = max(known, message.accepted_at_ms)
+        self._hold(latest)
         moves = [(ms, each, ms) for each, ms in latest.items()]
         for model in (ConversationRow, Membership):
             self._run_each(
@@ -566,6 +570,18 @@ class OrmStore:
             cursor.executemany(
                 f"UPDATE {table} {update}", [tuple(_plain(each, connection) for each in row) for row in values]
             )
+
+    def _hold(self, conversation_ids: Iterable[UUID], *, alone: bool = False) -> None:
+        """Until this transaction ends, who creates one of these (``alone``) and who saves messages of it take turns.
+
+        Else neither sees what the other is about to commit, and the messages count for no last activity. There is no
+        row to lock before the creation; SQLite lets one transaction write at a time anyway.
+        """
+        connection = connections[self._using]
+        if connection.vendor == "postgresql":
+            keys = sorted(int.from_bytes(each.bytes[:8], "big", signed=True) for each in conversation_ids)
+            with connection.cursor() as cursor:
+                cursor.execute(HOLD_ALONE if alone else HOLD, [keys])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

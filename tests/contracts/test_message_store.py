@@ -213,6 +213,21 @@ class TestListing:
         store.create_conversation(conversation)
         assert last_activity(store, conversation.workspace_id, ALICE) == NOON_MS + 7
 
+    def test_a_conversation_made_while_its_first_messages_are_saved_is_listed_where_they_put_it(
+        self, store: MessageStore
+    ) -> None:
+        for _ in range(10):
+            conversation = a_conversation(ALICE, BOB)
+            at_once(
+                store,
+                partial(store.create_conversation, conversation),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + DAY_MS)]),
+                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * DAY_MS)]),
+            )
+            workspace_id = conversation.workspace_id
+            [listing] = store.conversations_of(BOB, workspace_id=workspace_id, after=None, limit=10)
+            assert listing.last_activity_ms == NOON_MS + 3 * DAY_MS
+
     def test_each_conversation_of_a_batch_moves_by_its_own_messages(self, store: MessageStore) -> None:
         workspace_id = uuid4()
         both = [a_conversation(ALICE, BOB, workspace_id=workspace_id) for _ in range(2)]

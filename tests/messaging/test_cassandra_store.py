@@ -6,6 +6,7 @@ import importlib
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +27,16 @@ from core.ids import uuid7, uuid7_us
 from demo.ports import free_ports
 from messaging.domain import Message, Status, StatusChange
 from messaging.errors import StoreUnavailable
-from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, ParkedRecord, ParkScope, TopicPartition
-from messaging.stores.cassandra import CassandraStore, parking, setup
+from messaging.ports import (
+    DeliveryKey,
+    DeliveryOutcome,
+    DeliveryState,
+    KeyState,
+    ParkedRecord,
+    ParkScope,
+    TopicPartition,
+)
+from messaging.stores.cassandra import CassandraStore, parking, schema
 from messaging.stores.cassandra import session as sessions
 from messaging.stores.cassandra.address import Address
 from messaging.stores.cassandra.session import Call, Database
@@ -183,21 +192,6 @@ class TestHistories:
 
 
 class TestCompeting:
-    def test_a_conversation_made_while_its_first_messages_are_saved_is_listed_where_they_put_it(
-        self, store: CassandraStore
-    ) -> None:
-        for _ in range(10):
-            conversation = a_conversation(ALICE, BOB)
-            at_once(
-                store,
-                partial(store.create_conversation, conversation),
-                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 86_400_000)]),
-                partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * 86_400_000)]),
-            )
-            workspace_id = conversation.workspace_id
-            [listing] = store.conversations_of(BOB, workspace_id=workspace_id, after=None, limit=10)
-            assert listing.last_activity_ms == NOON_MS + 3 * 86_400_000
-
     def test_equal_ranks_told_at_once_end_at_the_earlier_for_everybody(self, store: CassandraStore) -> None:
         for _ in range(20):
             message = a_message()
@@ -251,6 +245,46 @@ class TestCompeting:
             assert scope in store.due_scopes(topic=scope.topic, now_ms=NOON_MS + 5, limit=1000)
             assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
             assert store.due_at_ms(scope) is None
+
+    def test_a_transaction_that_the_driver_sends_twice_took_effect_once_and_is_told_so(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As it does with the next node when one dies over it: the answer is a refusal, for what stands is ours."""
+        outcomes = Call._outcomes
+
+        def twice(call: Call, statements: Any, *, share: float) -> list[Any]:
+            outcomes(call, statements, share=share)
+            return outcomes(call, statements, share=share)
+
+        monkeypatch.setattr(Call, "_outcomes", twice)
+        topic = f"whatsapp-{uuid4().hex[:8]}-outbound"
+        scope, source = ParkScope(topic, uuid4()), TopicPartition(topic, 0)
+        due = partial(store.due_scopes, topic=topic, limit=9)
+        store.park(scope, [ParkedRecord(source, each, b"{}", NOON_MS, 1) for each in (1, 2)], due_at_ms=NOON_MS)
+        assert due(now_ms=NOON_MS) == [scope]
+        taken = store.take_due_scopes(topic=topic, now_ms=NOON_MS, again_at_ms=NOON_MS + 5, limit=9)
+        assert (taken, due(now_ms=NOON_MS + 4), due(now_ms=NOON_MS + 5)) == ([scope], [], [scope])
+        assert not store.unpark(scope, [(source, 1)], next_due_ms=NOON_MS + 9)
+        assert due(now_ms=NOON_MS + 9) == [scope]
+        assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
+        assert due(now_ms=NOON_MS + 9) == []
+        assert store.create_conversation(conversation := a_conversation()) == (conversation, True)
+        assert claimed_key(store) is KeyState.NEW
+        assert taken_over(store) == [DeliveryState.CLAIMED, DeliveryState.ABANDONED]
+
+    def test_a_transaction_that_was_given_up_and_took_effect_late_is_told_as_what_it_was(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A takeover that came through after it was looked for must not be found as if we had begun ourselves."""
+        conditionally = Call.conditionally
+
+        def late(call: Call, writes: Any) -> list[bool | None]:
+            given_up: list[bool | None] = [None for ours in conditionally(call, writes) if ours]
+            return given_up or conditionally(call, writes)
+
+        monkeypatch.setattr(Call, "conditionally", late)
+        assert taken_over(store) == [DeliveryState.CLAIMED, DeliveryState.ABANDONED]
+        assert claimed_key(store) is KeyState.NEW
 
     def test_a_record_that_is_parked_while_its_scope_is_found_empty_is_not_lost(
         self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
@@ -333,6 +367,66 @@ class TestProcesses:
 
 
 class TestUnavailable:
+    def test_tables_that_are_gone_are_an_outage_with_a_remedy_and_no_poison(self) -> None:
+        url = f"{needed('cassandra').rstrip('/')}/gone_{uuid4().hex[:8]}"
+        make_keyspace(url)
+        message, key = a_message(), DeliveryKey(uuid7(), CARLA)
+        with keyspace_dropped_at_the_end(url) as raw, opened(url, timeout_s=10) as store:
+            calls: list[Callable[[], object]] = [
+                partial(store.save_messages, [message]),
+                partial(store.message, message.message_id),
+                partial(store.claim_deliveries, [key], owner="a", now_ms=NOON_MS, lease_ms=1000),
+            ]
+            for call in calls:
+                call()
+            for drop in ("TABLE ks.messages", "TABLE ks.delivery_claims", f"KEYSPACE {Address.parse(url).keyspace}"):
+                raw.execute(f"DROP {drop}")
+            for call in calls:
+                with pytest.raises(StoreUnavailable, match=r"manage\.py setup_keyspace"):
+                    call()
+            make_keyspace(url)
+            for call in calls:
+                call()
+            assert store.message(message.message_id) == message
+
+    def test_a_long_answer_is_read_whole_and_no_longer_than_the_call_may_take(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        message = a_message(recipients=tuple(f"user_{each:03}" for each in range(100)))
+        store.save_messages([message])
+        with store._db.call() as call:
+            call._session.default_fetch_size = 30
+            assert len(store.statuses([message])[message.message_id]) == 100
+            execute, asked = call._session.execute_async, []
+
+            def timed(*arguments: Any, timeout: float, **options: Any) -> Any:
+                asked.append(timeout)
+                call._until_s -= 4
+                return execute(*arguments, timeout=timeout, **options)
+
+            monkeypatch.setattr(call._session, "execute_async", timed)
+            with pytest.raises(StoreUnavailable):
+                call.rows(
+                    "SELECT recipient FROM ks.message_statuses WHERE conversation_id = ? AND day = ?",
+                    message.conversation_id,
+                    uuid7_us(message.message_id) // 86_400_000_000,
+                )
+            assert len(asked) == 3
+            assert asked[0] > asked[1] + 3 > asked[2] + 6
+
+    def test_preparing_takes_no_longer_than_the_call_may(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        warm(store)
+        answer = threading.Event()
+        with store._db.call(0.5) as call:
+            monkeypatch.setattr(call._session, "prepare", lambda _cql: answer.wait(10))
+            began_s = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                call.rows("SELECT now() FROM system.local")
+            assert time.monotonic() - began_s < 2
+            answer.set()
+
     @pytest.mark.parametrize(
         "call",
         [
@@ -400,7 +494,7 @@ class TestSetUp:
     ) -> None:
         planned = run("--dry-run")
         assert f"CREATE KEYSPACE IF NOT EXISTS {keyspace}" in planned
-        assert planned.count("CREATE TABLE") == len(setup.tables()) + 2
+        assert planned.count("CREATE TABLE") == len(schema.tables()) + 2
         address = Address.parse(settings.MESSAGE_STORE_URL)
         with opened(settings.MESSAGE_STORE_URL) as store:
             with pytest.raises(StoreUnavailable, match="setup_keyspace"):
@@ -452,6 +546,34 @@ def id_at(ms: int) -> UUID:
 def spread() -> list[float]:
     """Days: some close together, some months apart, some on both sides of a period's edge."""
     return sorted([0, 0.1, 0.2, 9.9, 10, 10.1, 47, *(100 + each / 50 for each in range(40)), 400, 401, 1200])
+
+
+def claimed_key(store: CassandraStore) -> KeyState:
+    who: dict[str, Any] = {"workspace_id": uuid4(), "sender_id": ALICE, "key": "k"}
+    claim = store.claim_key(**who, body_hash="b", message_id=(minted := uuid7()), now_ms=NOON_MS, lease_ms=6000)
+    assert (claim.message_id, claim.accepted_at_ms) == (minted, NOON_MS)
+    return claim.state
+
+
+def taken_over(store: CassandraStore) -> list[DeliveryState]:
+    """What a sender is told, and one that comes after its lease."""
+    key = DeliveryKey(uuid7(), CARLA)
+    claimed = [
+        store.claim_deliveries([key], owner=owner, now_ms=now_ms, lease_ms=1000)
+        for owner, now_ms in (("a", NOON_MS), ("b", NOON_MS + 1001))
+    ]
+    return [claim.state for [claim] in claimed]
+
+
+@contextmanager
+def keyspace_dropped_at_the_end(url: str) -> Iterator[Call]:
+    database = Database(Address.parse(url), timeout_s=60)
+    with database.call(120) as call:
+        try:
+            yield call
+        finally:
+            call.execute(f"DROP KEYSPACE IF EXISTS {Address.parse(url).keyspace}")
+    database.close()
 
 
 def warm(store: CassandraStore) -> None:

@@ -69,10 +69,13 @@ class Keys(Part):
         ours = (body_hash, message_id, now_ms, now_ms + lease_ms)
         with self._db.call() as call:
             revision = uuid4()
+            written = {revision}
             if _took_key(call, where, Statement(INSERT_KEY, (*where, *ours, revision)), revision):
                 return KeyClaim(KeyState.NEW, message_id, now_ms)
             for _ in range(ROUNDS):
                 row = call.row(SELECT_KEY, *where)
+                if row and row["revision"] in written:  # one that was given up came through after all
+                    return KeyClaim(KeyState.NEW, row["message_id"], row["accepted_at_ms"])
                 wanted = ours
                 if row and not _is_forgotten(row, now_ms):
                     state = _key_state(row, body_hash=body_hash, now_ms=now_ms)
@@ -80,6 +83,7 @@ class Keys(Part):
                         return KeyClaim(state, row["message_id"], row["accepted_at_ms"])
                     wanted = (row["body_hash"], row["message_id"], row["accepted_at_ms"], now_ms + lease_ms)
                 revision = uuid4()
+                written.add(revision)
                 renew = Statement(RENEW_KEY, (*wanted, revision, *where, row["revision"] if row else None))
                 if _took_key(call, where, renew, revision):
                     return KeyClaim(KeyState.NEW, wanted[1], wanted[2])
@@ -234,6 +238,7 @@ def _change(
 ) -> None:
     """Store what ``decide`` makes of each claim, over again for those where somebody was faster; fills ``answers``."""
     open_ = list(keys)
+    written: dict[UUID | str | None, Any] = {}  # by revision what was decided with it
     for _ in range(ROUNDS):
         if not open_:
             return
@@ -243,11 +248,16 @@ def _change(
         for key, rows in zip(open_, found, strict=True):
             if not rows and only_existing:
                 continue
+            if rows and rows[0]["revision"] in written:
+                # One that was given up came through after all. Decided anew it would be ours as if nobody had begun.
+                answers[key] = written[rows[0]["revision"]]
+                continue
             held = _held(rows[0]) if rows else Held()
             after, decided[key] = decide(key, held)
             if after != held:
                 revision = rows[0]["revision"] if rows else None
                 writes[key] = _written(key, after, UPDATE_CLAIM if rows else INSERT_CLAIM, revision, bool(rows))
+        written |= {write.leaves: decided[key] for key, write in writes.items()}
         applied = dict(zip(writes, call.conditionally(list(writes.values())), strict=True))
         answers |= {key: answer for key, answer in decided.items() if applied.get(key, True)}
         open_ = [key for key, done in applied.items() if not done]

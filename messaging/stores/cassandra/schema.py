@@ -125,3 +125,8 @@ BOOKKEEPING: Final = (
 )
 PART: Final = "message store"
 SELECT_VERSION: Final = "SELECT max(version) AS version FROM ks.schema_migrations WHERE part = ?"
+
+
+def tables() -> set[str]:
+    """Every table that the migrations make."""
+    return {cql.split("ks.", 1)[1].split()[0] for step in MIGRATIONS for cql in step if cql.startswith("CREATE TABLE")}

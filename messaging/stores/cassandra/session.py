@@ -13,10 +13,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -38,6 +39,7 @@ from cassandra.query import BatchStatement, BatchType
 from django_cassandra_engine.connection import CassandraConnection
 
 from messaging.errors import StoreUnavailable
+from messaging.stores.cassandra import schema
 from messaging.stores.cassandra.address import Address
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ BATCH_ROWS: Final = 200  # of one partition: one mutation, far below the 16 MiB 
 BATCH_BYTES: Final = 512 * 1024
 LWT_SHARE: Final = 0.6  # of the time that is left: the rest is for looking what became of it
 HEARTBEAT_S: Final = 5
+SELECT_TABLES: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s"
 
 Row = dict[str, Any]
 Values = Sequence[Any]
@@ -276,7 +279,8 @@ class Call:
     def each(self, cql: str, many: Iterable[Values]) -> list[list[Row]]:
         """The rows for each, in the order given, asked for at once."""
         prepared = self._prepared(cql)
-        return [list(result) for result in self._run(prepared.bind(values) for values in many)]
+        bound = [prepared.bind(values) for values in many]
+        return [self._all(asked, result) for asked, result in zip(bound, self._run(bound), strict=True)]
 
     def write(self, writes: Iterable[Write]) -> None:
         """All of these, at once and in no order."""
@@ -295,7 +299,10 @@ class Call:
 
     def _told(self, write: Conditional, outcome: Any) -> bool | None:
         if not isinstance(outcome, Exception):
-            return bool(outcome.was_applied)
+            # Refused, it may stand already: the driver sends it again where a connection or a node breaks under it.
+            return bool(outcome.was_applied) or _standing(outcome.one()) == write.leaves
+        if isinstance(outcome, InvalidRequest):
+            self._check_tables(outcome)
         if isinstance(outcome, RequestValidationException):
             raise outcome
         # A time-out says nothing about a transaction. A serial read ends what is unfinished and tells.
@@ -303,7 +310,7 @@ class Call:
         look.consistency_level = ConsistencyLevel.LOCAL_SERIAL
         [result] = self._run([look])
         found = next(iter(result), None)
-        return (found["revision"] if found else None) == write.leaves or None
+        return (_standing(found) if found else None) == write.leaves or None
 
     def execute(self, cql: str) -> list[Row]:
         """Unprepared: for a schema."""
@@ -326,25 +333,47 @@ class Call:
             yield batch
 
     def _prepared(self, cql: str) -> Any:
-        prepared = self._opened.prepared.get(cql)
-        if prepared is None:
-            self._left_s()
+        """On a thread of its own: the driver asks each node in turn, and waits for each as long as for a whole call."""
+        if cql not in self._opened.prepared:
             try:
-                prepared = self._session.prepare(self._database.qualified(cql))
+                apart(partial(self._prepare, cql), name="cassandra-prepare").result(self._left_s())
             except InvalidRequest as error:
                 raise self._database.missing(error) from error
-            self._opened.prepared[cql] = prepared
-        return prepared
+            except TimeoutError as error:
+                raise self._database.unavailable(error) from error
+        return self._opened.prepared[cql]
+
+    def _prepare(self, cql: str) -> None:
+        self._opened.prepared[cql] = self._session.prepare(self._database.qualified(cql))
 
     def _run(self, statements: Iterable[Any]) -> list[Any]:
         """Results in the order given, up to WINDOW under way. Raises the first failure; the others may have landed."""
         flight: deque[Any] = deque()
         results = []
-        for statement in statements:
-            if len(flight) >= WINDOW:
-                results.append(flight.popleft().result())
-            flight.append(self._session.execute_async(statement, timeout=self._left_s()))
-        return results + [future.result() for future in flight]
+        try:
+            for statement in statements:
+                if len(flight) >= WINDOW:
+                    results.append(flight.popleft().result())
+                flight.append(self._session.execute_async(statement, timeout=self._left_s()))
+            return results + [future.result() for future in flight]
+        except InvalidRequest as error:
+            self._check_tables(error)
+            raise
+
+    def _all(self, asked: Any, result: Any) -> list[Row]:
+        """A long answer comes in pages; the driver itself would ask for the second one and on without any time-out."""
+        rows = list(result.current_rows)
+        while result.has_more_pages:
+            further = self._session.execute_async(asked, timeout=self._left_s(), paging_state=result.paging_state)
+            result = further.result()
+            rows += result.current_rows
+        return rows
+
+    def _check_tables(self, error: InvalidRequest) -> None:
+        """Raises StoreUnavailable when it is no value that was refused: a table is gone that was there before."""
+        found = self._session.execute(SELECT_TABLES, (self._database.address.keyspace,), timeout=self._left_s())
+        if schema.tables() - {row["table_name"] for row in found}:
+            raise self._database.missing(error) from error
 
     def _outcomes(self, statements: Sequence[Any], *, share: float) -> list[Any]:
         """Results, or the errors in their places."""
@@ -368,6 +397,12 @@ class Call:
         return left_s
 
 
+def _standing(refusal: Row) -> UUID | str | None:
+    """The revision for which a transaction was refused (the schema's lock has its owner for one), None: no row."""
+    standing: UUID | str | None = refusal.get("revision", refusal.get("owner"))
+    return standing
+
+
 def _mutations(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
     some: list[Statement] = []
     size = 0
@@ -379,6 +414,22 @@ def _mutations(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
         size += each.size
     if some:
         yield some
+
+
+def apart(work: Callable[[], None], *, name: str) -> Future[None]:
+    """Do it on a thread that nobody has to wait for."""
+    answer: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised where the answer is awaited
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return answer
 
 
 def _shut_down(opened: _Opened) -> None:

@@ -163,7 +163,7 @@ class SetUp:
         version = self._version()
         if version > schema.VERSION:
             drift.append(f"schema version {version} is newer than this code's {schema.VERSION}")
-        if missing := tables() - self._tables():
+        if missing := schema.tables() - self._tables():
             drift.append(f"tables are missing that a migration made: {', '.join(sorted(missing))}; restore a backup")
         return drift
 
@@ -217,13 +217,3 @@ class SetUp:
         look = Statement(SELECT_OWNER, (schema.PART,))
         with self._db.call() as call:
             return call.conditionally([Conditional(write, look, owner)]) == [True]
-
-
-def tables() -> set[str]:
-    """Every table that the migrations make."""
-    return {
-        cql.split("ks.", 1)[1].split()[0]
-        for step in schema.MIGRATIONS
-        for cql in step
-        if cql.startswith("CREATE TABLE")
-    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from threading import Thread
 from typing import Final
 
 from core.clock import SYSTEM_CLOCK, Clock
@@ -14,7 +12,7 @@ from messaging.stores.cassandra.conversations import Conversations
 from messaging.stores.cassandra.messages import Messages
 from messaging.stores.cassandra.parking import Parking
 from messaging.stores.cassandra.people import Contacts, ExternalIds
-from messaging.stores.cassandra.session import Database
+from messaging.stores.cassandra.session import Database, apart
 
 PING_TIMEOUT_S: Final = 2.0
 
@@ -33,21 +31,11 @@ class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliv
         return 0
 
     def ping(self) -> None:
-        answer: Future[None] = Future()
-        Thread(target=self._probe, args=(answer,), name="store-ping", daemon=True).start()
-        try:
-            answer.result(PING_TIMEOUT_S)
-        except TimeoutError as error:
-            raise self._db.unavailable(error) from error
-
-    def _probe(self, answer: Future[None]) -> None:
         """On a thread of its own, since looking up a name or opening a session may take longer than a ping."""
         try:
-            self._check_schema()
-        except BaseException as error:  # raised where the answer is awaited
-            answer.set_exception(error)
-        else:
-            answer.set_result(None)
+            apart(self._check_schema, name="store-ping").result(PING_TIMEOUT_S)
+        except TimeoutError as error:
+            raise self._db.unavailable(error) from error
 
     def _check_schema(self) -> None:
         with self._db.call(PING_TIMEOUT_S) as call:
