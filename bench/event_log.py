@@ -18,7 +18,7 @@ import redis
 
 from demo.redis_server import RedisServer
 from messaging.eventlog.redis_streams import RedisStreamsLog
-from messaging.ports import NewRecord, TopicPartition
+from messaging.ports import EventLog, NewRecord, TopicPartition
 from messaging.topics import Topic
 
 VALUE = b"x" * 600  # about what a short text message takes on the log
@@ -27,7 +27,11 @@ ROUND_TRIPS = 1000
 
 
 class _Quiet:
-    def assigned(self, partitions: Mapping[TopicPartition, int]) -> None: ...
+    owned = False
+
+    def assigned(self, partitions: Mapping[TopicPartition, int]) -> None:
+        self.owned = bool(partitions)
+
     def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
     def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
 
@@ -55,10 +59,12 @@ def bare(client: redis.Redis, batch: int) -> Callable[[], int]:
     return step
 
 
-def latencies_ms(log: RedisStreamsLog) -> list[float]:
+def latencies_ms(log: EventLog) -> list[float]:
     """From before append to after the poll that returns it, one record at a time, the reader blocked meanwhile."""
-    subscription = log.subscribe(["latency"], group="bench", member="reader", listener=_Quiet())
-    subscription.poll(0)
+    listener = _Quiet()
+    subscription = log.subscribe(["latency"], group="bench", member="reader", listener=listener)
+    while not listener.owned:
+        subscription.poll(0.1)
     read = threading.Event()
     read_at: list[float] = []
 

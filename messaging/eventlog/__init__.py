@@ -1,1 +1,1 @@
-"""Adapters of the EventLog port: Redis Streams for the local profile, memory for tests."""
+"""Adapters of the EventLog port: Redis Streams for the local profile, Kafka for the cluster, memory for tests."""

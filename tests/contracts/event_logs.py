@@ -28,6 +28,7 @@ LEASE_TTL_S = 0.9
 APPEND_TIMEOUT_S = 4.0  # a busy machine's disk may take a second to sync
 KAFKA_SESSION_S = 1.0
 KAFKA_MAX_POLL_S = 3.0
+KAFKA_APPEND_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def kafka(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
         url = f"{server.url}/{uuid.uuid4().hex}?session_timeout_s={KAFKA_SESSION_S}"
 
         def open_log() -> KafkaLog:
-            log = KafkaLog(url, append_timeout_s=APPEND_TIMEOUT_S, max_poll_s=KAFKA_MAX_POLL_S)
+            log = KafkaLog(url, append_timeout_s=KAFKA_APPEND_TIMEOUT_S, max_poll_s=KAFKA_MAX_POLL_S)
             opened.append(log)
             return log
 
@@ -121,7 +122,7 @@ def kafka(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
             if not server.family():
                 server.start()
 
-        return LogUnderTest(open_log, server.kill, start, lease_ttl_s=KAFKA_SESSION_S)
+        return LogUnderTest(open_log, server.kill, start, KAFKA_SESSION_S, KAFKA_APPEND_TIMEOUT_S)
 
     try:
         yield fresh

@@ -22,7 +22,7 @@ from messaging.eventlog.memory import MemoryLog
 from messaging.ports import EventLog, NewRecord, TopicPartition
 from messaging.topics import Topic, dead_letters
 from messaging.work import DONE, Batch, BatchState, Completion, LaneId, Outcome, Verdict
-from tests.contracts.event_logs import EVENT_LOGS
+from tests.contracts.event_logs import EVENT_LOG_PARAMS, EVENT_LOGS
 from tests.town import eventually
 
 TOPIC, GROUP, PARTITIONS = "work", "bridge", 2
@@ -173,7 +173,7 @@ def hall() -> Iterator[Hall]:
     hall.close()
 
 
-@pytest.fixture(params=EVENT_LOGS)
+@pytest.fixture(params=EVENT_LOG_PARAMS)
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], EventLog]]:
     """Opens a fresh log as each process would."""
     with EVENT_LOGS[request.param](tmp_path) as fresh:
