@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from pytest_django import DjangoDbBlocker, Settings
 from core.clock import ManualClock
 from core.ids import uuid7, uuid7_us
 from demo.ports import free_ports
-from messaging.domain import Message, Status, StatusChange
+from messaging.domain import Contact, Message, Status, StatusChange
 from messaging.errors import StoreUnavailable
 from messaging.ports import (
     DeliveryKey,
@@ -306,6 +306,46 @@ class TestCompeting:
         assert store.due_scopes(topic=topic, now_ms=NOON_MS + 3, limit=9) == [scope]
 
 
+class TestRepeating:
+    """Nothing is all or nothing here: what a failure left undone, the same call must do when it is repeated."""
+
+    def test_a_status_that_landed_alone_gets_its_line_of_history(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipients = tuple(f"user_{each:03}" for each in range(150))
+        message = a_message(recipients=recipients)
+        store.save_messages([message])
+        read = [change(message, Status.READ, recipient=each) for each in recipients]
+        with monkeypatch.context() as patched:
+            patched.setattr(Call, "write", only_first)
+            with pytest.raises(StoreUnavailable):
+                store.apply_statuses(read)
+        store.apply_statuses(read)
+        told = [each.recipient for each in store.transitions(message) if each.change.status is Status.READ]
+        assert sorted(told) == sorted(recipients)
+
+    def test_a_person_whose_handle_landed_alone_is_found_by_it(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        workspace_id = uuid4()
+        person = Contact(
+            workspace_id=workspace_id,
+            channel="instagram",
+            account_id="1",
+            address="17841400000000000",
+            conversation_id=uuid4(),
+            last_message_id=uuid7(),
+            handle="carla",
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(Call, "write", all_but_last)
+            with pytest.raises(StoreUnavailable):
+                store.bind_contacts([person])
+        store.bind_contacts([person])
+        place: dict[str, Any] = {"workspace_id": workspace_id, "channel": "instagram", "account_id": "1"}
+        assert store.contact_by_handle(**place, handle="carla") == person
+
+
 class TestIndexOfDueScopes:
     def test_entries_that_no_scope_names_count_for_nothing_and_are_swept_when_old(self, raw: Call) -> None:
         from messaging.stores.cassandra.parking import Entry, _entered
@@ -546,6 +586,19 @@ def id_at(ms: int) -> UUID:
 def spread() -> list[float]:
     """Days: some close together, some months apart, some on both sides of a period's edge."""
     return sorted([0, 0.1, 0.2, 9.9, 10, 10.1, 47, *(100 + each / 50 for each in range(40)), 400, 401, 1200])
+
+
+def only_first(call: Call, writes: Iterable[sessions.Write]) -> None:
+    bound = [each for write in writes for each in call._bound(write)]
+    call._run(bound[:1])
+    if bound[1:]:
+        raise StoreUnavailable("the second did not arrive")
+
+
+def all_but_last(call: Call, writes: Iterable[sessions.Write]) -> None:
+    bound = [each for write in writes for each in call._bound(write)]
+    call._run(bound[:-1])
+    raise StoreUnavailable("the last did not arrive")
 
 
 def claimed_key(store: CassandraStore) -> KeyState:

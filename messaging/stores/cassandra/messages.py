@@ -11,7 +11,7 @@ from messaging.domain import Message, RecipientStatus, Status, StatusChange
 from messaging.ports import Transition
 from messaging.stores.cassandra import conversations, keys
 from messaging.stores.cassandra.part import Part, chunks, given, grouped
-from messaging.stores.cassandra.session import Call, Row, SamePartition, Statement
+from messaging.stores.cassandra.session import BATCH_ROWS, Call, Row, SamePartition, Statement
 
 BUCKETS_AT_ONCE: Final = 16  # of a sparse history, at most
 BUCKETS_LISTED: Final = 64
@@ -115,14 +115,7 @@ class Messages(Part):
             for change in changes:
                 if _news_key(change) not in told:
                     news.setdefault(_news_key(change), change)
-            by_day_written = grouped(
-                [
-                    *((change, _status(change)) for change in raised),
-                    *((each, _transition(each)) for each in news.values()),
-                ],
-                lambda pair: _day_of_change(pair[0]),
-            )
-            call.write(SamePartition([write for _, write in pairs]) for pairs in by_day_written.values())
+            call.write(_mutations(raised, news.values()))
             return answers
 
     def statuses(self, messages: Sequence[Message]) -> dict[UUID, list[RecipientStatus]]:
@@ -214,6 +207,15 @@ def _sent(message: Message) -> Iterator[Statement]:
         )
         yield _status(change)
         yield _transition(change)
+
+
+def _mutations(raised: Iterable[StatusChange], news: Iterable[StatusChange]) -> Iterator[SamePartition]:
+    """Each change's status and transition in one mutation: when it is repeated, the one stands for the other."""
+    written = [*((change, _status(change)) for change in raised), *((change, _transition(change)) for change in news)]
+    by_change = grouped(written, lambda pair: _news_key(pair[0]))
+    for here in grouped(by_change.values(), lambda pairs: _day_of_change(pairs[0][0])).values():
+        for some in chunks(here, BATCH_ROWS // 2):
+            yield SamePartition([write for pairs in some for _, write in pairs])
 
 
 def _status(change: StatusChange) -> Statement:

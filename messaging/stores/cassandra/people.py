@@ -85,7 +85,9 @@ class Contacts(Part):
             for contact in contacts:
                 row = known.setdefault((*_place(contact), contact.address), {})
                 writes += _said(contact, row)
-            call.write(writes)  # in any order: the write times decide about a cell that is written twice
+            # First who may have a handle: a repeat asks the contact only. Else in any order, the write times decide.
+            call.write(each for each in writes if each.cql == INSERT_HANDLE)
+            call.write(each for each in writes if each.cql != INSERT_HANDLE)
 
     def contact(self, *, workspace_id: UUID, channel: str, account_id: str, address: str) -> Contact | None:
         found = self.contacts(workspace_id=workspace_id, channel=channel, account_id=account_id, addresses=[address])
