@@ -26,6 +26,7 @@ CONSUME_RECORDS: Final = 200  # taken over from librdkafka at once
 QUEUE_KBYTES: Final = 16 * 1024  # what librdkafka fetches ahead, all partitions together
 GROUP_TIMEOUT_S: Final = 2.0
 PROBE_EVERY_S: Final = 2.0  # of silence: a server that hangs keeps its connections
+SEAT_EVERY_S: Final = 1.0
 REBALANCE_PATIENCE_S: Final = 2.0
 
 _REFUSED: Final = frozenset(  # the group goes on without us
@@ -82,6 +83,7 @@ class KafkaSubscription:
         self._refused: str | None = None  # why this consumer is of no use any more
         self._is_ousted = False  # a newer run has our static name
         self._awake_s = self._probe_s = time.monotonic()  # awake until then, or waiting on purpose
+        self._seat_s = 0.0  # when to ask again whether it is free
         self._turn = 0
         self._closed = False
 
@@ -140,9 +142,13 @@ class KafkaSubscription:
         """Whether there is a consumer; a run that was ousted waits until its name is free."""
         if self._consumer is not None:
             return True
-        if self._is_ousted and self._is_seat_taken():
-            return False
-        self._is_ousted = False
+        if self._is_ousted:
+            if time.monotonic() < self._seat_s:
+                return False
+            self._seat_s = time.monotonic() + SEAT_EVERY_S
+            if self._is_seat_taken():
+                return False
+            self._is_ousted = False
         self._consumer = self._opened()
         return True
 

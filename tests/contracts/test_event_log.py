@@ -296,7 +296,7 @@ def test_poll_without_time_returns_what_is_there(log: EventLog) -> None:
         member.poll(0)
         polls += 1
     assert numbers(member.seen) == [0, 1, 2]
-    assert (time.monotonic() - started) / polls < 0.1  # it never waits
+    assert (time.monotonic() - started) / polls < 0.5  # it never waits, but for a busy machine
 
 
 def test_a_poll_brings_at_most_a_thousand_records(log: EventLog) -> None:
