@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -52,6 +53,7 @@ from tests.contracts.message_stores import (
     on_cassandra,
 )
 from tests.contracts.test_message_store import at_once
+from tests.stack.cassandra import Cassandra
 from tests.stack.servers import needed
 from tests.town import eventually
 
@@ -245,6 +247,17 @@ class TestCompeting:
             assert scope in store.due_scopes(topic=scope.topic, now_ms=NOON_MS + 5, limit=1000)
             assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
             assert store.due_at_ms(scope) is None
+
+    def test_what_looks_a_lost_answer_up_is_prepared_before_it_is_lost(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In an outage each failed try to prepare would cost its time, and a traceback in the driver's log."""
+        warm(store)
+        monkeypatch.setattr(sessions, "LWT_SHARE", 1e-6)
+        with store._db.call() as call:
+            monkeypatch.setattr(call._session, "prepare", lambda cql: pytest.fail(f"prepared late: {cql}"))
+        created, _ = store.create_conversation(conversation := a_conversation())
+        assert created == conversation
 
     def test_a_transaction_that_the_driver_sends_twice_took_effect_once_and_is_told_so(
         self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
@@ -517,6 +530,49 @@ class TestUnavailable:
         store.ping()
 
 
+class TestOutage:
+    @pytest.mark.timeout(300)
+    def test_while_a_server_hangs_or_is_dead_no_call_hangs_and_afterwards_all_that_was_saved_is_there(
+        self, tmp_path: Path
+    ) -> None:
+        needed("cassandra")  # whoever has none runs this neither
+        conversation, scope = a_conversation(), ParkScope("whatsapp-outbound", uuid4())
+        with Cassandra(tmp_path / "cassandra") as server:
+            url = f"{server.url.rstrip('/')}/hangs"
+            make_keyspace(url)
+            saved: list[Message] = []
+
+            with opened(url, timeout_s=2) as store:
+
+                def save() -> None:
+                    message = a_message(conversation)
+                    store.save_messages([message])
+                    saved.append(message)
+
+                calls: list[Callable[[], object]] = [
+                    save,
+                    partial(store.create_conversation, conversation),
+                    partial(store.history, conversation.conversation_id, limit=5),
+                    partial(store.park, scope, [ParkedRecord(TopicPartition("t", 0), 1, b"", 1, 1)], due_at_ms=1),
+                    store.ping,
+                ]
+                for call in calls:
+                    eventually(partial(answers, call))
+                for down, up in ((server.pause, server.resume), (server.kill, server.start)):
+                    down()
+                    try:
+                        for call in calls:
+                            began_s = time.monotonic()
+                            with pytest.raises(StoreUnavailable, match="does not answer"):
+                                call()
+                            assert time.monotonic() - began_s < 3.5
+                    finally:
+                        up()
+                    for call in calls:
+                        eventually(partial(answers, call), within_s=30)
+                assert store.messages([each.message_id for each in saved]) == {each.message_id: each for each in saved}
+
+
 class TestSetUp:
     @pytest.fixture
     def keyspace(self, settings: Settings) -> Iterator[str]:
@@ -570,9 +626,9 @@ class TestSetUp:
 # --- what the tests say in short ---------------------------------------------------------------------------------
 
 
-def answers(ping: Callable[[], None]) -> bool:
+def answers(call: Callable[[], object]) -> bool:
     try:
-        ping()
+        call()
     except StoreUnavailable:
         return False
     return True

@@ -291,6 +291,8 @@ class Call:
 
         Raises StoreUnavailable when there is nothing to be learned of one: repeat the call.
         """
+        for cql in {each.look.cql for each in writes}:
+            self._prepared(cql)  # while the server answers: when it is needed it may not
         bound = [self._prepared(each.write.cql).bind(each.write.values) for each in writes]
         return [
             self._told(write, outcome)
