@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
@@ -17,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
 from messaging.errors import RecordTooLarge
-from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl
+from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
 from messaging.eventlog.kafka_reader import NO_SUCH, KafkaReader
 from messaging.eventlog.kafka_subscription import KafkaSubscription
@@ -88,6 +87,7 @@ class KafkaLog:
 
     def close(self) -> None:
         with self._lock:
+            closed(self._admin)
             producer, self._producer, self._admin = self._producer, None, None
             readers, self._readers = self._readers, {}
         if producer:
@@ -181,9 +181,12 @@ class KafkaLog:
 
     def _seats(self, group: str) -> list[str]:
         """Each member's static name, else its client's."""
-        admin = AdminClient(self._link.config())  # type: ignore[arg-type]  # of its own: see kafka_reader
-        [future] = admin.describe_consumer_groups([self._link.named(group)], **self._limit()).values()
-        found = self._answer(future)
+        admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]  # of its own: see kafka_reader
+        try:
+            [future] = admin.describe_consumer_groups([self._link.named(group)], **self._limit()).values()
+            found = self._answer(future)
+        finally:
+            closed(admin)
         return [each.group_instance_id or each.client_id for each in found.members] if found else []
 
     # --- handles ---
@@ -205,7 +208,7 @@ class KafkaLog:
     def _admins(self) -> AdminClient:
         with self._lock:
             if self._admin is None:
-                self._admin = AdminClient(self._link.config())  # type: ignore[arg-type]
+                self._admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]
             return self._admin
 
     def _reader(self, group: str) -> KafkaReader:
@@ -231,9 +234,7 @@ class KafkaLog:
                 raise
 
     def _forked(self) -> None:
-        """In a child: its threads are the parent's, so its handles can be neither used nor freed here."""
-        for handle in (self._producer, self._admin, self._readers):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+        """In a child: open handles of its own."""
         self._producer, self._admin, self._readers = None, None, {}
         self._lock = threading.Lock()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from confluent_kafka import KafkaError, KafkaException
@@ -170,6 +172,30 @@ class KafkaLink:
             cause = error.args[0]
             raise self.unavailable(f"does not answer: {cause.name()}") from error
         self.presence.answered()
+
+
+Handle = TypeVar("Handle")
+_open: Final[dict[int, object]] = {}  # librdkafka's handles of this process
+
+
+def opened(handle: Handle) -> Handle:
+    """Remember a handle until `closed`: a child can neither use what it inherits of it, nor free it without a crash."""
+    _open[id(handle)] = handle
+    return handle
+
+
+def closed(handle: object) -> None:
+    _open.pop(id(handle), None)
+
+
+def _forked() -> None:
+    """In a child, where the threads behind the handles are missing: they stay for ever, whoever else lets them go."""
+    for handle in _open.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class _LibraryLog:

@@ -11,7 +11,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from messaging.errors import LogUnavailable
-from messaging.eventlog.kafka_link import KafkaLink
+from messaging.eventlog.kafka_link import KafkaLink, closed, opened
 from messaging.ports import NewRecord, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 
@@ -59,7 +59,7 @@ class KafkaProducer:
         self._topics: frozenset[str] = frozenset()
         self._closing = threading.Event()
         self.is_broken = False
-        self._producer = Producer(
+        producer = Producer(
             {
                 **link.config(self._heard),
                 "enable.idempotence": True,
@@ -72,6 +72,7 @@ class KafkaProducer:
                 "queue.buffering.max.kbytes": BUFFER_KBYTES,
             }
         )
+        self._producer = opened(producer)
         threading.Thread(target=self._serve, name="kafka-deliveries", daemon=True).start()
 
     def send(self, records: Sequence[NewRecord]) -> list[Place]:
@@ -140,3 +141,4 @@ class KafkaProducer:
         while not self._closing.is_set():
             self._producer.poll(0.5)
         self._producer.poll(0)  # those that were purged
+        closed(self._producer)

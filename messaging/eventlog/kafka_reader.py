@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
-from messaging.eventlog.kafka_link import KafkaLink
+from messaging.eventlog.kafka_link import KafkaLink, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.kafka_subscription import record_of
 from messaging.ports import Record, TopicPartition
@@ -48,7 +48,7 @@ class KafkaReader:
     def __init__(self, link: KafkaLink, *, group: str) -> None:
         self._link = link
         self._reading = threading.Lock()
-        self._consumer = Consumer(
+        consumer = Consumer(
             {
                 **link.config(),
                 "group.id": link.named(group),
@@ -61,6 +61,7 @@ class KafkaReader:
                 "fetch.max.bytes": 8 * 1024 * 1024,
             }
         )
+        self._consumer = opened(consumer)
 
     def committed(self, source: TopicPartition) -> int | None:
         """None before the first commit."""
@@ -94,6 +95,7 @@ class KafkaReader:
 
     def close(self) -> None:
         self._consumer.close()
+        closed(self._consumer)
 
     def _read(self, end: int, limit: int) -> list[Record]:
         deadline_s = time.monotonic() + self._link.timeout_s

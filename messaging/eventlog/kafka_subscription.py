@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition as Place
 
 from core.clock import SYSTEM_CLOCK
 from messaging.errors import LeaseLost, LogUnavailable
-from messaging.eventlog.kafka_link import KafkaLink
+from messaging.eventlog.kafka_link import KafkaLink, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.records import weight
 from messaging.ports import RebalanceListener, Record, TopicPartition
@@ -134,7 +134,7 @@ class KafkaSubscription:
         with suppress(LogUnavailable):  # what cannot be committed is repeated by the next owner
             self._revoked(sorted(self._owned))
         self._consumer = None
-        consumer.close()
+        _leave(consumer)
 
     # --- the consumer ---
 
@@ -177,7 +177,7 @@ class KafkaSubscription:
             }
         )
         consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
-        return consumer
+        return opened(consumer)
 
     def _start_over_if_refused(self) -> None:
         """A consumer that the group refused may believe anything of its assignment: a new one knows nothing."""
@@ -188,7 +188,7 @@ class KafkaSubscription:
         self._owned.clear()
         if consumer is not None:
             # Leaving waits for the servers; the polling thread does not.
-            threading.Thread(target=consumer.close, name="kafka-leaves", daemon=True).start()
+            threading.Thread(target=_leave, args=(consumer,), name="kafka-leaves", daemon=True).start()
         if lost:
             self._listener.lost(lost)
 
@@ -399,6 +399,11 @@ def record_of(message: Message, link: KafkaLink) -> Record:
         headers={name: (value or b"").decode(errors="replace") for name, value in headers},
         appended_at_ms=message.timestamp()[1],
     )
+
+
+def _leave(consumer: Consumer) -> None:
+    consumer.close()
+    closed(consumer)
 
 
 def _epoch_of(place: Place) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -348,13 +349,13 @@ def test_a_frozen_process_returns_nothing_of_what_it_lost(open_log: Callable[...
         _poll_then_report(log, ready[1])
     os.close(ready[1])
     try:
-        assert os.read(ready[0], 1) == b"r"
+        assert os.read(ready[0], 4096) == b"ready"
         os.kill(child, signal.SIGSTOP)
         heir = Owner()
         member = open_log().subscribe(["messages"], group="bridge", member="b", listener=heir)
         poll_until(lambda: ONE in heir.epochs, member.poll)
         os.kill(child, signal.SIGCONT)
-        assert os.read(ready[0], 64) == b"0 records, refused, lost"
+        assert os.read(ready[0], 4096) == b"0 records, refused, lost"
         member.close()
     finally:
         os.kill(child, signal.SIGKILL)
@@ -369,7 +370,7 @@ def _poll_then_report(log: KafkaLog, out: int) -> None:
         log.append([record() for _ in range(10)])
         threading.Event().wait(0.5)  # librdkafka fetches them ahead; nobody polls
         awake_s = time.monotonic()
-        os.write(out, b"r")
+        os.write(out, b"ready")
         while (now_s := time.monotonic()) - awake_s < KAFKA_SESSION_S / 2:
             awake_s = now_s  # spins, so that nothing of librdkafka's comes between waking up and polling
         found = member.poll(0)
@@ -380,6 +381,8 @@ def _poll_then_report(log: KafkaLog, out: int) -> None:
             answer = "refused"
         os.write(out, f"{len(found)} records, {answer}, {owner.told[-1]}".encode())
         threading.Event().wait()
+    except BaseException:
+        os.write(out, traceback.format_exc().encode())
     finally:
         os._exit(1)
 
