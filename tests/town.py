@@ -135,7 +135,7 @@ class Resident:
             assert answer.status_code in (202, 409, 503), answer.text
             return str(answer.json()["message_id"]) if answer.status_code == 202 else None
 
-        return eventually(accepted, within_s=60)
+        return eventually(accepted, within_s=110)  # a server of the cluster may have to start anew
 
     def message(self, message_id: str) -> dict[str, Any]:
         answer = self.api.get(f"/v1/messages/{message_id}")
@@ -147,6 +147,11 @@ class Resident:
         """The history of a message, reasons in brackets."""
         history = self.message(message_id)["history"]
         return [each["status"] + (f"({each['reason']})" if each["reason"] else "") for each in history]
+
+    def sees(self, conversation: str) -> list[str]:
+        """The texts of its first page, newest first; none while there is no such conversation."""
+        answer = self.api.get(f"/v1/conversations/{conversation}/messages")
+        return [each["content"] for each in answer.json()["items"]] if answer.status_code == 200 else []
 
     def history(self, conversation: str) -> list[dict[str, Any]]:
         """Every message, oldest first."""

@@ -115,7 +115,7 @@ def test_files_go_both_ways(shop: Shop, channel: str) -> None:
     media = {"filename": "cat.png", "content_type": "image/png", "base64": base64.b64encode(PNG).decode()}
     town.says(channel, account, who, "look", name="Zé", media=media)
     chat = f"{address}@{account}"
-    eventually(lambda: alice.api.get(f"/v1/conversations/{chat}/messages").status_code == 200)
+    eventually(lambda: alice.sees(chat))
     [message] = eventually(lambda: alice.history(chat))
     link = alice.api.get(f"/v1/files/{message['file_id']}/download").json()["download_url"]
     assert httpx.get(link).content == PNG
@@ -137,7 +137,7 @@ def test_instagram_never_says_delivered(shop: Shop) -> None:
     town, alice, who = shop.town, shop.alice, insta_id()
     town.says("instagram", shop.instagram, who, "hello", name="John", username=f"john{who}")
     chat = f"instagram:{who}@{shop.instagram}"
-    eventually(lambda: alice.api.get(f"/v1/conversations/{chat}/messages").status_code == 200)
+    eventually(lambda: alice.sees(chat) == ["hello"])  # by then the handle is known, too
     ids = [alice.post(chat, text, f"instagram:{who}") for text in ("one", "two")]
     ids.append(alice.post(f"ig-{who}", "three", f"instagram:john{who}"))
     all_are(alice, ids, "READ")
@@ -214,7 +214,7 @@ def test_an_outage_holds_a_channel_back_and_loses_nothing_while_the_other_goes_o
     who = insta_id()
     town.says("instagram", shop.instagram, who, "hello")
     chat = f"instagram:{who}@{shop.instagram}"
-    eventually(lambda: alice.api.get(f"/v1/conversations/{chat}/messages").status_code == 200)
+    eventually(lambda: alice.sees(chat))
     before = town.dead_letters()
     with town.switches(outage=True):
         ids = [alice.post(f"later-{to}", text, f"whatsapp:+{to}") for text in texts for to in people]

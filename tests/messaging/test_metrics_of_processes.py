@@ -27,7 +27,12 @@ def scraped(system: LocalSystem, name: str, series: str) -> float:
 
 
 def processes(system: LocalSystem, name: str) -> int:
-    return len(re.findall(r"^process_start_time_seconds\{", page(system, name), re.MULTILINE))
+    """How many count; 0 when it was a dying one that took the question."""
+    try:
+        shown = page(system, name)
+    except httpx.TransportError:
+        return 0
+    return len(re.findall(r"^process_start_time_seconds\{", shown, re.MULTILINE))
 
 
 def children(parent: int) -> list[int]:
