@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from accounts.tokens import Principal
 from connectors import registry
 from connectors.base import InboundAttachment
 from connectors.http import retry_delay_s
+from core.cache import TtlCache
 from core.clock import SYSTEM_CLOCK
 from core.errors import Unavailable
 from core.ids import derived_id
@@ -38,6 +39,7 @@ from messaging.stores.orm import OrmStore
 from realtime.notify import RedisNotifier
 
 GROUP = "bridge"
+TOPICS_KEPT_S: Final = 30.0
 
 
 class ManagedLog(EventLog, TopicAdmin, Protocol):
@@ -234,14 +236,26 @@ def checks() -> dict[str, Callable[[], None]]:
     }
 
 
+# That nothing is lacking, for one log and what is declared for it. What is lacking is not kept: it is mended soon.
+_sufficient: Final[TtlCache[tuple[object, ...], bool]] = TtlCache(ttl_s=TOPICS_KEPT_S, size=8)
+
+
 def topics_suffice() -> None:
-    """Raise Unavailable, naming the remedy, when the log lacks a topic or partitions of one."""
-    if lacking := event_log().lacking(all_topics()):
+    """Raise Unavailable, naming the remedy, when the log lacks a topic or partitions of one.
+
+    A log where nothing is lacking is asked again after TOPICS_KEPT_S: a cluster's answer may be long.
+    """
+    declared = all_topics()
+    key = (settings.EVENT_LOG_URL, declared)
+    if _sufficient.get(key):
+        return
+    if lacking := event_log().lacking(declared):
         first = lacking[0]
         raise Unavailable(
             f"The event log lacks topics or partitions of them ({len(lacking)}; {first.topic}: {first.what} should be "
             f"{first.declared}, found {first.found}). Hint: run `manage.py setup_topics`"
         )
+    _sufficient.put(key, True)
 
 
 def all_topics() -> tuple[topics.Topic, ...]:

@@ -32,10 +32,10 @@ def room(servers: Servers) -> Iterator[dict[str, str]]:
     try:
         yield servers.parts(name)
     finally:
-        _clear(servers, name)
+        clear(servers, name)
 
 
-def _clear(servers: Servers, name: str) -> None:
+def clear(servers: Servers, name: str) -> None:
     """Whatever has that name: a stack that stays up for days must not fill."""
     _drop_topics(servers.kafka, name)
     _drop_keyspace(servers.cassandra, name)

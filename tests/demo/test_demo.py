@@ -121,6 +121,24 @@ def assert_the_printed_sign_in_works(state_dir: Path, ports: Ports) -> None:
         assert httpx.post(f"http://127.0.0.1:{ports.api}/auth/token", json=login).status_code == 200
 
 
+@pytest.mark.cluster
+def test_the_same_conversation_is_lost_nowhere_on_the_cluster_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.rooms import clear, shared_servers  # the drivers take a second to import
+
+    servers = shared_servers()
+    monkeypatch.setenv("PROFILE", "cluster")
+    with demo(tmp_path, Ports.free()) as process:
+        code, printed = finished(process)
+    assert ALL_FINE in printed
+    assert code == 0
+    assert numbers("WhatsApp", printed)["read"] == f"{TO_MARIA}"
+    assert not (tmp_path / "redis-log").exists()
+    assert processes_of(tmp_path) == []
+    clear(servers, json.loads((tmp_path / "cluster.json").read_text())["name"])
+
+
 def test_after_ctrl_c_in_the_middle_nothing_runs_and_the_next_run_counts_only_its_own(tmp_path: Path) -> None:
     ports = Ports.free()
     with demo(tmp_path, ports) as process:
