@@ -141,4 +141,5 @@ class KafkaProducer:
         while not self._closing.is_set():
             self._producer.poll(0.5)
         self._producer.poll(0)  # those that were purged
+        self._producer.close()  # now: it knows us and we know it, and garbage collected in a child it would crash that
         closed(self._producer)

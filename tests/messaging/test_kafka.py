@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -385,6 +386,32 @@ def _poll_then_report(log: KafkaLog, out: int) -> None:
         os.write(out, traceback.format_exc().encode())
     finally:
         os._exit(1)
+
+
+@pytest.mark.cluster
+def test_a_child_may_collect_the_garbage_of_logs_that_its_parent_closed(
+    open_log: Callable[..., KafkaLog], log: KafkaLog
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            other = open_log()
+            other.append([record()])
+            other.end_offset(ONE)
+            other.close()
+        deadline = time.monotonic() + PATIENCE_S
+        while any(thread.name == "kafka-deliveries" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            log.close()
+            threading.Event().wait(0.05)
+        if (child := os.fork()) == 0:
+            gc.collect()
+            log.append([record()])
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        gc.enable()
 
 
 # --- topics ------------------------------------------------------------------------------------------------------
