@@ -264,7 +264,10 @@ def _differing_partitions(topics: Sequence[Topic], there: Mapping[str, Sequence[
 def _check_sizes(records: Sequence[NewRecord]) -> None:
     check_sizes(records)
     for record in records:
-        if len(record.key.encode()) + header_bytes(record.headers) > OVERHEAD_BYTES // 2:
+        if 4 * (len(record.key) + header_bytes(record.headers)) <= OVERHEAD_BYTES // 2:
+            continue  # as UTF-8 no more than that
+        extra = [record.key, *record.headers, *record.headers.values()]
+        if sum(len(each.encode()) for each in extra) > OVERHEAD_BYTES // 2:
             raise RecordTooLarge(
                 f"key and headers for {record.topic}: the log takes {OVERHEAD_BYTES // 2} bytes of them"
             )

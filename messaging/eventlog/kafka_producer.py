@@ -6,6 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -20,6 +21,9 @@ MAX_MESSAGE_BYTES: Final = MAX_RECORD_BYTES + OVERHEAD_BYTES
 BUFFER_KBYTES: Final = 64 * 1024  # what may wait for a server that is away; more is refused
 
 Place = tuple[TopicPartition, int]
+
+
+_source = functools.lru_cache(TopicPartition)  # one for thousands of records
 
 
 class _Call:
@@ -37,7 +41,7 @@ class _Call:
         if error is None:
             partition, offset = message.partition(), message.offset()
             assert partition is not None and offset is not None  # noqa: PT018, S101 - it was delivered
-            self._places[index] = (TopicPartition(source, partition), offset)
+            self._places[index] = (_source(source, partition), offset)
         else:
             self._error = error
         self._left -= 1
@@ -81,7 +85,7 @@ class KafkaProducer:
         self._check_topics({record.topic for record in records}, timeout_s=self._link.timeout_s)
         call = _Call(len(records))
         for index, record in enumerate(records):
-            self._produce(record, functools.partial(call.delivered, index, record.topic))
+            self._produce(record, partial(call.delivered, index, record.topic))
         answer = call.wait(deadline_s - time.monotonic())
         if isinstance(answer, list):
             self._link.presence.answered()
@@ -101,8 +105,8 @@ class KafkaProducer:
         self._closing.set()
         self._producer.purge()
 
-    def _produce(self, record: NewRecord, on_delivery: functools.partial[None]) -> None:
-        headers = {name: value.encode() for name, value in record.headers.items()} or None
+    def _produce(self, record: NewRecord, on_delivery: partial[None]) -> None:
+        headers = {name: value.encode() for name, value in record.headers.items()} if record.headers else None
         try:
             self._producer.produce(
                 self._link.named(record.topic),
