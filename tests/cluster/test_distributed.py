@@ -17,7 +17,7 @@ from tests.faults.conftest import Harbour
 from tests.faults.test_kills import EACH, PEOPLE, Load
 from tests.town import eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 WORKERS = ("worker-core", "worker-core-2", "worker-whatsapp", "worker-whatsapp-2")
 ALL = {
