@@ -1,10 +1,12 @@
-"""Accepted messages that may not be stored yet: for a minute in the bus's Redis, so that GET can answer ACCEPTED."""
+"""What the store does not know yet, in the bus's Redis: messages that were just accepted, so that GET can answer
+ACCEPTED, and Idempotency-Keys whose request ended while the store was away, so that a retry need not wait.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -36,27 +38,37 @@ class RedisHints:
         )
 
     def put(self, messages: Sequence[Message]) -> None:
-        if self._clock.monotonic_s() < self._silent_until_s:
-            return
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
+        def put(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.set(_key(message.message_id), codec.encode(message), ex=TTL_S)
                 pipeline.execute()
-        except (redis.RedisError, OSError) as error:
-            self._rest(error)
+
+        self._ask(put)
 
     def get(self, message_id: UUID) -> Message | None:
-        if self._clock.monotonic_s() < self._silent_until_s:
-            return None
-        try:
-            data = self._client.get(_key(message_id))
-        except (redis.RedisError, OSError) as error:
-            self._rest(error)
-            return None
+        data = self._ask(lambda client: client.get(_key(message_id)))
         try:
             return codec.decode(Message, data) if isinstance(data, bytes) else None
         except UndecodableRecord:
+            return None
+
+    def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
+        name = _try_key(workspace_id, sender_id, key)
+        self._ask(lambda client: client.set(name, b"", px=keep_ms))
+
+    def has_ended(self, workspace_id: UUID, sender_id: str, key: str) -> bool:
+        name = _try_key(workspace_id, sender_id, key)
+        return bool(self._ask(lambda client: client.exists(name)))
+
+    def _ask(self, question: Callable[[redis.Redis], object]) -> object:
+        """The answer; None when Redis is away, and for a while after it was."""
+        if self._clock.monotonic_s() < self._silent_until_s:
+            return None
+        try:
+            return question(self._client)
+        except (redis.RedisError, OSError) as error:
+            self._rest(error)
             return None
 
     def _rest(self, error: Exception) -> None:
@@ -67,3 +79,7 @@ class RedisHints:
 
 def _key(message_id: UUID) -> str:
     return f"chat4all:hint:{message_id}"
+
+
+def _try_key(workspace_id: UUID, sender_id: str, key: str) -> str:
+    return f"chat4all:ended:{workspace_id}:{sender_id}:{key}"

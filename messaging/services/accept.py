@@ -5,15 +5,15 @@ After the 202 nothing can lose the message; before it, whatever fails may simply
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from uuid import UUID
 
 from core.clock import SYSTEM_CLOCK, Clock, iso_utc
 from core.errors import Chat4AllError, FieldError, InvalidRequest, NotFound
+from core.failpoints import failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from messaging import codec, metrics, topics
 from messaging.domain import Conversation, Message, Party, Status
@@ -25,7 +25,7 @@ from messaging.errors import (
     SenderMismatch,
     StoreUnavailable,
 )
-from messaging.ports import EventLog, KeyState, MessageStore, NewRecord, Notify
+from messaging.ports import EventLog, KeyClaim, KeyState, MessageStore, NewRecord, Notify
 from messaging.services.conversations import ConversationCache, Parties, announce, check_new_id
 
 KEY_LEASE_MS: Final = 6_000  # longer than an append may take
@@ -78,6 +78,12 @@ class Hints(Protocol):
 
     def get(self, message_id: UUID) -> Message | None:
         """None when unknown or when the hints are away."""
+
+    def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
+        """A request with this Idempotency-Key ended, and could not say so in the store. Never raises."""
+
+    def has_ended(self, workspace_id: UUID, sender_id: str, key: str) -> bool:
+        """Whether that was said of it within ``keep_ms``; False when the hints are away."""
 
 
 class Files(Protocol):
@@ -137,14 +143,15 @@ def _checked(draft: Draft, desk: Desk) -> tuple[Message, Conversation | None]:
 
 
 def _accept_once(draft: Draft, key: str, desk: Desk) -> Accepted:
-    workspace_id, sender_id = draft.workspace_id, draft.user_id
     try:
         message, planned = _checked(draft, desk)
+    except StoreUnavailable:
+        raise  # to ask it anything more would only take as long again
     except Chat4AllError:
         # What was answered once stays the answer, even if today the same request would be refused.
         answered = desk.store.answered_key(
-            workspace_id=workspace_id,
-            sender_id=sender_id,
+            workspace_id=draft.workspace_id,
+            sender_id=draft.user_id,
             key=key,
             body_hash=draft.body_hash,
             now_ms=desk.clock.now_ms(),
@@ -152,33 +159,51 @@ def _accept_once(draft: Draft, key: str, desk: Desk) -> Accepted:
         if answered is None:
             raise
         return Accepted(answered, draft.conversation, uuid7_ms(answered), replay=True)
-    claim = desk.store.claim_key(
-        workspace_id=workspace_id,
-        sender_id=sender_id,
-        key=key,
-        body_hash=draft.body_hash,
-        message_id=message.message_id,
-        now_ms=desk.clock.now_ms(),
-        lease_ms=KEY_LEASE_MS,
-    )
+    claim = _claimed(draft, key, message.message_id, desk)
     answer = Accepted(claim.message_id, message.conversation, uuid7_ms(claim.message_id))
-    match claim.state:
-        case KeyState.MISMATCH:
-            raise IdempotencyMismatch
-        case KeyState.RUNNING:
-            raise IdempotencyInProgress(retry_after_s=1)
-        case KeyState.DONE:
-            return replace(answer, replay=True)
-        case KeyState.NEW:
-            pass
+    if claim.state is KeyState.DONE:
+        return replace(answer, replay=True)
     try:
         _go(draft, _with_id(message, claim.message_id), planned, desk)
     except Exception:
-        desk.store.release_key(workspace_id=workspace_id, sender_id=sender_id, key=key)
+        _end_try(desk.store.release_key, draft, key, desk)
         raise
-    with contextlib.suppress(StoreUnavailable):  # accepted all the same; a retry appends the same id again
-        desk.store.settle_key(workspace_id=workspace_id, sender_id=sender_id, key=key)
+    _end_try(desk.store.settle_key, draft, key, desk)
     return answer
+
+
+def _end_try(end: Callable[..., None], draft: Draft, key: str, desk: Desk) -> None:
+    """Nobody need wait for the lease any more. Without the store it stays open what came of the request: what its
+    client is told is settled all the same, and a retry appends the same id again."""
+    try:
+        end(workspace_id=draft.workspace_id, sender_id=draft.user_id, key=key)
+    except StoreUnavailable:
+        desk.hints.end_try(draft.workspace_id, draft.user_id, key, keep_ms=KEY_LEASE_MS)
+
+
+def _claimed(draft: Draft, key: str, message_id: UUID, desk: Desk) -> KeyClaim:
+    """The key's claim, NEW or DONE. Raises IdempotencyMismatch and IdempotencyInProgress."""
+    try:
+        claim = desk.store.claim_key(
+            workspace_id=draft.workspace_id,
+            sender_id=draft.user_id,
+            key=key,
+            body_hash=draft.body_hash,
+            message_id=message_id,
+            now_ms=desk.clock.now_ms(),
+            lease_ms=KEY_LEASE_MS,
+        )
+    except StoreUnavailable:  # its answer may be lost, and the claim be there
+        desk.hints.end_try(draft.workspace_id, draft.user_id, key, keep_ms=KEY_LEASE_MS)
+        raise
+    if claim.state is KeyState.MISMATCH:
+        raise IdempotencyMismatch
+    if claim.state is KeyState.RUNNING:
+        # Should another request hold it after all, the log has the same id twice, which changes nothing.
+        if not desk.hints.has_ended(draft.workspace_id, draft.user_id, key):
+            raise IdempotencyInProgress(retry_after_s=1)
+        return replace(claim, state=KeyState.NEW)
+    return claim
 
 
 def _go(draft: Draft, message: Message, planned: Conversation | None, desk: Desk) -> None:
@@ -193,6 +218,7 @@ def _go(draft: Draft, message: Message, planned: Conversation | None, desk: Desk
 def _append(message: Message, desk: Desk) -> None:
     with metrics.APPEND_SECONDS.time():
         desk.log.append([NewRecord(topics.MESSAGES, str(message.conversation_id), codec.encode(message))])
+    failpoint("accept.appended")
     metrics.ACCEPTED.inc()
     desk.hints.put([message])
 

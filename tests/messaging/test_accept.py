@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,9 +25,10 @@ from messaging.errors import (
     LogUnavailable,
     RecipientNotFound,
     SenderMismatch,
+    StoreUnavailable,
 )
 from messaging.eventlog.memory import MemoryLog
-from messaging.ports import EventLog, NewRecord, TopicPartition
+from messaging.ports import EventLog, MessageStore, NewRecord, TopicPartition
 from messaging.services import conversations
 from messaging.services.accept import KEY_LEASE_MS, Accepted, Desk, Draft, accept
 from messaging.services.conversations import ConversationCache
@@ -76,6 +78,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.known: dict[UUID, Message] = {}
+        self.ended: set[tuple[UUID, str, str]] = set()
 
     def put(self, messages: Sequence[Message]) -> None:
         self.known.update({each.message_id: each for each in messages})
@@ -83,12 +86,37 @@ class Notes:
     def get(self, message_id: UUID) -> Message | None:
         return self.known.get(message_id)
 
+    def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
+        self.ended.add((workspace_id, sender_id, key))
+
+    def has_ended(self, workspace_id: UUID, sender_id: str, key: str) -> bool:
+        return (workspace_id, sender_id, key) in self.ended
+
 
 class DeadlyLog(MemoryLog):
     """Whoever appends to it dies before anything is written."""
 
     def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
         raise Killed
+
+
+class AwayAfter:
+    """A store that answers until this was called, and then no more."""
+
+    def __init__(self, last: str, store: MessageStore) -> None:
+        self.asked: list[str] = []
+        self._last = last
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*arguments: Any, **named: Any) -> Any:
+            away = self._last in ("", *self.asked)
+            self.asked.append(name)
+            if away:
+                raise StoreUnavailable("away")
+            return getattr(self._store, name)(*arguments, **named)
+
+        return ask
 
 
 class Counter:
@@ -295,6 +323,39 @@ def test_a_failed_append_may_be_tried_again_at_once(counter: Counter) -> None:
     counter.bench.log.set_available(True)
     assert not counter.post("lunch", recipient_id=BOB, idempotency_key="k1").replay
     assert len(counter.logged()) == 1
+
+
+def test_wherever_the_store_goes_away_the_same_key_may_be_sent_again_at_once(counter: Counter) -> None:
+    """Also where its answer is lost: the claim is there and nobody works under it. The log goes away with it."""
+    rounds = iter(range(100))
+
+    def once(fuse: Fuse) -> None:
+        name = f"lost-{next(rounds)}"
+        with suppress(StoreUnavailable):
+            counter.post(name, recipient_id=BOB, idempotency_key=name, desk=counter.with_fuse(fuse))
+        again = counter.post(name, recipient_id=BOB, idempotency_key=name, desk=counter.with_fuse(Fuse(0)))
+        assert {each.message_id for each in counter.logged() if each.conversation == name} == {again.message_id}
+
+    assert every_step(once, StoreUnavailable) >= 8
+
+
+def test_a_failed_append_is_told_although_the_store_is_away_by_then(counter: Counter) -> None:
+    counter.post("lunch", recipient_id=BOB)
+    counter.bench.log.set_available(False)
+    away = AwayAfter("claim_key", counter.bench.store)
+    with pytest.raises(LogUnavailable):
+        counter.post("lunch", idempotency_key="k1", desk=replace(counter.desk, store=cast(MessageStore, away)))
+    counter.bench.log.set_available(True)
+    assert not counter.post("lunch", idempotency_key="k1").replay
+
+
+def test_a_store_that_is_away_is_asked_once(counter: Counter) -> None:
+    """Each question may take as long as its time limit, and the client waits."""
+    away = AwayAfter("", counter.bench.store)
+    desk = replace(counter.desk, store=cast(MessageStore, away), cache=ConversationCache(counter.bench.clock))
+    with pytest.raises(StoreUnavailable):
+        counter.post("lunch", recipient_id=BOB, idempotency_key="k1", desk=desk)
+    assert away.asked == ["conversation"]
 
 
 @pytest.mark.parametrize("error", [Killed, Unavailable])
