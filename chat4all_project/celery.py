@@ -61,7 +61,7 @@ def _serve_health(options: Mapping[str, Any], **_: Any) -> None:
         topics = sampling.of_queues(options["queues"] or ())
         metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
         sampling.watch_lag(topics)
-        serve_health(int(port), wiring.checks())
+        serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
 
 
 @worker_process_init.connect

@@ -83,6 +83,7 @@ class Unavailable(Chat4AllError):
     code = "unavailable"
     http_status = 503
     title = "Temporarily unavailable"
+    may_pass = True  # False: waiting would not help, an operator must
 
     def __init__(self, detail: str = "", *, retry_after_s: float = 1.0) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)

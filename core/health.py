@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from django.views.decorators.cache import never_cache
 
 from core import metrics as shared_metrics
 from core.clock import SYSTEM_CLOCK, Clock
-from core.errors import Chat4AllError, NotFound
+from core.errors import Chat4AllError, NotFound, Unavailable
 from core.methods import read_only
 from core.problems import problem_of
 
@@ -30,6 +31,31 @@ Check = Callable[[], None]
 CHECK_TIMEOUT_S: Final = 3.0  # each part ends its own check after 2 s and says what to do
 KEEP_S: Final = 1.0
 JSON: Final = "application/json"
+
+
+class State(StrEnum):
+    """Of a part, and of the process: that of its worst part."""
+
+    OK = "ok"
+    DEGRADED = "degraded"  # away, and everything that does not need it goes on
+    FAILED = "failed"
+
+
+PART_STATE: Final = shared_metrics.Sampled(
+    "chat4all_part_state", "What /ready says of a part: 0 ok, 1 degraded, 2 failed", ["part"]
+)
+_SHOWN: Final = {State.OK: 0, State.DEGRADED: 1, State.FAILED: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was found out about it; ``fault`` is "" when it is fine."""
+
+    state: State = State.OK
+    fault: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return {"status": self.state, **({"detail": self.fault} if self.fault else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +70,8 @@ class Page:
 class Readiness:
     """Named checks, run at the same time, each given ``timeout_s``; the answer is kept for ``keep_s``.
 
-    A check that hangs fails and is not started again until it ends, so that hanging ones never pile up.
+    A check that hangs fails and is not started again until it ends, so that hanging ones never pile up. A part that is
+    ``optional`` may be away: that only degrades. What an operator must mend (an Unavailable that may not pass) fails.
     """
 
     def __init__(
@@ -55,34 +82,45 @@ class Readiness:
         self._clock = clock
         self._lock = threading.Lock()
         self._checks: dict[str, Check] = {}
+        self._optional: set[str] = set()
         self._running: dict[str, _Run] = {}
-        self._answer: tuple[float, dict[str, str]] | None = None
+        self._answer: tuple[float, dict[str, Part]] | None = None
 
-    def register(self, name: str, check: Check) -> None:
+    def register(self, name: str, check: Check, *, optional: bool = False) -> None:
         """Add a check, or replace the one of that name."""
         with self._lock:
             self._checks[name] = check
+            (self._optional.add if optional else self._optional.discard)(name)
             self._answer = None
 
     def failures(self) -> dict[str, str]:
         """Each part's fault, "" for one that is fine."""
+        return {name: part.fault for name, part in self.parts().items()}
+
+    def parts(self) -> dict[str, Part]:
         with self._lock:
             now_s = self._clock.monotonic_s()
             if self._answer is None or now_s - self._answer[0] >= self._keep_s:
                 before = self._answer[1] if self._answer else {}
                 self._answer = now_s, self._run_all()
                 _log_changes(before, self._answer[1])
+                PART_STATE.set_all({(name,): _SHOWN[part.state] for name, part in self._answer[1].items()})
             return self._answer[1]
 
-    def _run_all(self) -> dict[str, str]:
+    def _run_all(self) -> dict[str, Part]:
         runs = {name: self._start(name, check) for name, check in self._checks.items()}
         deadline_s = self._clock.monotonic_s() + self._timeout_s
         for run in runs.values():
             run.thread.join(max(0.0, deadline_s - self._clock.monotonic_s()))
-        return {
-            name: f"no answer within {self._timeout_s:g} s" if run.thread.is_alive() else run.fault
-            for name, run in runs.items()
-        }
+        return {name: self._found(name, run) for name, run in runs.items()}
+
+    def _found(self, name: str, run: _Run) -> Part:
+        away = State.DEGRADED if name in self._optional else State.FAILED
+        if run.thread.is_alive():
+            return Part(away, f"no answer within {self._timeout_s:g} s")
+        if not run.fault:
+            return Part()
+        return Part(away if run.may_pass else State.FAILED, run.fault)
 
     def _start(self, name: str, check: Check) -> _Run:
         run = self._running.get(name)
@@ -96,6 +134,7 @@ class _Run:
 
     def __init__(self, name: str, check: Check) -> None:
         self.fault = ""
+        self.may_pass = False
         self._check = check
         self.thread = threading.Thread(target=self._run, name=f"check-{name}", daemon=True)
         self.thread.start()
@@ -105,16 +144,20 @@ class _Run:
             self._check()
         except Chat4AllError as error:
             self.fault = error.detail
+            self.may_pass = isinstance(error, Unavailable) and error.may_pass
         except Exception as error:
             self.fault = type(error).__name__  # its text may hold a URL with a password
             logger.warning("a readiness check failed unexpectedly", exc_info=True)
 
 
-def _log_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    for name, fault in after.items():
-        if fault and fault != before.get(name):
-            logger.warning("not ready", extra={"part": name, "fault": fault})
-        elif not fault and before.get(name):
+def _log_changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> None:
+    for name, part in after.items():
+        if part == before.get(name, Part()):
+            continue
+        if part.fault:
+            told = "not ready" if part.state is State.FAILED else "degraded"
+            logger.warning(told, extra={"part": name, "fault": part.fault})
+        else:
             logger.info("ready again", extra={"part": name})
 
 
@@ -133,16 +176,15 @@ def health_page(service: str) -> Page:
 
 
 def ready_page(service: str, readiness: Readiness) -> Page:
-    faults = readiness.failures()
-    parts = {
-        name: {"status": "failed", "detail": fault} if fault else {"status": "ok"} for name, fault in faults.items()
-    }
-    failed = any(faults.values())
-    body = {"status": "failed" if failed else "ok", "service": service, "parts": parts}
-    return Page(503 if failed else 200, JSON, msgspec.json.encode(body))
+    parts = readiness.parts()
+    worst = max((part.state for part in parts.values()), key=_SHOWN.__getitem__, default=State.OK)
+    body = {"status": worst, "service": service, "parts": {name: part.as_json() for name, part in parts.items()}}
+    return Page(503 if worst is State.FAILED else 200, JSON, msgspec.json.encode(body))
 
 
-def metrics_page() -> Page:
+def metrics_page(readiness: Readiness | None = None) -> Page:
+    if readiness:
+        readiness.parts()  # to be shown, whether or not anybody asks for /ready
     return Page(200, shared_metrics.CONTENT_TYPE, shared_metrics.page())
 
 
@@ -163,7 +205,7 @@ def health(_request: HttpRequest) -> HttpResponse:
 @never_cache
 @read_only
 def ready(_request: HttpRequest) -> HttpResponse:
-    """GET /ready: everything that it needs answers (200), or what does not (503)."""
+    """GET /ready: all that it cannot do without answers (200; "degraded" where another part does not), or not (503)."""
     if not settings.PUBLIC_PROBES:
         return problem_of(NotFound()).response()
     return _response(ready_page(_service(), _readiness))
@@ -175,7 +217,7 @@ def metrics(_request: HttpRequest) -> HttpResponse:
     """GET /metrics: for Prometheus."""
     if not settings.PUBLIC_PROBES:
         return problem_of(NotFound()).response()
-    return _response(metrics_page())
+    return _response(metrics_page(_readiness))
 
 
 # --- a server for processes without HTTP --------------------------------------------------------------------------
@@ -188,7 +230,7 @@ class HealthServer:
         pages: dict[str, Callable[[], Page]] = {
             "/health": lambda: health_page(service),
             "/ready": lambda: ready_page(service, readiness),
-            "/metrics": metrics_page,
+            "/metrics": lambda: metrics_page(readiness),
         }
         self._server = (_SharedServer if shared else _Server)((host, port), _handler(pages))
         self.port = self._server.server_port
@@ -236,14 +278,16 @@ def _handler(pages: Mapping[str, Callable[[], Page]]) -> type[BaseHTTPRequestHan
     return Handler
 
 
-def serve_health(port: int, checks: Mapping[str, Check], *, service: str | None = None) -> HealthServer:
+def serve_health(
+    port: int, checks: Mapping[str, Check], *, optional: Collection[str] = (), service: str | None = None
+) -> HealthServer:
     """Serve this process's health from a daemon thread, on HEALTH_HOST; port 0 takes a free one.
 
     Raises OSError when it is taken.
     """
     readiness = Readiness()
     for name, check in checks.items():
-        readiness.register(name, check)
+        readiness.register(name, check, optional=name in optional)
     return HealthServer(port, readiness, service=service or _service(), host=settings.HEALTH_HOST)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from files import services, uploads
-from files.errors import StorageUnavailable
+from files.errors import StorageRefused
 
 
 def storage_answers() -> None:
@@ -12,6 +12,6 @@ def storage_answers() -> None:
     try:
         uploads.incoming_dir()
     except OSError as error:
-        raise StorageUnavailable(
+        raise StorageRefused(
             f"Uploads have no place to wait ({error.strerror}): make UPLOAD_TEMP_DIR a folder that can be written."
         ) from error

@@ -107,6 +107,10 @@ class StorageUnavailable(Unavailable):
 class BucketMissing(StorageUnavailable):
     """The server is there, our bucket is not."""
 
+    may_pass = False
+
 
 class StorageRefused(StorageUnavailable):
-    """It answers, and refuses us: waiting would not help, an operator must."""
+    """It answers, and refuses us."""
+
+    may_pass = False

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
 
-from files.errors import StorageUnavailable
+from files.errors import StorageRefused, StorageUnavailable
 from files.links import signed_query
 
 DEFAULT_EXPIRE_S = 3600
@@ -58,7 +58,7 @@ class LocalStorage(FileSystemStorage):
             with tempfile.TemporaryFile(dir=self.location):
                 free = shutil.disk_usage(self.location).free
         except OSError as error:
-            raise StorageUnavailable(
+            raise StorageRefused(
                 f"The file storage (folder {self.location}) cannot be written ({error.strerror}): see that FILES_URL "
                 "is right and that the folder belongs to the user who runs this."
             ) from error

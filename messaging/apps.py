@@ -16,6 +16,6 @@ class MessagingConfig(AppConfig):
         from messaging import checks, wiring  # noqa: F401, PLC0415 - checks register themselves
 
         for name, check in wiring.checks().items():
-            health.register(name, check)
+            health.register(name, check, optional=name in wiring.OPTIONAL)
         files.set_membership_check(wiring.is_member)
         files.set_conversation_check(wiring.check_conversation)

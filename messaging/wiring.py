@@ -224,6 +224,10 @@ def bus_answers() -> None:
     redis_rules.ping(settings.BUS_URL, part="The bus", variable="BUS_URL")
 
 
+OPTIONAL: Final = frozenset({"files"})
+"""Of `checks`: without these everything else goes on, so that they being away takes no process out of service."""
+
+
 def checks() -> dict[str, Callable[[], None]]:
     """What the product stands on, by name: for /ready of every process."""
     return {

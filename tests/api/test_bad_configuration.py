@@ -267,17 +267,22 @@ def _until_up(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
 
 
 def fault(client: httpx.Client, part: str) -> str:
-    """What /ready says of a part that is red. A first answer may only tell that the part is still being asked."""
+    """What /ready says of a part that is red."""
+    answer = client.get("/ready")
+    assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+    return detail(client, part, "failed")
+
+
+def detail(client: httpx.Client, part: str, status: str) -> str:
+    """What /ready says of a part. A first answer may only tell that the part is still being asked."""
     began = time.monotonic()
     while True:
-        answer = client.get("/ready")
-        assert answer.status_code == 503
-        told = answer.json()["parts"][part]
-        assert told["status"] == "failed", answer.json()
+        told = client.get("/ready").json()["parts"][part]
+        assert told["status"] == status or told["detail"].startswith("no answer"), told
         assert time.monotonic() - began < LONGEST_S, told
         if not told["detail"].startswith("no answer"):
-            detail: str = told["detail"]
-            return detail
+            said: str = told["detail"]
+            return said
 
 
 def prompt(client: httpx.Client, method: str, path: str, *, within_s: float, **sent: Any) -> httpx.Response:
@@ -390,6 +395,7 @@ def without_log_and_files(
             kafka(partitions=0).replace("kafka://", "kafka://nobody:pass-word@"),
             buckets.url_of(name, secret="another-secret"),
         ),
+        "only files away": (kafka(partitions=3), f"s3://a:b@{name}?endpoint=http://127.0.0.1:{closed}"),
         "too few partitions": (kafka(partitions=1), "file:///" + str(tmp_path_factory.mktemp("files")).lstrip("/")),
     }
     environments = {
@@ -411,24 +417,36 @@ def chat(case: str) -> str:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("case", "remedy"),
+    ("case", "status", "remedy"),
     [
-        ("hole", "see that it runs"),
-        ("closed", "see that it runs"),
-        ("not set up", "run manage.py setup_storage"),
-        ("wrong credentials", "correct key and secret"),
+        ("hole", "degraded", "see that it runs"),
+        ("closed", "degraded", "see that it runs"),
+        ("not set up", "failed", "run manage.py setup_storage"),
+        ("wrong credentials", "failed", "correct key and secret"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_named_and_the_rest_goes_on(
-    case: str, remedy: str, without_log_and_files: dict[str, httpx.Client]
+    case: str, status: str, remedy: str, without_log_and_files: dict[str, httpx.Client]
 ) -> None:
     client = without_log_and_files[case]
-    told = fault(client, "files")
+    told = detail(client, "files", status)
     assert remedy in told
     assert "FILES_URL" in told
     upload = {"files": {"file": ("a.txt", b"hello")}}
     refused(prompt(client, "POST", "/v1/files", within_s=LONGEST_S, **upload), "files_unavailable")
     assert client.get("/v1/conversations").status_code == 200
+
+
+@pytest.mark.cluster
+def test_an_outage_of_the_storage_takes_nothing_out_of_service(without_log_and_files: dict[str, httpx.Client]) -> None:
+    client = without_log_and_files["only files away"]
+    told = detail(client, "files", "degraded")
+    assert "FILES_URL" in told
+    until(lambda: client.get("/ready").json()["status"] == "degraded")
+    assert client.get("/ready").status_code == 200
+    message = {"conversation_id": chat("only files away"), "content": "hello"}
+    until(lambda: client.post("/v1/messages", json=message).status_code == 202)
+    assert 'chat4all_part_state{part="files"} 1.0' in client.get("/metrics").text
 
 
 @pytest.mark.cluster

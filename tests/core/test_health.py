@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from django.test import Client
 
 from core.clock import ManualClock
 from core.errors import Unavailable
-from core.health import Check, HealthServer, Readiness, serve_health
+from core.health import Check, HealthServer, Part, Readiness, State, serve_health
 
 Serve = Callable[[Mapping[str, Check]], str]
 
@@ -29,6 +30,14 @@ def away() -> None:
     raise Unavailable("The log does not answer: start redis-server on port 1.")
 
 
+class Misconfigured(Unavailable):
+    may_pass = False
+
+
+def misconfigured() -> None:
+    raise Misconfigured("There is no bucket: run manage.py setup_storage.")
+
+
 def broken() -> None:
     raise ConnectionError("redis://:hunter2@127.0.0.1")
 
@@ -38,7 +47,7 @@ def serve() -> Iterator[Serve]:
     servers: list[HealthServer] = []
 
     def start(checks: Mapping[str, Check]) -> str:
-        servers.append(serve_health(0, checks, service="bridge"))
+        servers.append(serve_health(0, checks, optional={"files"}, service="bridge"))
         return f"http://127.0.0.1:{servers[-1].port}"
 
     yield start
@@ -69,6 +78,43 @@ def test_names_the_part_and_the_remedy_and_no_secret(serve: Serve) -> None:
         "log": {"status": "failed", "detail": "The log does not answer: start redis-server on port 1."},
         "store": {"status": "ok"},
         "bus": {"status": "failed", "detail": "ConnectionError"},
+    }
+
+
+def state_metrics(base: str) -> dict[str, str]:
+    """By part."""
+    return dict(re.findall(r'^chat4all_part_state\{part="(\w+)"\} (\S+)$', httpx.get(base + "/metrics").text, re.M))
+
+
+def test_goes_on_without_a_part_that_is_optional_and_says_which(serve: Serve) -> None:
+    base = serve({"log": fine, "files": away})
+    answer = httpx.get(base + "/ready")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["parts"] == {
+        "log": {"status": "ok"},
+        "files": {"status": "degraded", "detail": "The log does not answer: start redis-server on port 1."},
+    }
+
+
+@pytest.mark.parametrize(
+    ("checks", "files"),
+    [
+        pytest.param({"files": misconfigured}, "failed", id="misconfigured: it does not mend itself"),
+        pytest.param({"files": broken}, "failed", id="a bug"),
+        pytest.param({"log": away, "files": away}, "degraded", id="another part is needed"),
+    ],
+)
+def test_an_optional_part_excuses_nothing_else(serve: Serve, checks: Mapping[str, Check], files: str) -> None:
+    answer = httpx.get(serve(checks) + "/ready")
+    assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+    assert answer.json()["parts"]["files"]["status"] == files
+
+
+def test_metrics_tell_the_state_of_each_part_though_nobody_asked_whether_it_is_ready(serve: Serve) -> None:
+    assert state_metrics(serve({"log": fine, "files": away, "bus": broken})) == {
+        "log": "0.0",
+        "files": "1.0",
+        "bus": "2.0",
     }
 
 
@@ -169,11 +215,18 @@ def test_gives_up_on_a_check_that_hangs_and_starts_it_no_second_time() -> None:
 
     readiness = Readiness(timeout_s=0.05, keep_s=0, clock=clock)
     readiness.register("hangs", hangs)
+    readiness.register("hangs too", hangs, optional=True)
     readiness.register("fine", fine)
-    assert readiness.failures() == {"hangs": "no answer within 0.05 s", "fine": ""}
+    assert readiness.parts()["hangs too"] == Part(State.DEGRADED, "no answer within 0.05 s")
+    assert readiness.failures() == {
+        "hangs": "no answer within 0.05 s",
+        "hangs too": "no answer within 0.05 s",
+        "fine": "",
+    }
     assert readiness.failures()["hangs"]
     assert started.acquire(timeout=5)
-    assert len(starts) == 1
+    assert started.acquire(timeout=5)
+    assert len(starts) == 2
     go_on.set()
 
 
@@ -194,13 +247,11 @@ def test_keeps_an_answer_for_a_second() -> None:
 def test_says_once_that_a_part_went_away_and_once_that_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="core.health")
     readiness = Readiness(keep_s=0)
-    outcomes = iter([away, away, fine, fine])
-    readiness.register("log", lambda: next(outcomes)())  # noqa: PLW0108 - another outcome each time
-    readiness.failures()
-    readiness.failures()
-    readiness.failures()
-    readiness.failures()
-    assert [record.message for record in caplog.records] == ["not ready", "ready again"]
+    outcomes = iter([away, away, fine, fine, misconfigured])
+    readiness.register("log", lambda: next(outcomes)(), optional=True)  # noqa: PLW0108 - another outcome each time
+    for _ in range(5):
+        readiness.failures()
+    assert [record.message for record in caplog.records] == ["degraded", "ready again", "not ready"]
 
 
 # --- the API -----------------------------------------------------------------------------------------------------

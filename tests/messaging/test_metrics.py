@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+import core.health
 import files.metrics
 import messaging.metrics
 import realtime.metrics
@@ -23,7 +24,7 @@ from messaging.eventlog.memory import MemoryLog
 from messaging.models import ChannelAccount
 from messaging.ports import NewRecord
 
-MODULES = (files.metrics, messaging.metrics, realtime.metrics)
+MODULES = (core.health, files.metrics, messaging.metrics, realtime.metrics)
 DECLARED: dict[str, Any] = {
     f"{module.__name__}.{name}": value
     for module in MODULES
@@ -31,7 +32,20 @@ DECLARED: dict[str, Any] = {
     if isinstance(value, Counter | Gauge | Histogram | Sampled)
 }
 UNITS = ("_total", "_seconds", "_bytes", "_records", "_state", "_owned", "_connections")
-FEW = {"topic", "partition", "channel", "account", "outcome", "state", "status", "kind", "result", "source", "code"}
+FEW = {
+    "topic",
+    "partition",
+    "channel",
+    "account",
+    "outcome",
+    "state",
+    "status",
+    "kind",
+    "result",
+    "source",
+    "code",
+    "part",
+}
 
 
 def families(metric: Any) -> list[tuple[str, str]]:
