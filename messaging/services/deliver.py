@@ -27,6 +27,7 @@ from connectors.errors import (
 )
 from core.clock import Clock
 from core.errors import Unavailable
+from core.failpoints import failpoint
 from messaging import codec, metrics, topics
 from messaging.domain import Contact, ExternalRef, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 CLAIM_LEASE_MS: Final = 75_000
 POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST then takes at most 18 s (`http.Limits`)
 EVIDENCE_WAIT_MS: Final = 10_000  # a status with our correlation field may still tell that it was delivered
+# The second try of an attempt has a claim of its own, under a number above all attempts (`replay.MAX_ATTEMPT`).
+SECOND_TRY: Final = 1000
+UNKNOWN: Final = "unknown_delivery"
 PARK_AFTER_MS: Final = 30_000  # of failing in the lane
 PARK_PAUSED_AFTER_MS: Final = 300_000  # of an account that is away: it would hold the partition's watermark for ever
 PARK_FIRST_MS: Final = 30_000
@@ -113,7 +117,7 @@ class _Send:
     outbound: Outbound
     account: Account | None
     outgoing: Outgoing
-    again: bool = False  # it may have been delivered before
+    second: DeliveryState | None = None  # of the second try's claim; CLAIMED: this is it
     posting: bool = False  # from here on it may be delivered by this try
     external_id: str | None = None
     error: DeliveryError | None = None
@@ -122,6 +126,15 @@ class _Send:
     @property
     def key(self) -> DeliveryKey:
         return DeliveryKey(self.outbound.message.message_id, self.outbound.recipient, self.outbound.attempt)
+
+    @property
+    def second_key(self) -> DeliveryKey:
+        return replace(self.key, attempt=self.key.attempt + SECOND_TRY)
+
+    @property
+    def again(self) -> bool:
+        """It may have been delivered before."""
+        return self.second is DeliveryState.CLAIMED
 
 
 Threads = dict[UUID, deque[tuple[Item, Outbound]]]  # by conversation, in order
@@ -220,24 +233,28 @@ class _Run:
             self._send(ready[0])
         else:
             list(self._pool.map(self._send, ready))
+        failpoint("deliver.sent")
         self._settle(ready)
         outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
         return outcomes | self._advance(threads, heads, outcomes)
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""
-        claims = self._delivery.store.claim_deliveries(
-            [send.key for send in sends],
+        claims = self._claims([send.key for send in sends])
+        try:
+            return self._heed_all(sends, claims)
+        except Exception:
+            self._give_back(sends, claims)
+            raise
+
+    def _claims(self, keys: Sequence[DeliveryKey]) -> list[DeliveryClaim]:
+        return self._delivery.store.claim_deliveries(
+            keys,
             owner=self._owner,
             now_ms=self._now(),
             lease_ms=CLAIM_LEASE_MS,
             superseded=functools.partial(_supersedes, self._owner),
         )
-        try:
-            return self._heed_all(sends, claims)
-        except Exception:
-            self._give_back(claims)
-            raise
 
     def _heed_all(self, sends: Sequence[_Send], claims: Sequence[DeliveryClaim]) -> Outcomes:
         outcomes: Outcomes = {}
@@ -249,14 +266,16 @@ class _Run:
                 self._report([_change(send, Status.SENT, self._now(), reason="maybe_duplicate")])
         return outcomes
 
-    def _give_back(self, claims: Sequence[DeliveryClaim]) -> None:
+    def _give_back(self, sends: Sequence[_Send], claims: Sequence[DeliveryClaim]) -> None:
         """Nothing was sent: what was not in doubt before is not in doubt now."""
+        taken = [(claim.key, claim.state) for claim in claims]
+        taken += [(send.second_key, send.second) for send in sends if send.second]
         states = (DeliveryState.CLAIMED, DeliveryState.ABANDONED)
         self._delivery.store.settle_deliveries(
             [
-                DeliveryOutcome(claim.key, uncertain=claim.state is DeliveryState.ABANDONED)
-                for claim in claims
-                if claim.state in states
+                DeliveryOutcome(key, uncertain=state is DeliveryState.ABANDONED)
+                for key, state in taken
+                if state in states
             ],
             owner=self._owner,
         )
@@ -264,8 +283,8 @@ class _Run:
     def _refuse(self, send: _Send) -> Outcome | None:
         """DONE when this message can't be sent at all. What an earlier claim says goes first: it may have been sent."""
         if refusal := self._refusal(send):
-            if refusal == EXPIRED:
-                self._bury(send)
+            if refusal == EXPIRED and not self._bury(send, EXPIRED):
+                raise LogUnavailable("a message that is too old could not go to the dead letters")
             self._fail([(send, refusal)])
             return DONE
         return None
@@ -278,12 +297,11 @@ class _Run:
         since_ms = outbound.routed_at_ms if outbound.attempt else outbound.message.accepted_at_ms
         return EXPIRED if self._now() - since_ms > MAX_AGE_MS else None
 
-    def _bury(self, send: _Send) -> None:
-        """Before it is settled: an operator may replay whatever is FAILED for its age."""
+    def _bury(self, send: _Send, reason: str) -> bool:
+        """Before it is settled: an operator may replay whatever is FAILED like this. False: not now."""
         item = send.item
         self._lease.check()
-        if not self._delivery.bury(Work(item.record, item.attempts, first_failed_ms=item.first_failed_ms), EXPIRED):
-            raise LogUnavailable("a message that is too old could not go to the dead letters")
+        return self._delivery.bury(Work(item.record, item.attempts, first_failed_ms=item.first_failed_ms), reason)
 
     def _heed(self, send: _Send, claim: DeliveryClaim) -> Outcome | None:
         """What an earlier claim says; None: send."""
@@ -303,29 +321,54 @@ class _Run:
                 return self._look_before_sending_again(send, claim)
 
     def _look_before_sending_again(self, send: _Send, claim: DeliveryClaim) -> Outcome | None:
-        """It may have been delivered: wait for evidence, then send once more, or leave it where the channel says so."""
-        evidence = next(
-            (
-                each.change.external_id
-                for each in self._delivery.store.transitions(send.outbound.message)
-                if each.recipient == send.outbound.recipient and each.change.external_id
-            ),
-            None,
-        )
-        if evidence:
+        """It may have been delivered: wait for evidence, then send once more and no more, and not even once where the
+        channel says so."""
+        if evidence := self._evidence(send):
             send.external_id = evidence
             self._settle([send])
             return DONE
-        waited_ms = self._now() - claim.since_ms
-        if waited_ms < EVIDENCE_WAIT_MS:
-            self._delivery.store.settle_deliveries([DeliveryOutcome(send.key, uncertain=True)], owner=self._owner)
-            return Outcome(Verdict.PAUSED, after_s=(EVIDENCE_WAIT_MS - waited_ms) / 1000, reason="ambiguous")
-        metrics.AMBIGUOUS.labels(self._delivery.channel).inc()
+        if left_ms := self._left_to_wait_ms(claim):
+            return self._not_yet([send.key], wait_ms=left_ms, reason="ambiguous")
         if not self._delivery.sender.capabilities.resend_ambiguous:
-            self._fail([(send, "unknown_delivery")])
-            return DONE
-        send.again = True
-        return None
+            return self._leave_unknown(send, [send.key])
+        return self._try_again(send)
+
+    def _try_again(self, send: _Send) -> Outcome | None:
+        """None: send it, for the second and last time."""
+        [second] = self._claims([send.second_key])
+        send.second = second.state
+        if second.state is DeliveryState.CLAIMED:
+            metrics.AMBIGUOUS.labels(self._delivery.channel).inc()
+            return None
+        if second.state is DeliveryState.BUSY:
+            return self._not_yet([send.key], wait_ms=1000, reason="busy")
+        tries = [send.key, send.second_key]
+        if left_ms := self._left_to_wait_ms(second):
+            return self._not_yet(tries, wait_ms=left_ms, reason="ambiguous")
+        return self._leave_unknown(send, tries)
+
+    def _evidence(self, send: _Send) -> str | None:
+        """What the platform calls it, if a status told that it has it."""
+        told = self._delivery.store.transitions(send.outbound.message)
+        ours = (each.change for each in told if each.recipient == send.outbound.recipient)
+        return next((change.external_id for change in ours if change.external_id), None)
+
+    def _left_to_wait_ms(self, claim: DeliveryClaim) -> int:
+        return max(0, EVIDENCE_WAIT_MS - (self._now() - claim.since_ms))
+
+    def _not_yet(self, tries: Sequence[DeliveryKey], *, wait_ms: int, reason: str) -> Outcome:
+        """As much in doubt as it was."""
+        doubts = [DeliveryOutcome(key, uncertain=True) for key in tries]
+        self._delivery.store.settle_deliveries(doubts, owner=self._owner)
+        return Outcome(Verdict.PAUSED, after_s=wait_ms / 1000, reason=reason)
+
+    def _leave_unknown(self, send: _Send, tries: Sequence[DeliveryKey]) -> Outcome:
+        """FAILED until evidence comes; from its dead letter an operator may send it as a new attempt."""
+        if not self._bury(send, UNKNOWN):
+            return self._not_yet(tries, wait_ms=EVIDENCE_WAIT_MS, reason="dead_letters_wait")
+        metrics.AMBIGUOUS.labels(self._delivery.channel).inc()
+        self._fail([(send, UNKNOWN)])
+        return DONE
 
     def _send(self, send: _Send) -> None:
         """One HTTP conversation, on a thread of the pool; the store is not touched here.
@@ -369,7 +412,8 @@ class _Run:
 
     def _settle(self, sends: Sequence[_Send]) -> None:
         """Record how a wave ended: what was sent first, it is the evidence that keeps a repeat from sending again."""
-        self._delivery.store.settle_deliveries([_settlement(send) for send in sends], owner=self._owner)
+        settled = [settlement for send in sends for settlement in _settlements(send)]
+        self._delivery.store.settle_deliveries(settled, owner=self._owner)
         sent = [send for send in sends if send.error is None]
         if sent:
             self._remember(sent)
@@ -577,17 +621,21 @@ def _outgoing(outbound: Outbound, delivery: Delivery) -> Outgoing:
     )
 
 
-def _settlement(send: _Send) -> DeliveryOutcome:
+def _settlements(send: _Send) -> list[DeliveryOutcome]:
+    """Of its claim, and of that of a second try if this was it; nobody asks for that one once the first is final."""
     match send.error:
         case None:
-            return DeliveryOutcome(send.key, external_id=send.external_id)
+            return [DeliveryOutcome(send.key, external_id=send.external_id)]
         case PermanentDeliveryError() as error:
-            return DeliveryOutcome(send.key, failed_reason=error.reason)
+            return [DeliveryOutcome(send.key, failed_reason=error.reason)]
         case AmbiguousDeliveryError():
-            return DeliveryOutcome(send.key, uncertain=True)
+            tries = [send.key, send.second_key] if send.again else [send.key]
+            return [DeliveryOutcome(key, uncertain=True) for key in tries]
+        case _ if send.again:
+            # The first try stays in doubt, whatever the second one met; this one may be made again.
+            return [DeliveryOutcome(send.key, uncertain=True), DeliveryOutcome(send.second_key)]
         case _:
-            # A message that may have been delivered before stays uncertain, whatever this second try met.
-            return DeliveryOutcome(send.key, uncertain=send.again)
+            return [DeliveryOutcome(send.key)]
 
 
 def _change(send: _Send, status: Status, at_ms: int, *, reason: str) -> StatusChange:

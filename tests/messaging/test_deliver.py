@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -113,6 +114,12 @@ def tell_delivered(bench: Workbench) -> None:
             )
         ]
     )
+
+
+def buried(bench: Workbench) -> list[str]:
+    """Why each dead letter is one."""
+    source = TopicPartition(topics.dead_letters(OUTBOUND), 0)
+    return [record.headers["dl-error"] for record in bench.log.read(source, start=0, limit=100)]
 
 
 # --- order and waves -------------------------------------------------------------------------------------------------
@@ -283,6 +290,95 @@ def test_an_ambiguous_message_waits_ten_seconds_and_goes_once_more_marked(bench:
     assert bench.reported() == [("SENT", "maybe_duplicate")]
 
 
+def test_what_is_ambiguous_twice_fails_with_a_dead_letter_and_the_next_message_goes(bench: Workbench) -> None:
+    bench.platform.will("a1", *[AmbiguousDeliveryError("read_timeout")] * 2)
+    records = bench.outbound(bench.conversation(), "a1", "a2")
+    send(bench, records)
+    bench.clock.advance(10)
+    assert send(bench, records) == [Outcome(Verdict.RETRY, after_s=10.0, reason="read_timeout"), None]
+    bench.clock.advance(4)
+    assert send(bench, records) == [Outcome(Verdict.PAUSED, after_s=6.0, reason="ambiguous"), None]
+    bench.clock.advance(6)
+    assert send(bench, records) == [DONE, DONE]
+    assert bench.platform.texts == ["a1", "a1", "a2"]
+    assert bench.reported() == [("SENT", "maybe_duplicate"), ("FAILED", "unknown_delivery")]
+    assert buried(bench) == ["unknown_delivery"]
+    assert send(bench, records) == [DONE, DONE]  # and stays so
+    assert bench.platform.texts == ["a1", "a1", "a2"]
+
+
+def test_evidence_after_the_second_try_keeps_it_from_failing(bench: Workbench) -> None:
+    bench.platform.will("a1", *[AmbiguousDeliveryError("read_timeout")] * 2)
+    [record] = bench.outbound(bench.conversation(), "a1")
+    send(bench, [record])
+    bench.clock.advance(10)
+    send(bench, [record])
+    tell_delivered(bench)
+    bench.clock.advance(10)
+    assert send(bench, [record]) == [DONE]
+    assert bench.reported() == [("SENT", "maybe_duplicate")]
+    assert buried(bench) == []
+
+
+def test_a_sender_that_died_twice_while_sending_is_not_repeated(bench: Workbench) -> None:
+    """Whether or not what was told about the first death has been stored by then."""
+    bench.platform.will("a1", Killed(), Killed())
+    [record] = bench.outbound(bench.conversation(), "a1")
+    for epoch in ("0001", "0002", "0003"):
+        with suppress(Killed):
+            while send(bench, [record], owner=f"whatsapp-outbound:0:1@{epoch}") != [DONE]:
+                bench.clock.advance(1)
+    assert bench.platform.texts == ["a1", "a1"]
+    assert bench.reported() == [("SENT", "maybe_duplicate"), ("FAILED", "unknown_delivery")]
+    assert buried(bench) == ["unknown_delivery"]
+
+
+def test_a_second_try_that_never_left_us_is_no_second_doubt(bench: Workbench) -> None:
+    """Called off before the platform was asked, again and again: it still goes, once."""
+    bench.platform.will("a1", AmbiguousDeliveryError("read_timeout"))
+    bench.platform.will_not_come_to("a1", *[TransientDeliveryError("refused", outage=False)] * 3)
+    bench.platform._early_fates["a1"].appendleft(AmbiguousDeliveryError("read_timeout"))
+    [record] = bench.outbound(bench.conversation(), "a1")
+    send(bench, [record])
+    bench.clock.advance(10)
+    for _ in range(3):
+        assert verdicts(send(bench, [record])) == [Verdict.RETRY]
+    assert verdicts(send(bench, [record])) == [Verdict.RETRY]  # ambiguous: the second doubt
+    bench.clock.advance(10)
+    assert send(bench, [record]) == [DONE]
+    assert bench.reported()[-1] == ("FAILED", "unknown_delivery")
+
+
+def test_what_is_unknown_waits_while_no_more_may_become_dead_letters(bench: Workbench) -> None:
+    bench.platform.will("a1", *[AmbiguousDeliveryError("read_timeout")] * 2)
+    [record] = bench.outbound(bench.conversation(), "a1")
+    send(bench, [record])
+    bench.clock.advance(10)
+    send(bench, [record])
+    bench.clock.advance(10)
+    no_room = replace(bench.delivery(), bury=lambda work, reason: False)
+    outcomes = deliver(items([record]), no_room, owner="w", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    assert outcomes == {record.offset: Outcome(Verdict.PAUSED, after_s=10.0, reason="dead_letters_wait")}
+    assert bench.reported() == [("SENT", "maybe_duplicate")]
+    assert send(bench, [record]) == [DONE]
+    assert buried(bench) == ["unknown_delivery"]
+
+
+def test_a_replay_of_what_is_unknown_is_an_attempt_with_two_tries_of_its_own(bench: Workbench) -> None:
+    bench.platform.will("a1", *[AmbiguousDeliveryError("read_timeout")] * 3)
+    [record] = bench.outbound(bench.conversation(), "a1")
+    for _ in range(3):
+        send(bench, [record])
+        bench.clock.advance(10)
+    [outbound] = bench.on_log(OUTBOUND, Outbound)
+    [again] = bench.append(OUTBOUND, [replace(outbound, attempt=1, routed_at_ms=bench.clock.now_ms())])
+    assert verdicts(send(bench, [again])) == [Verdict.RETRY]
+    bench.clock.advance(10)
+    assert send(bench, [again]) == [DONE]
+    assert bench.platform.texts == ["a1"] * 4
+    assert bench.reported()[2:] == [("SENT", "maybe_duplicate")]
+
+
 def test_evidence_that_comes_meanwhile_settles_it(bench: Workbench) -> None:
     bench.platform.will("a1", AmbiguousDeliveryError("read_timeout"))
     [record] = bench.outbound(bench.conversation(), "a1")
@@ -303,6 +399,7 @@ def test_a_channel_that_leaves_it_alone_says_so(bench: Workbench) -> None:
     assert send(bench, records) == [DONE, DONE]
     assert bench.platform.texts == ["a1", "a2"]
     assert bench.reported() == [("FAILED", "unknown_delivery")]
+    assert buried(bench) == ["unknown_delivery"]
 
 
 def test_a_look_that_comes_early_waits_for_the_rest_of_the_time_and_no_longer(bench: Workbench) -> None:
