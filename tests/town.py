@@ -114,6 +114,15 @@ class Resident:
     api: httpx.Client
     token: str = field(repr=False)
     gateway_url: str
+    workspace: str = "default"
+
+    def sign_in(self) -> None:
+        """A new token: each lives an hour."""
+        who = {"username": self.username, "password": PASSWORD, "workspace": self.workspace}
+        answer = self.api.post("/auth/token", json=who)
+        assert answer.status_code == 200, answer.text
+        self.token = answer.json()["access_token"]
+        self.api.headers["Authorization"] = f"Bearer {self.token}"
 
     def post(self, conversation: str, text: str, to: str | None = None, **more: Any) -> str:
         """The id of the accepted message."""
@@ -205,9 +214,9 @@ class Town:
         api = httpx.Client(base_url=self.system.api_url, timeout=10)
         answer = api.post("/auth/register", json=who)
         assert answer.status_code == 201, answer.text
-        tokens = api.post("/auth/token", json=who).json()
-        api.headers["Authorization"] = f"Bearer {tokens['access_token']}"
-        resident = Resident(tokens["user_id"], who["username"], api, tokens["access_token"], self.system.gateway_url)
+        user_id = answer.json()["user_id"]
+        resident = Resident(user_id, who["username"], api, "", self.system.gateway_url, workspace)
+        resident.sign_in()
         self._residents.append(resident)
         return resident
 

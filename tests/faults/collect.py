@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import httpx
 import redis
@@ -68,6 +69,7 @@ class Device(Socket):
     def __init__(self, who: Resident) -> None:
         self.who = who
         self.seen: list[dict[str, Any]] = []
+        self.times: list[tuple[float, dict[str, Any]]] = []  # monotonic
         self.fetched: dict[str, frozenset[str]] = {}
         super().__init__(who.gateway_url, who.token)
 
@@ -76,6 +78,7 @@ class Device(Socket):
             self._fetch()
         elif "seq" in frame and frame["type"] != "hello":
             self.seen.append(frame)
+            self.times.append((time.monotonic(), frame))
         super()._take(socket, frame)
 
     def _fetch(self) -> None:
@@ -217,29 +220,86 @@ def devices(*owners: Resident) -> Iterator[list[Device]]:
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment: where each partition ended, and what each account had sent. What was before it is not looked at."""
+
+    offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
+    sent: Mapping[str, int] = field(default_factory=dict)  # the platform's ``seq``, by account
+
+    @classmethod
+    def now(cls, town: Town, accounts: Iterable[str]) -> Self:
+        work = topics.work_topics(CHANNELS)
+        places = [each for name in work for each in sources(town, name)]
+        places += [TopicPartition(topics.dead_letters(name), 0) for name in work]
+        offsets = {each: town.log.end_offset(each) for each in places}
+        return cls(offsets, {each: _last_seq(town, each) for each in accounts})
+
+    def records(self, town: Town, source: TopicPartition) -> Iterator[Record]:
+        start = self.offsets.get(source, 0)
+        while page := town.log.read(source, start=start, limit=PAGE):
+            yield from page
+            start = page[-1].offset + 1
+
+    def received(self, town: Town, account_id: str) -> Iterator[dict[str, Any]]:
+        """What a platform took from an account since, in order."""
+        since = self.sent.get(account_id, 0)
+        while True:
+            query = {"account_id": account_id, "limit": "10000", "since": str(since)}
+            answer = town.platform.get("/messages", params=query, timeout=60)
+            answer.raise_for_status()
+            found = answer.json()
+            yield from found["messages"]
+            since = found["next"]
+            if not found["more"]:
+                return
+
+
+def _last_seq(town: Town, account_id: str) -> int:
+    seq = 0
+    for each in Mark().received(town, account_id):
+        seq = each["seq"]
+    return seq
+
+
+FROM_THE_START: Final = Mark()
+
+
 def collect(
-    town: Town, *, writers: Sequence[Writer], accounts: Sequence[str], sockets: Sequence[Device], watcher: Watcher
+    town: Town,
+    *,
+    writers: Sequence[Writer],
+    accounts: Sequence[str],
+    sockets: Sequence[Device],
+    watcher: Watcher,
+    since: Mark = FROM_THE_START,
 ) -> History:
     """What everybody saw of the conversations that these wrote in."""
     requests = [request for writer in writers for request in list(writer.requests)]
-    told = list(_told(town))
+    told = list(_told(town, since))
     highest: dict[tuple[str, str], int] = {}
     for each in told:
         key = each.message_id, each.recipient
         highest[key] = max(each.rank, highest.get(key, 0))
-    log = list(_logged(town))
+    log = list(_logged(town, since))
     authors = {request.conversation: writer.author for writer in writers for request in list(writer.requests)}
     stored = {name: _rows(author, name, highest) for name, author in authors.items()}
     where = {each.message_id: each.conversation for each in log}
-    sent = [each for account in accounts for each in _sent(town, account, where) if each.conversation in stored]
+    by_text = {row.content: row.message_id for row in _all(stored)}  # Instagram gives no correlation back
+    sent = [
+        each
+        for account in accounts
+        for each in _sent(town, account, where, by_text, since)
+        if each.conversation in stored
+    ]
     return History(
         requests=requests,
         log=log,
         told=told,
-        dead=dead_letters(town),
+        dead=dead_letters(town, since),
         stored=stored,
         sent=sent,
-        clients=[_client(each, stored.keys()) for each in sockets],
+        clients=[_client(each, _conversations_with(each.who.user_id, stored)) for each in sockets],
         commits=list(watcher.commits),
         levels=watcher.levels,
         external=frozenset(each for row in _all(stored) for each in row.ranks if ":" in each),
@@ -251,34 +311,27 @@ def sources(town: Town, topic: str) -> Iterator[TopicPartition]:
         yield TopicPartition(topic, number)
 
 
-def _records(town: Town, source: TopicPartition) -> Iterator[Record]:
-    start = 0
-    while page := town.log.read(source, start=start, limit=PAGE):
-        yield from page
-        start = page[-1].offset + 1
-
-
-def _logged(town: Town) -> Iterator[Logged]:
+def _logged(town: Town, since: Mark) -> Iterator[Logged]:
     for source in sources(town, topics.MESSAGES):
-        for record in _records(town, source):
+        for record in since.records(town, source):
             with suppress(UndecodableRecord):
                 message = codec.decode(Message, record.value)
                 place = source.topic, source.partition
                 yield Logged(place, record.offset, message.conversation, str(message.message_id))
 
 
-def _told(town: Town) -> Iterator[Told]:
+def _told(town: Town, since: Mark) -> Iterator[Told]:
     for source in sources(town, topics.STATUS_UPDATES):
-        for record in _records(town, source):
+        for record in since.records(town, source):
             with suppress(UndecodableRecord):
                 change = codec.decode(StatusChange, record.value)
                 yield Told(str(change.message_id), change.recipient, change.rank, change.note)
 
 
-def dead_letters(town: Town) -> list[DeadLetter]:
+def dead_letters(town: Town, since: Mark = FROM_THE_START) -> list[DeadLetter]:
     found = []
     for name in topics.work_topics(CHANNELS):
-        for record in _records(town, TopicPartition(topics.dead_letters(name), 0)):
+        for record in since.records(town, TopicPartition(topics.dead_letters(name), 0)):
             letter, headers = replay.letter(record), record.headers
             origin = headers["dl-topic"], int(headers["dl-partition"])
             message_id = str(letter.message_id) if letter.message_id else None
@@ -311,12 +364,12 @@ def _rank(status: str, highest: int) -> int:
     return rank(standing, attempt) if rank(standing, attempt) == highest else rank(standing)
 
 
-def _sent(town: Town, account_id: str, where: Mapping[str, str]) -> Iterator[Sent]:
-    answer = town.platform.get("/messages", params={"account_id": account_id, "limit": "10000"}, timeout=60)
-    answer.raise_for_status()
-    for each in answer.json()["messages"]:
+def _sent(
+    town: Town, account_id: str, where: Mapping[str, str], by_text: Mapping[str, str], since: Mark
+) -> Iterator[Sent]:
+    for each in since.received(town, account_id):
         plus = "+" if each["channel"] == "whatsapp" else ""
-        message_id = each["correlation"] or ""
+        message_id = each["correlation"] or by_text.get(each["text"], "")
         yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
 
 
@@ -342,6 +395,10 @@ def _client(device: Device, conversations: Iterable[str]) -> Client:
                 frames.append(Frame(frame["epoch"], frame["seq"], "", f"{kind} {frame['seq']}", rank=0))
     fetched = {name: device.fetched.get(name, frozenset()) for name in conversations}
     return Client(device.who.user_id, frames, fetched, resyncs)
+
+
+def _conversations_with(user_id: str, stored: Mapping[str, Sequence[Row]]) -> list[str]:
+    return [name for name, rows in stored.items() if any(user_id in (row.sender, *row.ranks) for row in rows)]
 
 
 def _all(stored: Mapping[str, Sequence[Row]]) -> Iterator[Row]:

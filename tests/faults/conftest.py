@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from demo.supervisor import LocalSystem
+from tests.faults import summary
 from tests.town import Resident, Town
 
 
@@ -29,3 +30,10 @@ def harbour(system: LocalSystem) -> Iterator[Harbour]:
     with Town(system) as town:
         alice = town.resident("alice")
         yield Harbour(town, alice, town.account("whatsapp", alice))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the faults came to, for the report."""
+    if summary.OUTCOMES:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(summary.table(summary.OUTCOMES))

@@ -1,0 +1,10 @@
+"""Every fault there is: `make test` strikes with each once, the soak again and again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.faults.kinds.processes import PROCESSES
+from tests.faults.rounds import Fault
+
+ALL: Final[tuple[Fault, ...]] = (*PROCESSES,)

@@ -1,0 +1,150 @@
+"""A system of one profile that is about to break, the servers under it, and the ways to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from demo.cluster import Servers, fresh_name
+from demo.ports import free_ports
+from demo.supervisor import LocalSystem
+from tests.faults.collect import CHANNELS
+from tests.stack.cassandra import Cassandra
+from tests.stack.kafka import Kafka
+from tests.stack.minio import Minio
+from tests.stack.postgres import Postgres
+from tests.stack.scratch import scratch_directory
+from tests.stack.server import Server
+from tests.stack.toxiproxy import Proxy, Toxiproxy
+from tests.town import Resident, Town, eventually
+
+Profile = Literal["local", "cluster"]
+SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long faults last and how much is written meanwhile."""
+
+    pause_s: float  # of a frozen process
+    outage_s: float  # of a server that is away
+    per_second: float  # messages that the writers try together
+    messages: int  # accepted in one round at least
+
+
+SHORT: Final = Pace(pause_s=10, outage_s=15, per_second=25, messages=120)
+FULL: Final = Pace(pause_s=60, outage_s=180, per_second=200, messages=8_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The cluster profile's servers; the system reaches each through its way, which can be cut or slowed."""
+
+    kafka: Kafka
+    cassandra: Cassandra
+    postgres: Postgres
+    minio: Minio
+    ways: Mapping[str, Proxy]  # kafka, cassandra, postgres, s3
+
+
+@dataclass
+class World:
+    """``alice`` writes; ``bob`` and persons on the platforms hear from her. A local world has no ``backends``."""
+
+    profile: Profile
+    town: Town
+    alice: Resident
+    bob: Resident
+    accounts: Mapping[str, str]  # of ours, by channel
+    failpoints: Path
+    backends: Backends | None = None
+    mended_s: float = field(default=0.0, init=False)  # monotonic
+
+    @property
+    def system(self) -> LocalSystem:
+        return self.town.system
+
+    @property
+    def servers(self) -> Backends:
+        """Raises AssertionError on the local profile, where a fault that asks for them has no place."""
+        assert self.backends is not None, "the local profile has no such servers"
+        return self.backends
+
+    def mended(self) -> None:
+        """From now on the system can do its work again: recovery is counted from here. A fault says it right before it
+        kills what others replace, and right after an outage's end."""
+        self.mended_s = time.monotonic()
+
+    def arm(self, point: str, action: Literal["kill", "kill-group", "stop"] = "kill") -> None:
+        """Strike the next process that comes by this failpoint."""
+        (self.failpoints / f"{point}.struck").unlink(missing_ok=True)
+        aside = self.failpoints / f".{point}"
+        aside.write_text(action)
+        aside.rename(self.failpoints / point)
+
+    def struck(self, point: str, *, within_s: float = 30) -> int:
+        """The process that was struck there, once one was."""
+        mark = self.failpoints / f"{point}.struck"
+        eventually(mark.exists, within_s=within_s)
+        return int(mark.read_text())
+
+
+@contextmanager
+def local_world(folder: Path) -> Iterator[World]:
+    with LocalSystem(folder, env=_failpoints(folder)) as system:
+        yield from _peopled("local", system)
+
+
+@contextmanager
+def cluster_world(folder: Path) -> Iterator[World]:
+    """On servers of its own. They must be installed; see `tests.stack.servers.needed`."""
+    with ExitStack() as stack:
+        backends = _started(stack.enter_context(scratch_directory()), stack)
+        ways = backends.ways
+        servers = Servers(
+            f"kafka://127.0.0.1:{ways['kafka'].port}",
+            f"cassandra://127.0.0.1:{ways['cassandra'].port}/",
+            backends.postgres.url.replace(f":{backends.postgres.port}/", f":{ways['postgres'].port}/"),
+            backends.minio.url.replace(f":{backends.minio.port}", f":{ways['s3'].port}"),
+        )
+        name = fresh_name()
+        servers.create_database(name)
+        env = {**servers.parts(name), **_failpoints(folder)}
+        with LocalSystem(folder / "system", env=env, instances=SEVERAL) as system:
+            yield from _peopled("cluster", system, backends)
+
+
+def _failpoints(folder: Path) -> dict[str, str]:
+    points = folder / "failpoints"
+    points.mkdir(parents=True)
+    return {"FAILPOINTS": str(points)}
+
+
+def _started(folder: Path, stack: ExitStack) -> Backends:
+    toxiproxy = stack.enter_context(Toxiproxy(folder / "toxiproxy"))
+    ports = dict(zip(("kafka", "way"), free_ports(2), strict=True))
+    kafka = Kafka(folder / "kafka", port=ports["kafka"], advertised_port=ports["way"])
+    cassandra, postgres = Cassandra(folder / "cassandra"), Postgres(folder / "postgres")
+    minio = Minio(folder / "minio")
+    servers: dict[str, Server] = {"kafka": kafka, "cassandra": cassandra, "postgres": postgres, "s3": minio}
+    for server in servers.values():
+        stack.callback(server.close)
+    ways = {
+        name: toxiproxy.proxy(name, upstream_port=server.port, port=ports["way"] if name == "kafka" else None)
+        for name, server in servers.items()
+    }
+    with ThreadPoolExecutor(len(servers)) as starting:
+        list(starting.map(lambda server: server.start(), servers.values()))
+    return Backends(kafka, cassandra, postgres, minio, ways)
+
+
+def _peopled(profile: Profile, system: LocalSystem, backends: Backends | None = None) -> Iterator[World]:
+    with Town(system) as town:
+        alice, bob = town.resident("alice"), town.resident("bob")
+        accounts = {channel: town.account(channel, alice) for channel in CHANNELS}
+        yield World(profile, town, alice, bob, accounts, Path(system.env["FAILPOINTS"]), backends)
