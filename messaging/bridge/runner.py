@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Unavailable
+from core.failpoints import failpoint
 from messaging.bridge.core import BridgeCore, BridgeLimits
 from messaging.bridge.dead_letters import DeadLetters
 from messaging.errors import LeaseLost
@@ -195,6 +196,7 @@ class Bridge:
             offsets = self._core.to_commit(only)
         if not offsets:
             return
+        failpoint("bridge.uncommitted")
         try:
             self._subscription.commit(offsets)
         except LeaseLost as error:
@@ -205,6 +207,7 @@ class Bridge:
 
     def _drain(self, partitions: Sequence[TopicPartition]) -> None:
         """Let what is in flight end (bounded), commit, forget."""
+        failpoint("bridge.revoking")
         with self._lock:
             self._core.stop(partitions)
         deadline_s = self._clock.monotonic_s() + self._limits.drain_s

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.failpoints import failpoint
 from messaging import codec, metrics, topics
 from messaging.domain import Message, Outbound, Party, RecipientStatus
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
@@ -30,6 +31,7 @@ def persist(
         return outcomes
     lease.check()
     store.save_messages(messages)
+    failpoint("persist.stored")
     statuses = store.statuses(messages)
     lease.check()
     notify([push for message in messages for push in _pushes(message, statuses[message.message_id])])
