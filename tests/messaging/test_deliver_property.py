@@ -1,5 +1,5 @@
-"""Whatever platform and workers do: each message arrives, in order, and twice only where that is marked; what nobody can
-tell of after two tries is a dead letter."""
+"""Whatever platform and workers do: each message arrives, in order, and twice only where that is marked; a message that
+nobody can tell of after two tries is a dead letter."""
 
 from __future__ import annotations
 
