@@ -1,17 +1,23 @@
-"""Users and workspaces for operators."""
+"""Users, groups, workspaces and the audit for operators."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.forms import AdminUserCreationForm
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm
+from django.contrib.auth.models import Group
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
 
-from accounts.models import DEFAULT_WORKSPACE_ID, MAX_SLUG_CHARS, MAX_USERNAME_CHARS, User, Workspace
+from accounts import audit
+from accounts.models import DEFAULT_WORKSPACE_ID, MAX_SLUG_CHARS, MAX_USERNAME_CHARS, AuditEvent, User, Workspace
+from core.addresses import client_address
 
 
 class LoginForm(AdminAuthenticationForm):
@@ -25,6 +31,55 @@ class LoginForm(AdminAuthenticationForm):
 
 admin.site.login_form = LoginForm
 admin.site.site_header = admin.site.site_title = "Chat4All"
+
+
+class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Writes down who added, changed or deleted what, in the transaction that does it.
+
+    Names of fields, never their values, except what ``audited_flags`` are from now on.
+    """
+
+    audited_as: ClassVar[str]
+    audited_flags: ClassVar[tuple[str, ...]] = ()
+
+    def write_down(self, request: HttpRequest, obj: Model, what: str, *, fields: Iterable[str] = ()) -> None:
+        flags = () if what == "deleted" else self.audited_flags
+        names = ", ".join(fields)
+        audit.record(
+            f"{self.audited_as}.{what}",
+            actor=getattr(request.user, "public_id", ""),
+            workspace=obj if isinstance(obj, Workspace) else getattr(obj, "workspace", ""),
+            target=getattr(obj, "public_id", obj),
+            details="; ".join(each for each in (names, *(f"{flag}={getattr(obj, flag)}" for flag in flags)) if each),
+            address=client_address(request),
+        )
+
+    def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
+        """With the fields' own names for the audit; Django's history shows labels and skips what it does not know."""
+        names = ["password"] if isinstance(form, AdminPasswordChangeForm) else form.changed_data
+        return [*super().construct_change_message(request, form, formsets, add), {"names": names}]
+
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
+        self.write_down(request, obj, "added", fields=_names(message))
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> Any:
+        self.write_down(request, obj, "changed", fields=_names(message))
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        for obj in queryset:
+            self.write_down(request, obj, "deleted")
+        return super().log_deletions(request, queryset)
+
+    def response_action(self, *args: Any, **kwargs: Any) -> HttpResponse | None:
+        """Of many at once: Django has a transaction for the other pages only."""
+        with transaction.atomic():
+            return super().response_action(*args, **kwargs)
+
+
+def _names(message: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    return (name for part in message for name in part.get("names", ()))
 
 
 class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
@@ -45,7 +100,9 @@ class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
+class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
+    audited_as = "user"
+    audited_flags = ("is_active", "is_staff", "is_superuser")
     add_form = UserCreationForm
     list_display = ("username", "workspace", "display_name", "public_id", "is_active", "is_staff", "created_at")
     list_filter = ("workspace", "is_active", "is_staff")
@@ -75,21 +132,64 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
 
     @admin.action(description="Activate", permissions=["change"])
     def activate(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        self.message_user(request, f"{queryset.update(is_active=True)} activated")
+        self.message_user(request, f"{self._switch(request, queryset, is_active=True)} activated")
 
     @admin.action(description="Deactivate: sign-ins and tokens stop working within 5 s", permissions=["change"])
     def deactivate(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         """Yourself excluded: it would leave you outside."""
-        changed = queryset.exclude(pk=request.user.pk or 0).update(is_active=False)
+        changed = self._switch(request, queryset.exclude(pk=request.user.pk or 0), is_active=False)
         self.message_user(request, f"{changed} deactivated")
+
+    def user_change_password(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """In a transaction, which Django has for its other forms."""
+        with transaction.atomic():
+            return super().user_change_password(request, *args, **kwargs)
+
+    def _switch(self, request: HttpRequest, users: QuerySet[User], *, is_active: bool) -> int:
+        """How many were not like that before."""
+        changed = list(users.filter(is_active=not is_active).select_for_update(of=("self",)))
+        for user in changed:
+            user.is_active = is_active
+            user.save(update_fields=["is_active"])
+            self.write_down(request, user, "changed", fields=["is_active"])
+        return len(changed)
+
+
+admin.site.unregister(Group)
+
+
+@admin.register(Group)
+class GroupAdmin(AuditedAdmin, DjangoGroupAdmin):
+    audited_as = "group"
 
 
 @admin.register(Workspace)
-class WorkspaceAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class WorkspaceAdmin(AuditedAdmin):
+    audited_as = "workspace"
+    audited_flags = ("open_registration",)
     list_display = ("slug", "name", "open_registration", "created_at")
     search_fields = ("slug", "name")
     readonly_fields = ("id", "created_at")
 
     def has_delete_permission(self, request: HttpRequest, obj: Workspace | None = None) -> bool:  # noqa: ARG002
         """Never: the messages of a workspace live in another store and would be left without an owner."""
+        return False
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Read-only, for whoever has the permission to view it."""
+
+    list_display = ("at", "action", "actor", "workspace", "target", "details", "address")
+    list_filter = ("at", "action", "workspace")
+    search_fields = ("actor", "workspace", "target", "details", "address")
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False

@@ -26,7 +26,8 @@ class WorkspaceBackend(ModelBackend):
         slug, name = split_login(username)
         given = services.Credentials(username=name, password=password, workspace=slug)
         try:
-            return services.sign_in(given, address=client_address(request) if request else "local")
+            address = client_address(request) if request else "local"
+            return services.sign_in(given, address=address, door="admin")
         except InvalidCredentials:
             return None
         except TooManyAttempts as error:

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 0.25
 _HOUR_S: Final = 3600
 
-# KEYS: one counter per limit; ARGV: limit and window in ms of each. Answers 0, or how many ms to wait.
+# KEYS: one counter per limit; ARGV: limit and window in ms of each.
+# Answers how many ms to wait, or 0 and the numbers of those that this attempt used up.
 _COUNT: Final = """
 local wait = 0
 for i, key in ipairs(KEYS) do
@@ -33,11 +34,14 @@ for i, key in ipairs(KEYS) do
     wait = math.max(wait, redis.call('PTTL', key), 1)
   end
 end
-if wait > 0 then return wait end
+if wait > 0 then return {wait} end
+local answer = {0}
 for i, key in ipairs(KEYS) do
-  if redis.call('INCR', key) == 1 then redis.call('PEXPIRE', key, ARGV[2 * i]) end
+  local count = redis.call('INCR', key)
+  if count == 1 then redis.call('PEXPIRE', key, ARGV[2 * i]) end
+  if count == tonumber(ARGV[2 * i - 1]) then table.insert(answer, i) end
 end
-return 0
+return answer
 """
 
 # DECR keeps the time to live; a counter that ended meanwhile is not opened again.
@@ -56,6 +60,7 @@ class Limit:
     key: str
     attempts: int
     window_s: int
+    whom: str = ""  # has to wait when it is used up
 
 
 class Guard:
@@ -68,16 +73,20 @@ class Guard:
         self._count = self._redis.register_script(_COUNT)
         self._give_back = self._redis.register_script(_GIVE_BACK)
 
-    def count(self, limits: Sequence[Limit]) -> None:
-        """Count one attempt on each. Raises TooManyAttempts, and counts nothing, when one of them is used up."""
+    def count(self, limits: Sequence[Limit]) -> Sequence[Limit]:
+        """Count one attempt on each; those that it used up: the next attempt has to wait, unless it is given back.
+
+        Raises TooManyAttempts, and counts nothing, when one of them is used up already.
+        """
         arguments = [number for limit in limits for number in (limit.attempts, limit.window_s * 1000)]
         try:
-            wait_ms = int(self._count(keys=[limit.key for limit in limits], args=arguments))
+            wait_ms, *used_up = map(int, self._count(keys=[limit.key for limit in limits], args=arguments))
         except redis.RedisError as error:
             logger.warning("attempts are not counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
-            return
+            return ()
         if wait_ms:
             raise TooManyAttempts("Too many attempts. Try again later.", retry_after_s=wait_ms / 1000)
+        return [limits[number - 1] for number in used_up]
 
     def give_back(self, limits: Sequence[Limit]) -> None:
         """The attempt was right: it does not count."""
@@ -105,9 +114,11 @@ def sign_in_limits(*, workspace: str, username: str, address: str) -> tuple[Limi
     window_s = settings.LOGIN_WINDOW_S
     user = f"{workspace}/{username.lower()}"
     return (
-        Limit(_key("user-here", f"{address} {user}"), settings.LOGIN_FAILURES_PER_USER, window_s),
-        Limit(_key("address", address), settings.LOGIN_FAILURES_PER_ADDRESS, window_s),
-        Limit(_key("user", user), settings.LOGIN_FAILURES_PER_USER_EVERYWHERE, window_s),
+        Limit(
+            _key("user-here", f"{address} {user}"), settings.LOGIN_FAILURES_PER_USER, window_s, "the user, from here"
+        ),
+        Limit(_key("address", address), settings.LOGIN_FAILURES_PER_ADDRESS, window_s, "the address"),
+        Limit(_key("user", user), settings.LOGIN_FAILURES_PER_USER_EVERYWHERE, window_s, "the user, from anywhere"),
     )
 
 

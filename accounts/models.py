@@ -11,6 +11,8 @@ from django.core.validators import RegexValidator
 from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Lower
 
+from accounts import audit
+from accounts.audit import AuditEvent as AuditEvent  # noqa: PLC0414 - it is one of this app's models
 from core import ids
 
 DEFAULT_WORKSPACE_ID: Final = uuid.UUID("0192f0c1-a000-7000-8000-000000000001")
@@ -71,7 +73,13 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def create_superuser(self, username: str, password: str | None = None, **fields: Any) -> User:
-        return self.create_user(username, password, is_staff=True, is_superuser=True, **fields)
+        """For commands, Django's `createsuperuser` among them: the audit says that one of them did it."""
+        with transaction.atomic(using=self.db):
+            user = self.create_user(username, password, is_staff=True, is_superuser=True, **fields)
+            audit.record(
+                "operator.created", actor=audit.command_actor(), workspace=user.workspace, target=user.public_id
+            )
+        return user
 
 
 NAME_TAKEN: Final = "This username is taken."

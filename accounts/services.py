@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,8 +10,9 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 
-from accounts import guard
+from accounts import audit, guard
 from accounts.errors import InvalidCredentials, RegistrationClosed, UsernameTaken
+from accounts.guard import Limit
 from accounts.models import User, Workspace
 from core.errors import FieldError, InvalidRequest
 
@@ -68,18 +70,40 @@ def _explained(error: ValidationError) -> UsernameTaken | InvalidRequest:
     return InvalidRequest(faults[0].message, fields=faults)
 
 
-def sign_in(given: Credentials, *, address: str) -> User:
+def sign_in(given: Credentials, *, address: str, door: str) -> User:
     """The user with these credentials. Raises InvalidCredentials or TooManyAttempts.
 
     Takes one argon2id run whether or not the user exists, so that time does not tell who has an account.
     """
     limits = guard.sign_in_limits(workspace=given.workspace, username=given.username, address=address)
-    guard.guard().count(limits)
+    used_up = guard.guard().count(limits)
     user = User.objects.named(workspace=given.workspace, username=given.username)
     if user is None:
         make_password(_DECOY_PASSWORD)
-        raise InvalidCredentials
-    if not user.check_password(given.password) or not user.is_active:
+    if user is None or not user.check_password(given.password) or not user.is_active:
+        if used_up:
+            _write_down_lock(user, used_up, address=address, door=door)
         raise InvalidCredentials
     guard.guard().give_back(limits)
+    if user.is_staff:
+        audit.record(
+            "operator.signed_in",
+            actor=user.public_id,
+            workspace=user.workspace,
+            target=user.public_id,
+            details=door,
+            address=address,
+        )
     return user
+
+
+def _write_down_lock(user: User | None, used_up: Sequence[Limit], *, address: str, door: str) -> None:
+    """Without the name when nobody has it: people type passwords there."""
+    audit.record(
+        "sign_in.locked",
+        actor="",
+        workspace=user.workspace if user else "",
+        target=user.public_id if user else "",
+        details=f"{door}: {' and '.join(limit.whom for limit in used_up)}",
+        address=address,
+    )

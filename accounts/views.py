@@ -63,7 +63,7 @@ class TokenView(OpenView):
     def post(self, request: Request) -> Response:
         """Sign in: an access token for an hour, and a refresh token."""
         given = services.Credentials(**_parsed(serializers.CredentialsSerializer, request.data))
-        user = services.sign_in(given, address=client_address(request))
+        user = services.sign_in(given, address=client_address(request), door="API")
         return Response(serializers.tokens_json(tokens.open_session(user)), headers=_NO_STORE)
 
 

@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import method_decorator
 from django.views.decorators.debug import sensitive_post_parameters
 
+from accounts.admin import AuditedAdmin
 from accounts.models import DEFAULT_WORKSPACE_ID
 from connectors import registry
 from messaging import channels, wiring
@@ -152,7 +153,9 @@ def _form_for(account: ChannelAccount | None) -> type[ChannelAccountForm]:
 
 
 @admin.register(ChannelAccount)
-class ChannelAccountAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class ChannelAccountAdmin(AuditedAdmin):
+    audited_as = "channel_account"
+    audited_flags = ("is_active", "is_default")
     list_display = ("account_id", "channel", "workspace", "display_name", "is_default", "is_active", "breaker")
     list_filter = ("workspace", "channel", "is_active")
     list_select_related = ("workspace",)

@@ -5,15 +5,11 @@ An operator sees those of their own workspace; a superuser all, also those of wh
 
 from __future__ import annotations
 
-import json
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -21,21 +17,20 @@ from rest_framework.response import Response
 from rest_framework.status import HTTP_202_ACCEPTED
 from rest_framework.views import APIView
 
+from accounts import audit
 from accounts.authentication import principal
 from accounts.models import User
 from accounts.operators import operator
+from core.addresses import client_address
 from core.clock import SYSTEM_CLOCK, iso_utc
 from core.errors import InvalidRequest
 from core.serializers import StrictSerializer, TextField, parsed
 from messaging import wiring
 from messaging.api import pagination
 from messaging.api.serializers import PageQuery
-from messaging.models import ReplayedLetter
 from messaging.replays import SqlMarks
 from messaging.services import replay
 from messaging.services.replay import Fate, Letter, Mark, Place, Replayed, Verdict, Wanted
-
-logger = logging.getLogger(__name__)
 
 LOOK_AT: Final = 1_000  # records of the log for one request
 MAX_REPLAYED: Final = 200
@@ -136,7 +131,9 @@ class ReplayView(APIView):
         letters, unknown, after = _named(body, user) if "ids" in body else _filtered(body, user)
         verdicts = []
         for start in range(0, len(letters), replay.PAGE):
-            verdicts += _replayed(letters[start : start + replay.PAGE], user, dry_run=body["dry_run"])
+            verdicts += _replayed(
+                letters[start : start + replay.PAGE], user, client_address(request), dry_run=body["dry_run"]
+            )
         counts = replay.tally(verdicts)
         return Response(
             {**_counted(counts), "unknown": unknown, "dry_run": body["dry_run"], "next_cursor": after},
@@ -148,26 +145,22 @@ def _counted(counts: Counter[Fate]) -> dict[str, int]:
     return {fate.value.replace(" ", "_"): counts[fate] for fate in Fate}
 
 
-def _replayed(letters: Sequence[Letter], user: User, *, dry_run: bool) -> list[Verdict]:
+def _replayed(letters: Sequence[Letter], user: User, address: str, *, dry_run: bool) -> list[Verdict]:
     marks, now_ms = SqlMarks(), SYSTEM_CLOCK.now_ms()
     verdicts = replay.judge(letters, store=wiring.message_store(), marks=marks, now_ms=now_ms)
-    done = [str(each.letter.place) for each in verdicts if each.fate is Fate.REPLAYED]
-    if done and not dry_run:
+    places = replay.places(verdicts)
+    if places and not dry_run:
         # The audit comes first: what was done is known, whatever dies in between.
-        _write_down(user, done)
+        audit.record(
+            "dead_letters.replayed",
+            actor=user.public_id,
+            workspace="" if user.is_superuser else user.workspace,  # a superuser's are of any
+            target="dead letters",
+            details=", ".join(map(str, places)),
+            address=address,
+        )
         replay.carry_out(verdicts, log=wiring.event_log(), marks=marks, replayed=Replayed(user.public_id, now_ms))
     return verdicts
-
-
-def _write_down(user: User, places: Sequence[str]) -> None:
-    LogEntry.objects.create(
-        user_id=user.pk,
-        content_type=ContentType.objects.get_for_model(ReplayedLetter),
-        object_repr=f"{len(places)} dead letters",
-        action_flag=CHANGE,
-        change_message=json.dumps([{"changed": {"name": "replayed", "object": ", ".join(places), "fields": []}}]),
-    )
-    logger.info("an operator replayed dead letters", extra={"operator": user.public_id, "letters": len(places)})
 
 
 def _filtered(body: Mapping[str, Any], user: User) -> tuple[Sequence[Letter], int, str | None]:

@@ -285,6 +285,11 @@ def carry_out(verdicts: Sequence[Verdict], *, log: EventLog, marks: Marks, repla
         marks.add({Mark.of(each.letter) for each in verdicts if each.fate is Fate.REPLAYED}, replayed)
 
 
+def places(verdicts: Iterable[Verdict]) -> list[Place]:
+    """Of what `carry_out` would put back."""
+    return [each.letter.place for each in verdicts if each.fate is Fate.REPLAYED]
+
+
 def forget_gone(log: EventLog, origins: Sequence[Topic], *, marks: Marks) -> None:
     """Drop the marks of letters that the log has not kept either."""
     for each in origins:

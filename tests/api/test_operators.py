@@ -7,9 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.contrib.admin.models import LogEntry
 
-from accounts.models import Workspace
+from accounts.models import AuditEvent, Workspace
 from core.clock import SYSTEM_CLOCK
 from core.ids import uuid7, uuid7_ms
 from demo.redis_server import RedisServer
@@ -125,9 +124,9 @@ def test_replays_by_id_once_and_says_who(operator: Person, elsewhere: Workspace,
     assert counted(operator.post(REPLAY, {"ids": [letter]})) == {"replayed": 1}
     assert [record.headers["replay-of"] for record in log.new(topics.MESSAGES)] == [letter]
     assert counted(operator.post(REPLAY, {"ids": [letter, letter]})) == {"already_replayed": 1}
-    [entry] = LogEntry.objects.all()
-    assert entry.user_id == operator.user.pk
-    assert letter in entry.get_change_message()
+    [event] = AuditEvent.objects.all()
+    assert (event.action, event.actor, event.workspace) == ("dead_letters.replayed", operator.id, elsewhere.slug)
+    assert (event.target, event.details, event.address) == ("dead letters", letter, "127.0.0.0/24")
     [item] = operator.get(LIST).json()["items"]
     assert item["replayed_by"] == operator.id
     assert item["replayed_at"]
@@ -153,6 +152,7 @@ def test_replays_by_filter_in_steps(operator: Person, elsewhere: Workspace, log:
         bury(elsewhere, error=error)
     body: dict[str, Any] = {"filter": {"error": "KeyError"}, "limit": 2}
     assert counted(operator.post(REPLAY, {**body, "dry_run": True})) == {"replayed": 2}
+    assert not AuditEvent.objects.exists()
     log.mark()
     first = operator.post(REPLAY, body)
     assert counted(first) == {"replayed": 2}
@@ -196,3 +196,4 @@ def test_a_log_that_is_away_is_told(operator: Person, own_log: RedisServer) -> N
     own_log.kill()
     problem(operator.get(LIST), 503, "log_unavailable")
     problem(operator.post(REPLAY, {"filter": {}}), 503, "log_unavailable")
+    assert not AuditEvent.objects.exists()

@@ -16,7 +16,7 @@ from django.db import connections
 from django.test import Client
 from pytest_django import DjangoDbBlocker, Settings
 
-from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from accounts.models import DEFAULT_WORKSPACE_ID, AuditEvent, User, Workspace
 from connectors.errors import PausedDeliveryError
 from core.clock import ManualClock
 from core.ids import derived_id, uuid7, uuid7_ms
@@ -203,6 +203,24 @@ def test_never_shows_a_credential_again(admin: Client) -> None:
         for secret in SECRETS.values():
             assert secret not in text_of(page)
     assert text_of(pages[0]).count("Set. Enter a new one to replace it.") == len(SECRETS)
+
+
+def test_writes_down_who_did_what_to_an_account_and_no_secret(admin: Client) -> None:
+    account = add_account(admin)
+    entered = {**dict.fromkeys(SECRETS, ""), "credential_app_secret": "another-very-secret"}
+    changed = account_form(is_default="on", **entered)
+    assert admin.post(change_url(account), changed).status_code == 302
+    url = "/admin/messaging/channelaccount/"
+    form = {"action": "delete_selected", "_selected_action": [str(account.pk)], "post": "yes"}
+    assert admin.post(url, form).status_code == 302
+    events = list(AuditEvent.objects.order_by("pk"))
+    actor = User.objects.get(username="operator").public_id
+    assert {(each.actor, each.workspace, each.target) for each in events} == {(actor, "default", "whatsapp:1055")}
+    assert [each.action for each in events] == [f"channel_account.{what}" for what in ("added", "changed", "deleted")]
+    assert set(SECRETS) <= set(events[0].details.split("; ")[0].split(", "))
+    assert events[0].details.endswith("; is_active=True; is_default=False")
+    assert events[1].details == "is_default, credential_app_secret; is_active=True; is_default=True"
+    assert "very-secret" not in str(list(AuditEvent.objects.values()))
 
 
 def test_replaces_one_credential_and_keeps_the_others(admin: Client) -> None:

@@ -18,7 +18,7 @@ from django.core.management import CommandError, call_command
 from django.db import IntegrityError, OperationalError, connection, router, transaction
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from accounts.models import User, Workspace
+from accounts.models import AuditEvent, User, Workspace
 from core.cache import TtlCache
 from core.clock import ManualClock
 from core.errors import Conflict, Unavailable
@@ -276,6 +276,12 @@ class TestCommand:
         out = run("--display-name=Shop", credentials=["--credentials-stdin"], stdin=json.dumps(SECRETS))
         assert out == "changed whatsapp:1055\n"
         assert ChannelAccount.objects.get().credentials == SECRETS
+        added, changed = AuditEvent.objects.order_by("pk")
+        assert (added.action, changed.action) == ("channel_account.added", "channel_account.changed")
+        assert (changed.target, changed.workspace) == ("whatsapp:1055", workspace.slug)
+        assert changed.actor.startswith("manage.py (")
+        assert "access_token" in changed.details
+        assert not any(secret in changed.details for secret in SECRETS.values())
 
     @pytest.mark.parametrize(
         ("args", "credentials", "stdin", "says"),
@@ -306,6 +312,7 @@ class TestCommand:
         Workspace.objects.create(slug="acme", name="Acme")
         with pytest.raises(CommandError, match="another workspace"):
             run("--workspace=acme")
+        assert AuditEvent.objects.count() == 1  # what was refused did not happen
 
     def test_its_help_shows_how_to_pass_credentials(self) -> None:
         shown = subprocess.run(

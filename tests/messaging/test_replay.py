@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from accounts.models import AuditEvent
 from messaging import codec, topics, wiring
 from messaging.bridge import DeadLetters
 from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange
@@ -387,7 +388,12 @@ def test_the_command_replays_and_tells(mixed: Workbench, command: Callable[..., 
     assert command("--topic", "messages")[-1] == "2 replayed"
     assert command()[-1] == "4 replayed, 2 already replayed"
     assert command()[-1] == "0 replayed, 6 already replayed"
-    assert ReplayedLetter.objects.values_list("by", flat=True).distinct().get().startswith("manage.py (")
+    by = ReplayedLetter.objects.values_list("by", flat=True).distinct().get()
+    assert by.startswith("manage.py (")
+    events = AuditEvent.objects.order_by("pk")
+    assert {(each.action, each.actor) for each in events} == {("dead_letters.replayed", by)}
+    assert sum(len(each.details.split(", ")) for each in events) == 6
+    assert (events[0].target, events[0].details) == ("dead letters", "messages:0:0, messages:0:1")
 
 
 def test_a_dry_run_changes_nothing_and_shows_no_text(bench: Workbench, command: Callable[..., list[str]]) -> None:
@@ -399,6 +405,7 @@ def test_a_dry_run_changes_nothing_and_shows_no_text(bench: Workbench, command: 
     ]
     assert len(on(bench, topics.MESSAGES)) == 1
     assert not ReplayedLetter.objects.exists()
+    assert not AuditEvent.objects.exists()
 
 
 def test_a_limit_counts_what_is_replayed(bench: Workbench, command: Callable[..., list[str]]) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
+from accounts import audit
 from accounts.models import DEFAULT_WORKSPACE_SLUG, User
 
 
@@ -32,9 +34,20 @@ class Command(BaseCommand):
             User.objects.create_superuser(username, password)
             self.stdout.write(f"created {username}; the password is in {path}")
         elif not user.check_password(password):
-            user.set_password(password)
-            user.save(update_fields=["password"])
+            _replace_password(user, password)
             self.stdout.write(f"{username} got a new password; it is in {path}")
+
+
+def _replace_password(user: User, password: str) -> None:
+    user.set_password(password)
+    with transaction.atomic():
+        user.save(update_fields=["password"])
+        audit.record(
+            "operator.password_replaced",
+            actor=audit.command_actor(),
+            workspace=user.workspace,
+            target=user.public_id,
+        )
 
 
 def _write(path: Path, username: str) -> tuple[str, str]:

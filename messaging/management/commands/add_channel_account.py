@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
+from accounts import audit
 from accounts.models import User, Workspace
 from connectors import registry
 from connectors.base import Connector
 from connectors.errors import UnknownChannel
 from core.errors import Chat4AllError
 from messaging import channels
+from messaging.models import ChannelAccount
 
 EXAMPLES = """
 Credentials never go on the command line, where every user of the machine could read them:
@@ -68,20 +71,35 @@ class Command(BaseCommand):
         credentials = _from_stdin() if options["credentials_stdin"] else _from_environment(options["credential"])
         _check_complete(connector, credentials)
         workspace = _workspace(options["workspace"])
+        agents = [_agent(workspace, name) for name in options["agent"]]
         try:
-            is_new = channels.register(
-                workspace=workspace,
-                channel=connector.name,
-                account_id=options["account_id"],
-                credentials=credentials,
-                base_url=_checked_url(options["base_url"]),
-                display_name=options["display_name"],
-                agents=[_agent(workspace, name) for name in options["agent"]],
-                make_default=options["default"],
-            )
+            with transaction.atomic():
+                is_new = channels.register(
+                    workspace=workspace,
+                    channel=connector.name,
+                    account_id=options["account_id"],
+                    credentials=credentials,
+                    base_url=_checked_url(options["base_url"]),
+                    display_name=options["display_name"],
+                    agents=agents,
+                    make_default=options["default"],
+                )
+                _write_down(
+                    ChannelAccount.objects.get(channel=connector.name, account_id=options["account_id"]), is_new
+                )
         except Chat4AllError as error:
             raise CommandError(error.detail) from error
         self.stdout.write(f"{'added' if is_new else 'changed'} {connector.name}:{options['account_id']}")
+
+
+def _write_down(account: ChannelAccount, is_new: bool) -> None:
+    audit.record(
+        f"channel_account.{'added' if is_new else 'changed'}",
+        actor=audit.command_actor(),
+        workspace=account.workspace,
+        target=account,
+        details=f"{', '.join(account.credentials)}; is_active={account.is_active}, is_default={account.is_default}",
+    )
 
 
 def _connector(channel: str) -> Connector:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError
 
+from accounts import audit
 from core.clock import SYSTEM_CLOCK
 from core.errors import Unavailable
 from messaging import wiring
@@ -65,7 +65,15 @@ class Command(BaseCommand):
                 for each in verdicts:
                     self.stdout.write(_line(each))
             else:
-                replayed = replay.Replayed(f"manage.py ({getpass.getuser()})", SYSTEM_CLOCK.now_ms())
+                replayed = replay.Replayed(audit.command_actor(), SYSTEM_CLOCK.now_ms())
+                if places := replay.places(verdicts):
+                    # First, so that what was done is known, whatever dies in between.
+                    audit.record(
+                        "dead_letters.replayed",
+                        actor=replayed.by,
+                        target="dead letters",
+                        details=", ".join(map(str, places)),
+                    )
                 replay.carry_out(verdicts, log=log, marks=marks, replayed=replayed)
             counts.update(replay.tally(verdicts))
             if verdicts and not options["dry_run"]:
