@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Final
 
 from messaging.domain import Status, rank
-from tests.faults.history import Client, DeadLetter, Frame, History, Id, Request, Row, Sent, Source
+from tests.faults.history import Client, DeadLetter, Frame, Heard, History, Id, Logged, Request, Row, Sent, Source
 
 MAYBE_DUPLICATE: Final = "maybe_duplicate"
 DELIVERED: Final = rank(Status.DELIVERED)
@@ -25,11 +25,13 @@ class Rule(StrEnum):
     """One promise; the value is what a person reads."""
 
     LOST = "acknowledged, and neither stored nor a dead letter"
+    HEARD_LOST = "heard from a person with a 200, and neither stored nor a dead letter"
     STORED_TWICE = "stored more than once"
     STORED_WRONG = "stored otherwise than it was acknowledged"
     PHANTOM = "stored, though nobody's request can have made it"
     PUSH_ORDER = "pushed in another order than the log's"
     SEND_ORDER = "sent in another order than the log's"
+    HEARD_ORDER = "on the log in another order than the person said it"
     HISTORY_ORDER = "listed in another order than that of ids"
     STATUS_BACK = "a status went back"
     STATUS_LOST = "a status on the log does not stand in the store"
@@ -57,6 +59,7 @@ class Report:
 
     violations: Sequence[Violation]
     acknowledged: int
+    heard: int  # messages of persons that our webhooks answered with 200
     lost: int
     dead: int
     ambiguous: int  # sends marked as perhaps a second one
@@ -66,7 +69,7 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.acknowledged} acknowledged, {self.lost} lost, {self.dead} dead letters, "
+            f"{self.acknowledged} acknowledged, {self.heard} heard, {self.lost} lost, {self.dead} dead letters, "
             f"{self.duplicated} duplicated to a platform, {self.ambiguous} ambiguous, "
             f"{self.appeared} of {self.undecided} undecided ones appeared, "
             f"{len(self.violations)} violations"
@@ -82,6 +85,18 @@ class _Facts:
     @cached_property
     def acknowledged(self) -> dict[Id, Request]:
         return {each.message_id: each for each in self.history.requests if each.message_id is not None}
+
+    @cached_property
+    def heard(self) -> dict[tuple[str, str], Heard]:
+        """By who said it, and what."""
+        return {(each.sender, each.text): each for each in self.history.heard}
+
+    @cached_property
+    def dead_heard(self) -> frozenset[str]:
+        """The platform's ids of what is a dead letter, be it before or after it got an id of ours."""
+        on_log = {each.message_id: each.external_id for each in self.history.log if each.external_id}
+        named = {each.external_id for each in self.history.dead if each.source[0] == "inbound" and each.external_id}
+        return frozenset(named | {on_log[each] for each in self.dead_ids if each in on_log})
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -107,11 +122,16 @@ class _Facts:
     def places(self) -> dict[Id, int]:
         """Where each message lies among those of its conversation: its first record that is no dead letter. A repeat of
         the same id changes nothing; a dead one that was replayed counts from there."""
-        seen: dict[Id, int] = {}
-        for number, each in enumerate(sorted(self.history.log, key=lambda each: (each.source, each.offset))):
+        return {each.message_id: number for number, each in enumerate(self.firsts)}
+
+    @cached_property
+    def firsts(self) -> list[Logged]:
+        """Those records, in order."""
+        seen: dict[Id, Logged] = {}
+        for each in sorted(self.history.log, key=lambda each: (each.source, each.offset)):
             if (each.source, each.offset) not in self.dead_places:
-                seen.setdefault(each.message_id, number)
-        return seen
+                seen.setdefault(each.message_id, each)
+        return list(seen.values())
 
     @cached_property
     def tries(self) -> Counter[tuple[Id, str]]:
@@ -146,10 +166,24 @@ def _lost(facts: _Facts) -> Found:
             yield message_id
 
 
+def _heard_lost(facts: _Facts) -> Found:
+    stored = {(row.sender, row.content) for row in facts.rows}
+    for said, each in facts.heard.items():
+        if each.taken and said not in stored and each.external_id not in facts.dead_heard:
+            yield f"{each.external_id} of {each.sender}"
+
+
 def _stored_twice(facts: _Facts) -> Found:
     for message_id, count in Counter(row.message_id for row in facts.rows).items():
         if count > 1:
             yield f"{message_id}, {count} times"
+    ids: dict[tuple[str, str], set[Id]] = defaultdict(set)  # what a person said once has one id of ours
+    for row in facts.rows:
+        if (row.sender, row.content) in facts.heard:
+            ids[row.sender, row.content].add(row.message_id)
+    for (sender, _), theirs in ids.items():
+        if len(theirs) > 1:
+            yield f"{', '.join(sorted(theirs))} of {sender}"
 
 
 def _stored_wrong(facts: _Facts) -> Found:
@@ -160,11 +194,12 @@ def _stored_wrong(facts: _Facts) -> Found:
 
 
 def _phantoms(facts: _Facts) -> Found:
-    """A request that ended undecided may have made one row, no more."""
+    """A request that ended undecided may have made one row, no more. What a person said makes a row also when our
+    answer to the platform was lost."""
     may_appear = Counter(_meant(each) for each in facts.history.requests if each.undecided and each.message_id is None)
     for message_id, row in {row.message_id: row for row in facts.rows}.items():
         look = row.conversation, row.sender, row.content
-        if message_id in facts.acknowledged:
+        if message_id in facts.acknowledged or (row.sender, row.content) in facts.heard:
             continue
         if may_appear[look] <= 0:
             yield message_id
@@ -207,6 +242,20 @@ def _swapped(ids: Sequence[Id], facts: _Facts) -> Iterator[tuple[Id, Id]]:
     for one, other in itertools.pairwise(known):
         if facts.places[one] > facts.places[other]:
             yield one, other
+
+
+def _heard_order(facts: _Facts) -> Found:
+    """Within a conversation: a person's messages may move to another one, of which the order says nothing."""
+    said = {each.external_id: number for number, each in enumerate(facts.history.heard)}
+    senders = {each.external_id: each.sender for each in facts.history.heard}
+    last: dict[tuple[str, str], Logged] = {}
+    for each in facts.firsts:
+        if each.external_id not in said:
+            continue
+        key = senders[each.external_id], each.conversation
+        if key in last and said[last[key].external_id] > said[each.external_id]:
+            yield f"{each.message_id} after {last[key].message_id} of {key[0]}"
+        last[key] = each
 
 
 def _history_order(facts: _Facts) -> Found:
@@ -308,11 +357,13 @@ def _unbounded(facts: _Facts) -> Found:
 
 RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
     Rule.LOST: _lost,
+    Rule.HEARD_LOST: _heard_lost,
     Rule.STORED_TWICE: _stored_twice,
     Rule.STORED_WRONG: _stored_wrong,
     Rule.PHANTOM: _phantoms,
     Rule.PUSH_ORDER: _push_order,
     Rule.SEND_ORDER: _send_order,
+    Rule.HEARD_ORDER: _heard_order,
     Rule.HISTORY_ORDER: _history_order,
     Rule.STATUS_BACK: _status_back,
     Rule.STATUS_LOST: _status_lost,
@@ -340,7 +391,8 @@ def report(history: History) -> Report:
     return Report(
         violations=violations,
         acknowledged=len(facts.acknowledged),
-        lost=sum(each.rule is Rule.LOST for each in violations),
+        heard=sum(each.taken for each in history.heard),
+        lost=sum(each.rule in (Rule.LOST, Rule.HEARD_LOST) for each in violations),
         dead=len(history.dead),
         ambiguous=len(marked),
         duplicated=sum(count > 1 for count in _arrivals(facts).values()),

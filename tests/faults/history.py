@@ -25,13 +25,26 @@ class Request:
     undecided: bool = False
 
 
+class Heard(NamedTuple):
+    """What a person said to us on a platform, in the order in which they did. ``sender`` is their address.
+
+    ``taken``: our webhook answered 200, so the platform will not tell us again. What was not may be stored as well.
+    """
+
+    sender: str
+    text: str  # differs from everything else that anybody said
+    external_id: str
+    taken: bool = True
+
+
 class Logged(NamedTuple):
-    """A record of `messages`, as its topic's reader sees it."""
+    """A record of `messages`, as its topic's reader sees it. ``external_id``: the platform's, of what a person said."""
 
     source: Source
     offset: int
     conversation: str
     message_id: Id
+    external_id: str = ""
 
 
 class Told(NamedTuple):
@@ -44,11 +57,12 @@ class Told(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Where it came from, and what it is about where that can be read."""
+    """Where it came from, and what it is about where that can be read: of `inbound` the platform's id of a message."""
 
     source: Source
     offset: int
     message_id: Id | None
+    external_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,7 @@ class History:
     dead: Sequence[DeadLetter]
     stored: Mapping[str, Sequence[Row]]
     sent: Sequence[Sent]
+    heard: Sequence[Heard] = ()
     clients: Sequence[Client] = ()
     commits: Sequence[Commit] = ()
     levels: Sequence[Level] = ()

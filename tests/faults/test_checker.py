@@ -17,6 +17,7 @@ from tests.faults.history import (
     Commit,
     DeadLetter,
     Frame,
+    Heard,
     History,
     Level,
     Logged,
@@ -29,6 +30,7 @@ from tests.faults.history import (
 CARLA = "whatsapp:+5511999998888"
 MESSAGES = ("messages", 0)
 OUTBOUND = ("whatsapp-outbound", 0)
+INBOUND = ("inbound", 0)
 READ, FAILED, RETRIED = rank(Status.READ), rank(Status.FAILED), rank(Status.SENT, 1)
 
 
@@ -116,6 +118,27 @@ def twice_sent(**changes: Any) -> History:
     return but(sent=[RIGHT.sent[0], *RIGHT.sent], **changes)
 
 
+def hearing(
+    *order: int, heard: int = 3, rows: tuple[int, ...] = (0, 1, 2), extra: tuple[Row, ...] = (), **changes: Any
+) -> History:
+    """Carla says three things as well, and everything arrives: ``order`` is that of the log, ``rows`` are stored, and
+    the last of three was not answered with 200 where ``heard`` is 2."""
+    chat = "carla@us"
+    logged = [
+        Logged(MESSAGES, 100 + at, chat, id_of(chat, number), f"wamid {number}")
+        for at, number in enumerate(order or (0, 1, 2))
+    ]
+    told = [Row(id_of(chat, number), chat, CARLA, f"says {number}", {"alice": 0}) for number in rows]
+    stored = {**RIGHT.stored, chat: [*told, *extra]}
+    return but(
+        log=[*RIGHT.log, *logged],
+        heard=[Heard(CARLA, f"says {number}", f"wamid {number}", taken=number < heard) for number in range(3)],
+        stored=stored,
+        clients=client(fetched={name: frozenset(row.message_id for row in each) for name, each in stored.items()}),
+        **changes,
+    )
+
+
 # --- right ---------------------------------------------------------------------------------------------------------
 
 RIGHT_HISTORIES = {
@@ -164,6 +187,14 @@ RIGHT_HISTORIES = {
     "a client missed frames, was told to resync and fetched them": but(
         clients=client(frames=CLIENT.frames[3:], resyncs=1, fetched=ALL)
     ),
+    "a person says something": hearing(),
+    "what a person said was stored, and our answer got lost": hearing(heard=2),
+    "what a person said was not taken, and is nowhere": hearing(heard=2, rows=(0, 1)),
+    "what a person said is a dead letter before it got an id": hearing(
+        rows=(0, 1), dead=[DeadLetter(INBOUND, 7, None, "wamid 2")]
+    ),
+    "what a person said is a dead letter": hearing(rows=(0, 1), dead=[DeadLetter(MESSAGES, 102, id_of("carla@us", 2))]),
+    "what a person said is on the log twice": hearing(0, 1, 2, 0),
 }
 
 
@@ -214,6 +245,24 @@ WRONG: list[tuple[str, Rule, History]] = [
             clients=[],
         ),
     ),
+    ("what a person said is nowhere", Rule.HEARD_LOST, hearing(rows=(0, 1))),
+    (
+        "a dead letter of somebody else does not excuse what a person said",
+        Rule.HEARD_LOST,
+        hearing(rows=(0, 1), dead=[DeadLetter(INBOUND, 7, None, "wamid 1")]),
+    ),
+    (
+        "what a person said once is stored under two ids",
+        Rule.STORED_TWICE,
+        hearing(extra=(Row("9999-carla", "carla@us", CARLA, "says 1"),)),
+    ),
+    (
+        "a person's word is stored under another name",
+        Rule.PHANTOM,
+        hearing(extra=(Row("9999-carla", "carla@us", "whatsapp:+1", "says 1"),)),
+    ),
+    ("a person never said that", Rule.PHANTOM, hearing(extra=(Row("9999-carla", "carla@us", CARLA, "says 3"),))),
+    ("a person's messages swapped places on the log", Rule.HEARD_ORDER, hearing(1, 0, 2)),
     (
         "a message was never pushed, and nobody said resync",
         Rule.CLIENT_DIFFERS,
@@ -345,9 +394,14 @@ def test_the_report_counts() -> None:
         clients=seeing(stored(one_more)),
     )
     assert str(report(history)) == (
-        "8 acknowledged, 0 lost, 0 dead letters, 1 duplicated to a platform, 1 ambiguous, "
+        "8 acknowledged, 0 heard, 0 lost, 0 dead letters, 1 duplicated to a platform, 1 ambiguous, "
         "1 of 2 undecided ones appeared, 0 violations"
     )
+
+
+def test_the_report_counts_what_was_heard_and_lost() -> None:
+    told = report(hearing(heard=2, rows=(0,)))
+    assert (told.heard, told.lost) == (2, 1)
 
 
 def test_a_soak_is_checked_in_seconds() -> None:
