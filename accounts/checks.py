@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError
 
 from core.database import remedy, unpooled
 from core.errors import Unavailable
+from core.forks import unforked
 
 TIMEOUT_S: Final = 2.0
 
@@ -26,13 +27,14 @@ def database_answers() -> None:
 
 def _probe(answer: Future[None]) -> None:
     """On a thread of its own, since a driver may wait for a dead host far longer than a check may take."""
-    connection = unpooled(DEFAULT_DB_ALIAS)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except BaseException as error:  # raised where the answer is awaited
-        answer.set_exception(error)
-    else:
-        answer.set_result(None)
-    finally:
-        connection.close()
+    with unforked(joins=True):
+        connection = unpooled(DEFAULT_DB_ALIAS)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except BaseException as error:  # raised where the answer is awaited
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
+        finally:
+            connection.close()

@@ -22,6 +22,7 @@ from django.views.decorators.cache import never_cache
 from core import metrics as shared_metrics
 from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Chat4AllError, NotFound, Unavailable
+from core.forks import unforked
 from core.methods import read_only
 from core.problems import problem_of
 
@@ -140,6 +141,10 @@ class _Run:
         self.thread.start()
 
     def _run(self) -> None:
+        with unforked(joins=True):
+            self._judge()
+
+    def _judge(self) -> None:
         try:
             self._check()
         except Chat4AllError as error:
@@ -229,8 +234,8 @@ class HealthServer:
     def __init__(self, port: int, readiness: Readiness, *, service: str, host: str, shared: bool = False) -> None:
         pages: dict[str, Callable[[], Page]] = {
             "/health": lambda: health_page(service),
-            "/ready": lambda: ready_page(service, readiness),
-            "/metrics": lambda: metrics_page(readiness),
+            "/ready": unforked()(lambda: ready_page(service, readiness)),
+            "/metrics": unforked()(lambda: metrics_page(readiness)),
         }
         self._server = (_SharedServer if shared else _Server)((host, port), _handler(pages))
         self.port = self._server.server_port

@@ -10,6 +10,7 @@ from django.db import close_old_connections
 
 from connectors.breaker import BreakerState
 from core.errors import Unavailable
+from core.forks import unforked
 from messaging import metrics, wiring
 from messaging.breakers import key_of
 from messaging.models import ChannelAccount
@@ -34,7 +35,8 @@ def every(seconds: float, work: Callable[[], object], *, at_once: bool = False) 
 
     def attempt() -> None:
         try:
-            work()
+            with unforked():
+                work()
         except Unavailable as error:
             logger.warning("timer waits", extra={"error": error.detail})
         except Exception:

@@ -29,6 +29,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Max, Model, Q, QuerySet, UUIDField
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.forks import unforked
 from messaging import topics
 from messaging.domain import Contact, Conversation, ExternalRef, Message, RecipientStatus, StatusChange
 from messaging.errors import StoreUnavailable
@@ -533,14 +534,15 @@ class OrmStore:
 
     def _probe(self, answer: Future[None]) -> None:
         """On a thread of its own, since a driver may wait for a dead host far longer than a ping may take."""
-        try:
-            self._rows(ScopeRow).exists()
-        except BaseException as error:  # raised where the answer is awaited
-            answer.set_exception(error)
-        else:
-            answer.set_result(None)
-        finally:
-            connections[self._using].close()
+        with unforked(joins=True):
+            try:
+                self._rows(ScopeRow).exists()
+            except BaseException as error:  # raised where the answer is awaited
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+            finally:
+                connections[self._using].close()
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
