@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.faults.kinds.processes import PROCESSES
+from tests.faults.kinds.servers import SERVERS
 from tests.faults.rounds import Fault
 
-ALL: Final[tuple[Fault, ...]] = (*PROCESSES,)
+ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *SERVERS)

@@ -1,0 +1,99 @@
+"""Who looks on while something breaks: a client that asks all the time, and what processes say of themselves."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx
+
+from demo.supervisor import LocalSystem
+from tests.faults.world import World
+from tests.town import eventually, phone
+
+# An append may take 5 s, a look-up in the store before it as long; the rest is for a busy machine. Who hangs, hangs
+# for the client's own time-out.
+LONGEST_ANSWER_S: Final = 15.0
+GIVES_UP_S: Final = 40.0
+
+
+@dataclass
+class Impatient:
+    """Alice in a conversation with bob: says something again and again, and notes each answer and how long it took."""
+
+    world: World
+    conversation: str
+    answers: list[tuple[int, float]] = field(default_factory=list)  # status, seconds
+    accepted: list[str] = field(default_factory=list)  # texts
+
+    def hears(self, status: int, *, within_s: float = 40) -> None:
+        """From now on, at least once."""
+        before = len(self.answers)
+        eventually(lambda: any(heard == status for heard, _ in self.answers[before:]), within_s=within_s)
+
+    @property
+    def heard(self) -> set[int]:
+        return {status for status, _ in self.answers}
+
+    def _ask(self, enough: threading.Event) -> None:
+        alice, bob = self.world.alice, self.world.bob
+        with httpx.Client(base_url=alice.api.base_url, headers=alice.api.headers, timeout=GIVES_UP_S) as http:
+            while not enough.wait(0.1):
+                text = f"now? {len(self.answers)}"
+                body = {"conversation_id": self.conversation, "recipient_id": bob.user_id, "content": text}
+                started_s = time.monotonic()
+                status = http.post("/v1/messages", json=body).status_code
+                if status == httpx.codes.ACCEPTED:
+                    self.accepted.append(text)
+                self.answers.append((status, time.monotonic() - started_s))
+
+
+@contextmanager
+def asking(world: World) -> Iterator[Impatient]:
+    """Inside, such a client asks. Afterwards: each answer was 202 or 503, and none was long in coming."""
+    client, enough = Impatient(world, f"now-{phone()}"), threading.Event()
+    thread = threading.Thread(target=client._ask, args=(enough,), daemon=True)
+    thread.start()
+    try:
+        client.hears(202)  # the conversation is there
+        yield client
+    finally:
+        enough.set()
+        thread.join(GIVES_UP_S + 5)
+    assert client.heard <= {202, 503}
+    assert max(seconds for _, seconds in client.answers) < LONGEST_ANSWER_S
+
+
+def metric(system: LocalSystem, process: str, name: str, **labels: str) -> float:
+    """The sum of a process' samples of that name with these labels; 0 when it is down."""
+    try:
+        shown = httpx.get(system.ready_url(process).replace("/ready", "/metrics"), timeout=5).text
+    except httpx.TransportError:
+        return 0.0
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", shown, re.MULTILINE)
+    return sum(float(value) for found, value in samples if all(each in found for each in wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a process prints from now on."""
+
+    path: str
+    start: int
+
+    @classmethod
+    def of(cls, system: LocalSystem, process: str) -> Log:
+        path = system.state_dir / "logs" / f"{process}.log"
+        return cls(str(path), path.stat().st_size)
+
+    def says(self, *any_of: str) -> bool:
+        with open(self.path, "rb") as printed:
+            printed.seek(self.start)
+            text = printed.read().decode(errors="replace")
+        return any(each in text for each in any_of)

@@ -1,0 +1,227 @@
+"""The servers under us hang, crawl, end or forget: what needs them waits and says so, everything else goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import redis
+
+from tests.faults.checker import Report
+from tests.faults.history import History
+from tests.faults.kinds.onlookers import asking
+from tests.faults.rounds import Fault
+from tests.faults.world import Pace, Profile, World
+from tests.stack.server import Server
+from tests.stack.toxiproxy import Proxy
+from tests.town import eventually, phone
+
+Strike = Callable[[World, Pace], None]
+LATENCY_MS: Final = 3_000
+RESETS: Final = 5
+
+# --- the bus, and the local profile's log ----------------------------------------------------------------------------
+
+
+def flushed(world: World, _pace: Pace) -> None:
+    """FLUSHALL under load: tasks, leases, replies, hints and frames are gone at once."""
+    world.mended()
+    with _bus(world) as bus:
+        bus.flushall()
+
+
+def reset(world: World, _pace: Pace) -> None:
+    """CLIENT KILL of every connection, a few times: whoever waits for an answer hears nothing."""
+    with _bus(world) as bus, asking(world) as client:
+        for _ in range(RESETS):
+            for kind in ("normal", "pubsub"):
+                bus.client_kill_filter(_type=kind, skipme=True)
+            client.hears(202)
+        world.mended()
+    assert client.heard == {202}, "nobody who writes needs the bus"
+
+
+def redis_killed(name: str) -> Strike:
+    """kill -9 a redis-server and start it again."""
+
+    def strike(world: World, _pace: Pace) -> None:
+        world.system.kill(name)
+        world.system.restart(name)
+        world.mended()
+
+    return strike
+
+
+def redis_frozen(name: str) -> Strike:
+    """SIGSTOP a redis-server for a while: connections stay, answers do not come."""
+
+    def strike(world: World, pace: Pace) -> None:
+        pid = world.system.pid(name)
+        with asking(world) as client:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                if name == "redis-log":
+                    client.hears(503)
+                _lasts(pace.pause_s)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+                world.mended()
+            client.hears(202)
+
+    return strike
+
+
+# --- Kafka and Cassandra ---------------------------------------------------------------------------------------------
+
+
+def killed(name: str, *, away: bool) -> Strike:
+    """kill -9 a server, and start it again; with ``away`` only after the outage's time."""
+
+    def strike(world: World, pace: Pace) -> None:
+        server = _server(world, name)
+        with asking(world) as client:
+            server.kill()
+            try:
+                client.hears(503)
+                if away:
+                    _lasts(pace.outage_s)
+            finally:
+                server.start()
+                world.mended()
+            client.hears(202)
+        _nobody_ended(world)
+
+    return strike
+
+
+def frozen(name: str) -> Strike:
+    """SIGSTOP a server for a while."""
+
+    def strike(world: World, pace: Pace) -> None:
+        server = _server(world, name)
+        with asking(world) as client:
+            server.pause()
+            try:
+                client.hears(503)
+                _lasts(pace.pause_s)
+            finally:
+                server.resume()
+                world.mended()
+            client.hears(202)
+        _nobody_ended(world)
+
+    return strike
+
+
+def slow_then_cut(name: str) -> Strike:
+    """Each answer comes 3 s late for a while; then connections break, and none is to be had."""
+
+    def strike(world: World, pace: Pace) -> None:
+        way = _way(world, name)
+        with asking(world) as client:
+            try:
+                way.slow(LATENCY_MS)
+                _lasts(pace.outage_s)
+                way.cut()
+                client.hears(503)
+                _lasts(pace.pause_s)
+            finally:
+                way.mend()
+                world.mended()
+            client.hears(202)
+        _nobody_ended(world)
+
+    return strike
+
+
+# --- PostgreSQL and S3 -----------------------------------------------------------------------------------------------
+
+
+def accounts_and_files_away(world: World, pace: Pace) -> None:
+    """Known users write, are heard live, read what was said; persons whom we know write to us."""
+    town, alice, bob, account = world.town, world.alice, world.bob, world.accounts["whatsapp"]
+    person = phone()
+    with alice.socket() as hers, bob.socket() as his, asking(world) as client:
+        town.says("whatsapp", account, person, "before")
+        eventually(lambda: _heard(hers.of("message"), "before"))
+        for server in (world.servers.postgres, world.servers.minio):
+            server.kill()
+        try:
+            began = len(client.answers)
+            town.says("whatsapp", account, person, "meanwhile")
+            eventually(lambda: _heard(hers.of("message"), "meanwhile"))
+            _lasts(pace.outage_s)
+            client.hears(202)
+            assert {status for status, _ in client.answers[began:]} == {202}, "a known user's message needs neither"
+            text = client.accepted[-1]
+            eventually(lambda: text in his.texts(client.conversation))
+            assert text in alice.sees(client.conversation)
+        finally:
+            for server in (world.servers.postgres, world.servers.minio):
+                server.start()
+            world.mended()
+    _nobody_ended(world)
+
+
+def _heard(frames: list[dict[str, object]], text: str) -> bool:
+    return any(isinstance(each["message"], Mapping) and each["message"]["content"] == text for each in frames)
+
+
+# --- what they share -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bus(world: World) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(world.system.env["BUS_URL"], socket_timeout=5) as bus:
+        yield bus
+
+
+def _server(world: World, name: str) -> Server:
+    server: Server = getattr(world.servers, name)
+    return server
+
+
+def _way(world: World, name: str) -> Proxy:
+    return world.servers.ways[name]
+
+
+def _lasts(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def _nobody_ended(world: World) -> None:
+    """Waiting is what a process of ours does without a server, not ending."""
+    assert [each for each in world.system.processes if not world.system.is_running(each)] == []
+
+
+def nothing_buried(_world: World, _history: History, report: Report) -> None:
+    """An outage is waited for: no record becomes a dead letter by it."""
+    assert report.dead == 0
+
+
+LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
+CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
+
+
+def _outage(name: str, strike: Strike, where: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
+    return Fault(name, strike, profiles=where, short=where, afterwards=nothing_buried)
+
+
+SERVERS: Final = (
+    _outage("the bus is flushed", flushed),
+    _outage("the bus resets its connections", reset),
+    _outage("the bus is killed", redis_killed("redis-bus")),
+    _outage("the bus freezes", redis_frozen("redis-bus")),
+    _outage("the log's Redis is killed", redis_killed("redis-log"), LOCAL),
+    _outage("the log's Redis freezes", redis_frozen("redis-log"), LOCAL),
+    _outage("Kafka is killed", killed("kafka", away=False), CLUSTER),
+    _outage("Kafka freezes", frozen("kafka"), CLUSTER),
+    _outage("Kafka is slow, then cut off", slow_then_cut("kafka"), CLUSTER),
+    _outage("Cassandra is away", killed("cassandra", away=True), CLUSTER),
+    _outage("Cassandra is slow, then cut off", slow_then_cut("cassandra"), CLUSTER),
+    _outage("PostgreSQL and S3 are away", accounts_and_files_away, CLUSTER),
+)
