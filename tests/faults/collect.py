@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -21,7 +22,20 @@ from messaging.domain import Message, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import Record, TopicPartition
 from messaging.services import replay
-from tests.faults.history import Client, Commit, DeadLetter, Frame, History, Level, Logged, Request, Row, Sent, Told
+from tests.faults.history import (
+    Client,
+    Commit,
+    DeadLetter,
+    Frame,
+    Heard,
+    History,
+    Level,
+    Logged,
+    Request,
+    Row,
+    Sent,
+    Told,
+)
 from tests.town import Resident, Socket, Town
 
 CHANNELS: Final = ("whatsapp", "instagram")
@@ -159,7 +173,7 @@ class Watcher:
             message = codec.decode(Message, record.value)
         except UndecodableRecord:
             return True
-        if message.sender_id != self._reader.user_id:
+        if self._reader.user_id not in message.audience:
             return True
         answer = self._reader.api.get(f"/v1/messages/{message.message_id}")
         if answer.status_code not in (200, 404):
@@ -222,10 +236,12 @@ def devices(*owners: Resident) -> Iterator[list[Device]]:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment: where each partition ended, and what each account had sent. What was before it is not looked at."""
+    """A moment: where each partition ended, and what each account had sent and heard. What was before it is not looked
+    at."""
 
     offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     sent: Mapping[str, int] = field(default_factory=dict)  # the platform's ``seq``, by account
+    heard: Mapping[str, int] = field(default_factory=dict)  # the same
 
     @classmethod
     def now(cls, town: Town, accounts: Iterable[str]) -> Self:
@@ -233,7 +249,10 @@ class Mark:
         places = [each for name in work for each in sources(town, name)]
         places += [TopicPartition(topics.dead_letters(name), 0) for name in work]
         offsets = {each: town.log.end_offset(each) for each in places}
-        return cls(offsets, {each: _last_seq(town, each) for each in accounts})
+        ours = list(accounts)
+        sent = {each: max((one["seq"] for one in FROM_THE_START.received(town, each)), default=0) for each in ours}
+        heard = {each: max((one["seq"] for one in FROM_THE_START.said(town, each)), default=0) for each in ours}
+        return cls(offsets, sent, heard)
 
     def records(self, town: Town, source: TopicPartition) -> Iterator[Record]:
         start = self.offsets.get(source, 0)
@@ -243,26 +262,28 @@ class Mark:
 
     def received(self, town: Town, account_id: str) -> Iterator[dict[str, Any]]:
         """What a platform took from an account since, in order."""
-        since = self.sent.get(account_id, 0)
-        while True:
-            query = {"account_id": account_id, "limit": "10000", "since": str(since)}
-            answer = town.platform.get("/messages", params=query, timeout=60)
-            answer.raise_for_status()
-            found = answer.json()
-            yield from found["messages"]
-            since = found["next"]
-            if not found["more"]:
-                return
+        return _ledger(town, "messages", account_id, self.sent.get(account_id, 0))
+
+    def said(self, town: Town, account_id: str) -> Iterator[dict[str, Any]]:
+        """What persons said to an account since, in order."""
+        return _ledger(town, "inbound", account_id, self.heard.get(account_id, 0))
 
 
-def _last_seq(town: Town, account_id: str) -> int:
-    seq = 0
-    for each in Mark().received(town, account_id):
-        seq = each["seq"]
-    return seq
+def _ledger(town: Town, name: str, account_id: str, since: int) -> Iterator[dict[str, Any]]:
+    """The pages of a platform's ledger."""
+    while True:
+        query = {"account_id": account_id, "limit": "10000", "since": str(since)}
+        answer = town.platform.get(f"/{name}", params=query, timeout=60)
+        answer.raise_for_status()
+        found = answer.json()
+        yield from found[name]
+        since = found["next"]
+        if not found["more"]:
+            return
 
 
 FROM_THE_START: Final = Mark()
+_EXTERNAL_ID: Final = re.compile(rb'"m?id":"([^"]+)"')  # in an item of a webhook
 
 
 def collect(
@@ -274,7 +295,7 @@ def collect(
     watcher: Watcher,
     since: Mark = FROM_THE_START,
 ) -> History:
-    """What everybody saw of the conversations that these wrote in."""
+    """What everybody saw of the conversations that these wrote in, and of those where persons were heard."""
     requests = [request for writer in writers for request in list(writer.requests)]
     told = list(_told(town, since))
     highest: dict[tuple[str, str], int] = {}
@@ -282,7 +303,12 @@ def collect(
         key = each.message_id, each.recipient
         highest[key] = max(each.rank, highest.get(key, 0))
     log = list(_logged(town, since))
+    heard = [each for account in accounts for each in _heard(town, account, since)]
     authors = {request.conversation: writer.author for writer in writers for request in list(writer.requests)}
+    external_ids = {each.external_id for each in heard}
+    for record in log:  # the agents of our accounts, of whom a writer is one, see what persons say
+        if record.external_id in external_ids:
+            authors.setdefault(record.conversation, writers[0].author)
     stored = {name: _rows(author, name, highest) for name, author in authors.items()}
     where = {each.message_id: each.conversation for each in log}
     by_text = {row.content: row.message_id for row in _all(stored)}  # Instagram gives no correlation back
@@ -299,6 +325,7 @@ def collect(
         dead=dead_letters(town, since),
         stored=stored,
         sent=sent,
+        heard=heard,
         clients=[_client(each, _conversations_with(each.who.user_id, stored)) for each in sockets],
         commits=list(watcher.commits),
         levels=watcher.levels,
@@ -317,7 +344,8 @@ def _logged(town: Town, since: Mark) -> Iterator[Logged]:
             with suppress(UndecodableRecord):
                 message = codec.decode(Message, record.value)
                 place = source.topic, source.partition
-                yield Logged(place, record.offset, message.conversation, str(message.message_id))
+                own, theirs = str(message.message_id), message.external_id or ""
+                yield Logged(place, record.offset, message.conversation, own, theirs)
 
 
 def _told(town: Town, since: Mark) -> Iterator[Told]:
@@ -335,7 +363,9 @@ def dead_letters(town: Town, since: Mark = FROM_THE_START) -> list[DeadLetter]:
             letter, headers = replay.letter(record), record.headers
             origin = headers["dl-topic"], int(headers["dl-partition"])
             message_id = str(letter.message_id) if letter.message_id else None
-            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id))
+            said = _EXTERNAL_ID.search(record.value) if name == topics.INBOUND else None
+            external_id = said[1].decode() if said else ""
+            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id, external_id))
     return found
 
 
@@ -371,6 +401,13 @@ def _sent(
         plus = "+" if each["channel"] == "whatsapp" else ""
         message_id = each["correlation"] or by_text.get(each["text"], "")
         yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
+
+
+def _heard(town: Town, account_id: str, since: Mark) -> Iterator[Heard]:
+    for each in since.said(town, account_id):
+        plus = "+" if each["channel"] == "whatsapp" else ""
+        taken = each["delivered_at"] is not None
+        yield Heard(f"{each['channel']}:{plus}{each['from']}", each["text"], each["id"], taken)
 
 
 def _client(device: Device, conversations: Iterable[str]) -> Client:

@@ -7,18 +7,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
+
+import httpx
 
 from messaging import topics
 from tests.faults.checker import Report, report
 from tests.faults.collect import CHANNELS, GROUP, Device, Mark, Watcher, Writer, collect, devices, sources
 from tests.faults.history import History
-from tests.faults.world import Pace, Profile, World
+from tests.faults.world import Line, Pace, Profile, World
 from tests.town import eventually, insta_id, phone
 
 WRITERS: Final = 6
+PERSONS_SHARE: Final = 0.2  # of what the writers try; persons on the platforms try that much together
 BOUNDS: Final = {"rss_mb": 900.0, "bus_mb": 128.0, "queue": 1_000.0}
 _names = itertools.count(1)
 
@@ -29,7 +32,8 @@ class Fault:
 
     ``strike`` runs while people write, and asserts what must hold meanwhile. ``afterwards`` sees the whole history and
     the report of a round that kept its promises, and asserts what must hold in addition. ``short`` names the profiles
-    whose every `make test` has it; the soak has it on all of ``profiles``.
+    whose every `make test` has it; the soak has it on all of ``profiles``. ``target_s`` is how soon work shall go on
+    after the mending; the report names who missed it.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Fault:
     profiles: frozenset[Profile] = frozenset({"local", "cluster"})
     short: frozenset[Profile] = frozenset({"local", "cluster"})
     afterwards: Callable[[World, History, Report], None] | None = None
+    target_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,24 @@ class Outcome:
     goes_on_s: float
     caught_up_s: float
     took_s: float
+    target_s: float = 10.0
+
+
+class PromisesBroken(AssertionError):
+    """The checker found something; ``report`` says what."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("\n".join(map(str, [report, *report.violations[:20]])))
+        self.report = report
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A conversation of the round, and whom it goes to."""
+class Person:
+    """Somebody on a platform who writes to us."""
 
-    conversation: str
-    to: str
-    kind: str  # user, whatsapp, instagram
+    channel: str
+    address: str  # as the platform has it
+    kind: str  # from whatsapp, from instagram
 
 
 @dataclass
@@ -67,7 +81,7 @@ class Round:
 
     world: World
     pace: Pace
-    seed: int
+    seed: str
     name: str = field(default_factory=lambda: f"r{next(_names)}")
     began: dict[str, tuple[float, str]] = field(default_factory=dict)  # by text: when it was first tried, its kind
     sockets: list[Device] = field(default_factory=list)
@@ -82,7 +96,19 @@ class Round:
             *(Line(f"{self.name}-wa-{number}", f"whatsapp:+{phone()}", "whatsapp") for number in range(12)),
             *(Line(f"{self.name}-ig-{number}", f"instagram:{insta_id()}", "instagram") for number in range(4)),
         ]
+        self.persons = [*self._answering(4), *self._strangers(2)]
+        self.said: list[str] = []  # what platforms took from persons
         self._enough = threading.Event()
+
+    def _answering(self, each: int) -> Iterator[Person]:
+        """Some of those whom alice writes to, of each channel."""
+        for channel in CHANNELS:
+            for line in [line for line in self.lines if line.kind == channel][:each]:
+                yield Person(channel, line.to.partition(":")[2].lstrip("+"), f"from {channel}")
+
+    def _strangers(self, each: int) -> Iterator[Person]:
+        for channel, new in zip(CHANNELS, (phone, insta_id), strict=True):
+            yield from (Person(channel, new(), f"from {channel}") for _ in range(each))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -91,6 +117,7 @@ class Round:
             self.sockets = stack.enter_context(devices(self.world.alice, self.world.bob))
             stack.enter_context(self.watcher.watching())
             writers = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(WRITERS)]
+            writers.append(threading.Thread(target=self._say, daemon=True))
             for each in writers:
                 each.start()
             try:
@@ -106,6 +133,16 @@ class Round:
     @property
     def accepted(self) -> int:
         return sum(each.message_id is not None for each in list(self.writer.requests))
+
+    def texts(self, *kinds: str) -> frozenset[str]:
+        """What was accepted so far, or taken by a platform from a person, of these kinds."""
+        taken = [each.content for each in list(self.writer.requests) if each.message_id is not None]
+        return frozenset(text for text in (*taken, *list(self.said)) if self.began[text][1] in kinds)
+
+    def write(self, conversation: str, text: str, to: str, *, kind: str) -> None:
+        """Have alice say this as well; judged like everything else."""
+        self.began[text] = time.monotonic(), kind
+        self.writer.write(conversation, text, to, within_s=self._patience_s)
 
     def history(self) -> History:
         accounts = list(self.world.accounts.values())
@@ -133,15 +170,26 @@ class Round:
         return 2 * self.pace.outage_s + 90 + self.pace.messages / 20
 
     def _write(self, number: int) -> None:
-        chance = random.Random(f"{self.seed} {self.name} {number}")
+        chance = random.Random(f"{self.seed} {number}")
         mine = self.lines[number::WRITERS]
         for count in itertools.count():
             if self._enough.wait(chance.expovariate(self.pace.per_second / WRITERS)):
                 return
             line = chance.choice(mine)
             text = f"{line.conversation} {number}.{count}"
-            self.began[text] = time.monotonic(), line.kind
-            self.writer.write(line.conversation, text, line.to, within_s=self._patience_s)
+            self.write(line.conversation, text, line.to, kind=line.kind)
+
+    def _say(self) -> None:
+        chance, pause_s = random.Random(f"{self.seed} persons"), 1 / (self.pace.per_second * PERSONS_SHARE)
+        for count in itertools.count():
+            if self._enough.wait(chance.expovariate(1 / pause_s)):
+                return
+            who = chance.choice(self.persons)
+            text = f"{self.name} {who.address} says {count}"
+            self.began[text] = time.monotonic(), who.kind
+            with suppress(httpx.HTTPError, AssertionError):  # the platform's ledger knows what it took
+                self.world.town.says(who.channel, self.world.accounts[who.channel], who.address, text)
+                self.said.append(text)
 
     def _settled(self) -> Report:
         eventually(self.is_quiet, within_s=self._patience_s)
@@ -152,7 +200,7 @@ class Round:
 
     def times(self) -> tuple[float, float]:
         """How long after the mending work went on, and until all was caught up with; in seconds."""
-        mended_s, arrived_s = self.world.mended_s, self._arrivals()
+        mended_s, arrived_s = self.world.mended_s, self.arrivals()
         first: dict[str, float] = {}
         last = 0.0
         for text, (began_s, kind) in self.began.items():
@@ -164,10 +212,14 @@ class Round:
                 last = max(last, at_s - mended_s)
         return max(first.values(), default=0.0), last
 
-    def _arrivals(self) -> dict[str, float]:
-        """When each text was first pushed to bob or taken by a platform; monotonic seconds."""
-        bob = self.sockets[1]
-        pushed = {frame["message"]["content"]: at_s for at_s, frame in bob.times if frame["type"] == "message"}
+    def arrivals(self) -> dict[str, float]:
+        """When each text was first pushed to bob, taken by a platform, or pushed to alice from a person; monotonic
+        seconds."""
+        alice, bob = self.sockets
+        pushed = {frame["message"]["content"]: at_s for at_s, frame in list(bob.times) if frame["type"] == "message"}
+        for at_s, frame in list(alice.times):
+            if frame["type"] == "message" and ":" in frame["message"]["sender_id"]:
+                pushed.setdefault(frame["message"]["content"], at_s)
         shift_s = time.time() - time.monotonic()
         for account in self.world.accounts.values():
             for each in self.mark.received(self.world.town, account):
@@ -180,13 +232,17 @@ def run(fault: Fault, world: World, pace: Pace, *, seed: int) -> Outcome:
     started_s = time.monotonic()
     for each in (world.alice, world.bob):
         each.sign_in()
-    round_ = Round(world, pace, seed)
+    round_ = Round(world, pace, f"{seed} {fault.name}")  # the same whatever was struck before
+    world.load = round_
     with round_.running():
         eventually(lambda: round_.accepted >= min(40, pace.messages // 3), within_s=60)
         world.mended()
         fault.strike(world, pace)
     judged = round_.outcome
-    assert not judged.violations, "\n".join(map(str, [judged, *judged.violations[:20]]))
+    if judged.violations:
+        raise PromisesBroken(judged)
+    assert judged.heard, "no person on a platform was heard"
     if fault.afterwards is not None:
         fault.afterwards(world, round_.history(), judged)
-    return Outcome(fault.name, world.profile, judged, *round_.times(), time.monotonic() - started_s)
+    took_s = time.monotonic() - started_s
+    return Outcome(fault.name, world.profile, judged, *round_.times(), took_s, fault.target_s)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from demo.cluster import Servers, fresh_name
 from demo.ports import free_ports
@@ -52,6 +52,31 @@ class Backends:
     ways: Mapping[str, Proxy]  # kafka, cassandra, postgres, s3
 
 
+class Load(Protocol):
+    """The people of the round that is on. Kinds: ``user``, a channel's name, and ``from`` a channel."""
+
+    @property
+    def lines(self) -> Sequence[Line]: ...
+
+    def texts(self, *kinds: str) -> frozenset[str]:
+        """What was accepted so far, or taken by a platform from a person, of these kinds."""
+
+    def arrivals(self) -> Mapping[str, float]:
+        """When each text was first at its reader's (monotonic seconds)."""
+
+    def write(self, conversation: str, text: str, to: str, *, kind: str) -> None:
+        """Have alice say this as well; judged like everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A conversation of the round, and whom it goes to."""
+
+    conversation: str
+    to: str
+    kind: str  # user, whatsapp, instagram
+
+
 @dataclass
 class World:
     """``alice`` writes; ``bob`` and persons on the platforms hear from her. A local world has no ``backends``."""
@@ -64,6 +89,7 @@ class World:
     failpoints: Path
     backends: Backends | None = None
     mended_s: float = field(default=0.0, init=False)  # monotonic
+    load: Load = field(init=False)  # of the round that is on
 
     @property
     def system(self) -> LocalSystem:
