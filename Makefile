@@ -1,6 +1,6 @@
 # Chat4All: `make help` lists the targets. All a newcomer needs is Python 3.11 or 3.12 and this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo run install install-dev test lint format bench requirements stack clean clean-cache
+.PHONY: help demo run install install-dev test soak lint format bench requirements stack clean clean-cache
 SHELL := /bin/sh
 
 VENV := .venv
@@ -31,6 +31,10 @@ install-dev: $(VENV)/.dev-installed ## .venv with everything to test, lint and m
 
 test: $(VENV)/.dev-installed ## all tests on real servers (T=path runs a part, STACK=1 with servers; LOCAL=1 the local profile alone)
 	@T='$(T)' LOCAL='$(LOCAL)' STACK='$(STACK)' REQUIRE='$(REQUIRE)' .ci/run-tests
+
+soak: $(VENV)/.dev-installed ## every fault again and again until 200,000 messages were acknowledged (SOAK='--profile local --seed 7'; SOAK=--help)
+	@$(if $(findstring local,$(SOAK)),,.ci/system-parts)
+	@$(BIN)/python -m tests.faults.soak $(SOAK)
 
 stack: $(VENV)/.dev-installed ## Kafka, Cassandra, MinIO, PostgreSQL and Redis, until Ctrl-C (ONLY=kafka,redis picks)
 	@.ci/system-parts

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
+from tests.faults.checker import Report
 from tests.faults.rounds import Outcome
 
 OUTCOMES: Final[list[Outcome]] = []  # of this process
@@ -26,14 +29,71 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _line(each: Outcome) -> str:
-    seen = each.report
-    counts = (seen.acknowledged, seen.lost, seen.duplicated, seen.ambiguous, seen.dead)
-    numbers = " | ".join(f"{count:,}" for count in counts)
+    numbers = _counts([each.report], "{:,}")
     return f"| {each.profile} | {each.fault} | {numbers} | {each.goes_on_s:.1f} s | {each.caught_up_s:.1f} s |"
 
 
 def _total(outcomes: Sequence[Outcome]) -> str:
-    reports = [each.report for each in outcomes]
+    numbers = _counts([each.report for each in outcomes], "**{:,}**")
+    slowest = max((each.goes_on_s for each in outcomes), default=0.0)
+    latest = max((each.caught_up_s for each in outcomes), default=0.0)
+    return f"| | **{len(outcomes)} faults** | {numbers} | {slowest:.1f} s | {latest:.1f} s |"
+
+
+# --- the soak --------------------------------------------------------------------------------------------------------
+
+BEGIN: Final = "<!-- soak: `make soak` writes from here -->"
+END: Final = "<!-- soak: to here -->"
+SOAK_HEAD: Final = (
+    "| profile | fault | times | acknowledged | lost | twice at a platform | ambiguous | dead letters "
+    "| went on after, at most | target |",
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A round that broke a promise, then with its report, or that could not be judged. ``again`` repeats it."""
+
+    fault: str
+    profile: str
+    seed: int
+    why: str
+    again: str
+    report: Report | None = None
+
+
+def soak(outcomes: Sequence[Outcome], failures: Sequence[Failure]) -> str:
+    """Markdown: a line for each kind of fault, one for all, who missed the target, and what failed."""
+    kinds = [list(group) for _, group in groupby(sorted(outcomes, key=_kind), key=_kind)]
+    rows = [_kind_line(each) for each in kinds]
+    reports = [each.report for each in outcomes] + [each.report for each in failures if each.report is not None]
+    struck = len(outcomes) + len(failures)
+    slowest = max((each.goes_on_s for each in outcomes), default=0.0)
+    total = f"| | **all** | **{struck:,}** | {_counts(reports, '**{:,}**')} | {slowest:.1f} s | |"
+    return "\n".join((*SOAK_HEAD, *rows, total, *_missed(kinds), *_failed(failures)))
+
+
+def between_marks(text: str, told: str) -> str:
+    """``text`` with this between its marks. Raises ValueError when it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{told}\n\n{END}{after}"
+
+
+def _kind(each: Outcome) -> tuple[str, str]:
+    return each.profile, each.fault
+
+
+def _kind_line(same: Sequence[Outcome]) -> str:
+    profile, fault = _kind(same[0])
+    numbers = _counts([each.report for each in same], "{:,}")
+    return f"| {profile} | {fault} | {len(same)} | {numbers} | {_slowest(same):.1f} s | {same[0].target_s:g} s |"
+
+
+def _counts(reports: Sequence[Report], form: str) -> str:
     counts = (
         sum(each.acknowledged for each in reports),
         sum(each.lost for each in reports),
@@ -41,7 +101,23 @@ def _total(outcomes: Sequence[Outcome]) -> str:
         sum(each.ambiguous for each in reports),
         sum(each.dead for each in reports),
     )
-    numbers = " | ".join(f"**{count:,}**" for count in counts)
-    slowest = max((each.goes_on_s for each in outcomes), default=0.0)
-    latest = max((each.caught_up_s for each in outcomes), default=0.0)
-    return f"| | **{len(outcomes)} faults** | {numbers} | {slowest:.1f} s | {latest:.1f} s |"
+    return " | ".join(map(form.format, counts))
+
+
+def _slowest(same: Sequence[Outcome]) -> float:
+    return max(each.goes_on_s for each in same)
+
+
+def _missed(kinds: Sequence[Sequence[Outcome]]) -> list[str]:
+    late = [same for same in kinds if _slowest(same) > same[0].target_s]
+    named = [
+        f"- {same[0].fault} ({same[0].profile}): {_slowest(same):.1f} s, not {same[0].target_s:g} s" for same in late
+    ]
+    return ["", "Went on later than they should:", "", *named] if late else []
+
+
+def _failed(failures: Sequence[Failure]) -> list[str]:
+    named = [
+        f"- {each.fault} ({each.profile}), seed {each.seed}: {each.why.splitlines()[0][:200]}" for each in failures
+    ]
+    return ["", "**Failed**:", "", *named] if failures else []

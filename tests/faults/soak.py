@@ -1,0 +1,210 @@
+"""`make soak`: every fault again and again, in an order that the seed decides, until enough was acknowledged."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import tests.conftest  # sets Django up; before whatever imports models
+from demo.supervisor import interruptible
+from tests.faults import kinds, rounds, summary
+from tests.faults.rounds import Fault, Outcome, PromisesBroken
+from tests.faults.summary import Failure
+from tests.faults.world import FULL, SHORT, Pace, Profile, World, cluster_world, local_world
+
+ROOT: Final = Path(tests.conftest.__file__).resolve().parents[1]
+GUARANTEES: Final = ROOT / "docs" / "guarantees.md"
+KEPT: Final = ROOT / "test-results" / "soak"
+PACES: Final = {"full": FULL, "short": SHORT}
+PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
+    "local": ("local",),
+    "cluster": ("cluster",),
+    "both": ("local", "cluster"),
+}
+
+Strike = Callable[[Fault, World, Pace, int], Outcome]
+Opened = Callable[[Profile], AbstractContextManager[World]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``only``: faults whose name has it."""
+
+    seed: int
+    profile: str = "both"
+    messages: int = 200_000
+    pace: str = "full"
+    only: str = ""
+
+    def seed_of(self, lap: int) -> int:
+        """So that a later lap is the first one of a run with that seed."""
+        return self.seed + lap
+
+    def order(self, profile: Profile, lap: int, faults: Iterable[Fault]) -> list[Fault]:
+        """The same for the same seed, whatever else is run."""
+        chosen = [each for each in faults if profile in each.profiles and self.only.lower() in each.name.lower()]
+        random.Random(f"{self.seed_of(lap)} {profile}").shuffle(chosen)
+        return chosen
+
+    def repeats(self, profile: Profile, fault: Fault, lap: int) -> str:
+        """The line that runs this one round again."""
+        return (
+            f"python -m tests.faults.soak --profile {profile} --pace {self.pace} --seed {self.seed_of(lap)} "
+            f"--messages 1 --only '{fault.name}'"
+        )
+
+
+@dataclass
+class Soak:
+    """Rounds one after the other: each fault once in a lap, laps until enough was acknowledged.
+
+    A round that fails is written down, and costs the world that it broke. A lap in which nothing was acknowledged is
+    the last: there is nothing to be had.
+    """
+
+    plan: Plan
+    faults: Sequence[Fault]
+    strike: Strike
+    opened: Opened
+    say: Callable[[str], None] = print
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    _began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(each.report.acknowledged for each in self.outcomes)
+
+    def run(self) -> None:
+        for lap in itertools.count():
+            before = self.acknowledged
+            for profile in PROFILES[self.plan.profile]:
+                self._through(profile, lap)
+            if self._has_enough or self.acknowledged == before:
+                return
+
+    @property
+    def _has_enough(self) -> bool:
+        return self.acknowledged >= self.plan.messages
+
+    def _through(self, profile: Profile, lap: int) -> None:
+        todo = deque(self.plan.order(profile, lap, self.faults))
+        while todo and not (lap and self._has_enough):  # the first lap has every fault, whatever was acknowledged
+            try:
+                self._in_a_world(profile, lap, todo)
+            except Exception as error:
+                self._note(Failure("the system's start or end", profile, self.plan.seed_of(lap), repr(error), ""))
+                todo.popleft() if todo else None
+
+    def _in_a_world(self, profile: Profile, lap: int, todo: deque[Fault]) -> None:
+        """Until nothing is left to do, or a round fails."""
+        with self.opened(profile) as world:
+            while todo and not (lap and self._has_enough):
+                fault = todo.popleft()
+                try:
+                    outcome = self.strike(fault, world, PACES[self.plan.pace], self.plan.seed_of(lap))
+                except Exception as error:
+                    self._note(self._failure(fault, profile, lap, error))
+                    _keep(world, f"{len(self.failures)}-{profile}")
+                    return
+                self.outcomes.append(outcome)
+                self._progress(outcome, lap, len(todo))
+
+    def _failure(self, fault: Fault, profile: Profile, lap: int, error: Exception) -> Failure:
+        found = error.report if isinstance(error, PromisesBroken) else None
+        why = f"{type(error).__name__}: {error}"
+        return Failure(fault.name, profile, self.plan.seed_of(lap), why, self.plan.repeats(profile, fault, lap), found)
+
+    def _note(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        self.say(f"FAILED {failure.profile}: {failure.fault}\n{failure.why[:4000]}\nagain: {failure.again}")
+
+    def _progress(self, done: Outcome, lap: int, left: int) -> None:
+        seen = done.report
+        self.say(
+            f"{done.profile}, lap {lap + 1}, {left} to go: {done.fault}: {seen.acknowledged:,} acknowledged, "
+            f"{seen.lost} lost, {seen.duplicated} twice, {seen.ambiguous} ambiguous, "
+            f"goes on after {done.goes_on_s:.1f} s, took {done.took_s:.0f} s; "
+            f"{self.acknowledged:,} of {self.plan.messages:,}, about {self._minutes_left(lap):.0f} min left"
+        )
+
+    def _minutes_left(self, lap: int) -> float:
+        """As long as it took so far, for what is missing: messages, or rounds of the first lap."""
+        spent_s, rounds_done = time.monotonic() - self._began_s, len(self.outcomes) + len(self.failures)
+        missing = max(0, self.plan.messages - self.acknowledged) / max(1, self.acknowledged)
+        first_lap = sum(len(self.plan.order(each, 0, self.faults)) for each in PROFILES[self.plan.profile])
+        return spent_s / 60 * max(missing, 0.0 if lap else first_lap / rounds_done - 1)
+
+
+def _keep(world: World, name: str) -> None:
+    """The logs of a world in which something failed."""
+    with suppress(OSError, shutil.Error):
+        shutil.copytree(world.system.state_dir / "logs", KEPT / name, dirs_exist_ok=True)
+
+
+@contextmanager
+def own_world(profile: Profile) -> Iterator[World]:
+    """A new system in a folder that goes with it."""
+    with ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="chat4all-soak-", ignore_cleanup_errors=True))
+        )
+        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder))
+
+
+def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
+    return rounds.run(fault, world, pace, seed=seed)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    plan = Plan(options.seed, options.profile, options.messages, options.pace, options.only)
+    if not any(plan.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile]):
+        print(f"no fault of {plan.profile} has {plan.only!r} in its name", file=sys.stderr)
+        return 2
+    soak = Soak(plan, kinds.ALL, strike, own_world, say=lambda text: print(text, flush=True))
+    print(f"seed {plan.seed}: the same seed strikes in the same order", flush=True)
+    try:
+        with interruptible():
+            soak.run()
+    except KeyboardInterrupt:
+        print(summary.soak(soak.outcomes, soak.failures))
+        return 130
+    told = f"{_headline(plan)}\n\n{summary.soak(soak.outcomes, soak.failures)}"
+    print(told)
+    if options.write:
+        GUARANTEES.write_text(summary.between_marks(GUARANTEES.read_text(), told))
+    return 1 if soak.failures else 0
+
+
+def _headline(plan: Plan) -> str:
+    only = f", only `{plan.only}`" if plan.only else ""
+    return f"Seed {plan.seed}, profile {plan.profile}, pace {plan.pace}{only}, {datetime.now(UTC):%Y-%m-%d}."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="both")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order; random")
+    parser.add_argument("--messages", type=int, default=200_000, help="acknowledged over all rounds, at least")
+    parser.add_argument("--pace", choices=sorted(PACES), default="full", help="short: as `make test` has it")
+    parser.add_argument("--only", default="", metavar="WORDS", help="faults whose name has these words")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

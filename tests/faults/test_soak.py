@@ -1,0 +1,182 @@
+"""The soak's runner: an order that can be repeated, rounds that fail, the table. For rounds see test_short.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.faults import soak, summary
+from tests.faults.checker import Report, Rule, Violation, report
+from tests.faults.history import History
+from tests.faults.rounds import Fault, Outcome, PromisesBroken
+from tests.faults.soak import Plan, Soak
+from tests.faults.world import Pace, Profile, World
+
+
+def nothing(_world: World, _pace: Pace) -> None:
+    """Rounds are not run here."""
+
+
+FAULTS = tuple(Fault(f"part {number} breaks", nothing) for number in range(8))
+LOCAL_ONLY = Fault("the disk is full", nothing, profiles=frozenset({"local"}))
+
+
+def seen(acknowledged: int, *, lost: int = 0, duplicated: int = 0, ambiguous: int = 0) -> Report:
+    broken = [Violation(Rule.LOST, str(number)) for number in range(lost)]
+    quiet = report(History(requests=[], log=[], told=[], dead=[], stored={}, sent=[]))
+    counts = {"acknowledged": acknowledged, "lost": lost, "duplicated": duplicated, "ambiguous": ambiguous}
+    return replace(quiet, violations=broken, **counts)
+
+
+def outcome(fault: str, *, acknowledged: int = 100, goes_on_s: float = 1.0, **more: Any) -> Outcome:
+    return Outcome(fault, "local", seen(acknowledged, **more), goes_on_s, 2.0, 30.0)
+
+
+class Rounds:
+    """Rounds that acknowledge a hundred messages each, but for those whose fault ``fails``."""
+
+    def __init__(self, **fails: Exception) -> None:
+        self.fails = {name.replace("_", " "): error for name, error in fails.items()}
+        self.struck: list[tuple[Profile, int, str, int]] = []
+        self.worlds = 0
+        self.said: list[str] = []
+
+    @contextmanager
+    def opened(self, profile: Profile) -> Iterator[World]:
+        self.worlds += 1
+        self._profile = profile
+        yield cast(World, None)
+
+    def strike(self, fault: Fault, _world: World, _pace: Pace, seed: int) -> Outcome:
+        self.struck.append((self._profile, self.worlds, fault.name, seed))
+        if fault.name in self.fails:
+            raise self.fails[fault.name]
+        return Outcome(fault.name, self._profile, seen(100), 1.0, 2.0, 30.0)
+
+    def soak(self, plan: Plan, faults: tuple[Fault, ...] = FAULTS) -> Soak:
+        done = Soak(plan, faults, self.strike, self.opened, self.said.append)
+        done.run()
+        return done
+
+    def names(self) -> list[str]:
+        return [name for _, _, name, _ in self.struck]
+
+
+@pytest.fixture(autouse=True)
+def _no_logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(soak, "_keep", lambda world, name: None)  # there is no world whose logs could be kept
+
+
+def test_the_same_seed_strikes_in_the_same_order_and_another_in_another() -> None:
+    orders = {seed: [] for seed in (7, 8)}  # type: dict[int, list[str]]
+    for seed in (7, 8, 7):
+        rounds = Rounds()
+        rounds.soak(Plan(seed, "local", messages=1))
+        assert sorted(rounds.names()) == [each.name for each in FAULTS]
+        assert orders[seed] in ([], rounds.names())
+        orders[seed] = rounds.names()
+    assert orders[7] != orders[8]
+
+
+def test_every_fault_once_and_then_laps_until_enough_was_acknowledged() -> None:
+    rounds = Rounds()
+    done = rounds.soak(Plan(3, "local", messages=1_050))
+    assert done.acknowledged == 1_100
+    assert sorted(rounds.names()[:8]) == [each.name for each in FAULTS]
+    assert len(rounds.struck) == 11
+    assert {seed for *_, seed in rounds.struck[:8]} == {3}
+    assert {seed for *_, seed in rounds.struck[8:]} == {4}, "a later lap is repeated by its own seed"
+
+
+def test_a_profile_has_its_own_world_and_its_own_faults() -> None:
+    rounds = Rounds()
+    rounds.soak(Plan(3, "both", messages=1), (*FAULTS, LOCAL_ONLY))
+    assert [profile for profile, *_ in rounds.struck] == ["local"] * 9 + ["cluster"] * 8
+    assert rounds.worlds == 2
+
+
+def test_a_round_that_fails_costs_its_world_and_nothing_else() -> None:
+    rounds = Rounds(part_2_breaks=PromisesBroken(seen(90, lost=3)), part_5_breaks=TimeoutError("it hangs"))
+    done = rounds.soak(Plan(3, "local", messages=500))
+    assert sorted(rounds.names()) == [each.name for each in FAULTS]
+    assert rounds.worlds == 3
+    assert {each.fault for each in done.failures} == {"part 2 breaks", "part 5 breaks"}
+    after = [world for _, world, name, _ in rounds.struck if name in rounds.fails]
+    assert after == [1, 2], "each in the world that the one before had not broken"
+    again = "--profile local --pace full --seed 3 --messages 1 --only 'part 2 breaks'"
+    assert any(again in said for said in rounds.said)
+
+
+def test_the_line_of_a_failed_round_runs_that_round_alone_with_its_seed() -> None:
+    plan = Plan(3, "both", messages=500)
+    words = plan.repeats("local", FAULTS[2], lap=4).split("soak ", 1)[1]
+    options = soak._parser().parse_args(words.replace("'part 2 breaks'", "part#2#breaks").split())
+    again = Plan(options.seed, options.profile, options.messages, options.pace, options.only.replace("#", " "))
+    rounds = Rounds()
+    rounds.soak(again)
+    assert [(profile, name, seed) for profile, _, name, seed in rounds.struck] == [("local", "part 2 breaks", 7)]
+
+
+def test_it_ends_when_nothing_can_be_acknowledged_any_more() -> None:
+    rounds = Rounds(**{each.name.replace(" ", "_"): RuntimeError("away") for each in FAULTS})
+    done = rounds.soak(Plan(3, "local", messages=500))
+    assert len(done.failures) == len(FAULTS)
+
+
+def test_a_world_that_does_not_start_is_a_failure_and_ends_it_in_time() -> None:
+    def opened(_profile: Profile) -> AbstractContextManager[World]:
+        raise OSError("no disk")
+
+    rounds = Rounds()
+    done = Soak(Plan(3, "local", messages=500), FAULTS, rounds.strike, opened, rounds.said.append)
+    done.run()
+    assert done.failures
+    assert not done.outcomes
+
+
+def test_each_round_says_how_much_is_done() -> None:
+    rounds = Rounds()
+    rounds.soak(Plan(3, "local", messages=1_600))
+    assert "100 of 1,600" in rounds.said[0]
+    assert all("min left" in each for each in rounds.said)
+    assert "1,600 of 1,600, about 0 min left" in rounds.said[-1]
+
+
+def test_the_table_has_a_line_for_each_kind_and_names_who_was_late_or_failed() -> None:
+    outcomes = [
+        outcome("one", goes_on_s=4.0),
+        outcome("two", ambiguous=2, duplicated=1),
+        outcome("one", acknowledged=2_000, goes_on_s=11.5),
+    ]
+    failures = [
+        summary.Failure("three", "local", 9, "PromisesBroken: 40 acknowledged, 1 lost\nmore", "…", seen(40, lost=1))
+    ]
+    told = summary.soak(outcomes, failures)
+    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 11.5 s | 10 s |" in told
+    assert "| local | two | 1 | 100 | 0 | 1 | 2 | 0 | 1.0 s | 10 s |" in told
+    assert "| | **all** | **4** | **2,240** | **1** | **1** | **2** | **0** | 11.5 s | |" in told, "what failed counts"
+    assert "- one (local): 11.5 s, not 10 s" in told
+    assert "two (local)" not in told
+    assert "- three (local), seed 9: PromisesBroken: 40 acknowledged, 1 lost" in told.splitlines()
+
+
+def test_what_is_written_stays_between_its_marks_and_replaces_what_was_there() -> None:
+    text = f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter"
+    once = summary.between_marks(text, "first")
+    assert summary.between_marks(once, "new") == f"before\n{summary.BEGIN}\n\nnew\n\n{summary.END}\nafter"
+    with pytest.raises(ValueError, match="soak"):
+        summary.between_marks("no marks", "new")
+
+
+def test_the_guarantees_have_a_place_for_it() -> None:
+    assert summary.between_marks(soak.GUARANTEES.read_text(), "new")
+
+
+def test_words_that_no_fault_has_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--only", "no such words"]) == 2
+    assert "no such words" in capsys.readouterr().err
