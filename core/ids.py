@@ -40,6 +40,19 @@ class Uuid7Factory:
 uuid7 = Uuid7Factory()
 
 
+BATCH_IDS: Final = 512
+
+
+def batch_id(base: uuid.UUID, number: int) -> uuid.UUID:
+    """The id of the ``number``-th of up to BATCH_IDS things that came at once; ``base`` is any id of them.
+
+    They sort by their number, and before and after everything that `uuid7` mints: it never uses a tick twice.
+    """
+    if not 0 <= number < BATCH_IDS:
+        raise ValueError(f"a batch has no number {number}")
+    return uuid.UUID(int=base.int & ~(BATCH_IDS - 1) | number)
+
+
 def uuid7_ms(value: uuid.UUID) -> int:
     """The Unix time in milliseconds at which a UUIDv7 was minted."""
     return value.int >> 80

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -39,17 +39,21 @@ class Problem:
     fields: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def response(self) -> HttpResponse:
+    def as_json(self) -> dict[str, object]:
+        """Without the request's id."""
         body: dict[str, object] = {
             "type": f"urn:chat4all:problem:{self.code}",
             "title": self.title,
             "status": self.status,
             "code": self.code,
             "detail": self.detail or self.title,
-            "request_id": request_id(),
         }
         if self.fields:
-            body["errors"] = self.fields[:_MAX_FIELD_ERRORS]
+            body["errors"] = [asdict(each) for each in self.fields[:_MAX_FIELD_ERRORS]]
+        return body
+
+    def response(self) -> HttpResponse:
+        body = {**self.as_json(), "request_id": request_id()}
         return HttpResponse(
             msgspec.json.encode(body), status=self.status, content_type=CONTENT_TYPE, headers=dict(self.headers)
         )

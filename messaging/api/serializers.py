@@ -13,6 +13,7 @@ from core.ids import CONVERSATION_ID
 from core.serializers import StrictSerializer, TextField
 from messaging.api.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from messaging.domain import MAX_CONTENT_BYTES, MAX_CONVERSATION_ID_CHARS, MAX_MEMBERS, Status
+from messaging.services.accept import MAX_BATCH
 
 MAX_TITLE_CHARS: Final = 200
 MAX_PARTY_CHARS: Final = 300
@@ -82,6 +83,20 @@ class NewMessage(StrictSerializer):
         return attrs
 
 
+@extend_schema_field(NewMessage(many=True))
+class _Drafts(serializers.ListField):
+    """Objects as they are: each is checked, and refused, by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(min_length=1, max_length=MAX_BATCH, help_text=f"1 to {MAX_BATCH}, as POST /v1/messages.")
+
+
+class NewMessages(StrictSerializer):
+    """The body of POST /v1/messages/batch."""
+
+    messages = _Drafts()
+
+
 class NewConversation(StrictSerializer):
     """The body of POST /v1/conversations."""
 
@@ -135,6 +150,29 @@ class AcceptedAnswer(serializers.Serializer[None]):
     conversation_id = serializers.CharField()
     status = serializers.ChoiceField(ACCEPTED)
     accepted_at = serializers.DateTimeField()
+
+
+class ProblemAnswer(serializers.Serializer[None]):
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    code = serializers.CharField()
+    detail = serializers.CharField()
+    errors = serializers.ListField(child=serializers.DictField(), required=False)  # type: ignore[assignment]
+
+
+class BatchItemAnswer(serializers.Serializer[None]):
+    message_id = serializers.UUIDField(required=False)
+    conversation_id = serializers.CharField(required=False)
+    status = serializers.ChoiceField(ACCEPTED, required=False)
+    accepted_at = serializers.DateTimeField(required=False)
+    error = ProblemAnswer(required=False, help_text="Instead of the others: why this one was refused.")
+
+
+class BatchAnswer(serializers.Serializer[None]):
+    accepted = serializers.IntegerField()
+    refused = serializers.IntegerField()
+    items = BatchItemAnswer(many=True)
 
 
 class ReadAnswer(serializers.Serializer[None]):

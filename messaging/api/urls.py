@@ -8,6 +8,7 @@ from messaging.api import dead_letters, views, webhooks
 
 urlpatterns = [
     path("v1/messages", views.MessagesView.as_view(), name="messages"),
+    path("v1/messages/batch", views.MessageBatchView.as_view(), name="message-batch"),
     path("v1/messages/<str:message_id>", views.MessageView.as_view(), name="message"),
     path("v1/messages/<str:message_id>/read", views.MessageReadView.as_view(), name="message-read"),
     path("v1/conversations", views.ConversationsView.as_view(), name="conversations"),

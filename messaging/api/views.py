@@ -6,14 +6,17 @@ from typing import Any
 from uuid import UUID
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.status import HTTP_200_OK, HTTP_201_CREATED, HTTP_202_ACCEPTED
+from rest_framework.status import HTTP_200_OK, HTTP_201_CREATED, HTTP_202_ACCEPTED, HTTP_207_MULTI_STATUS
 from rest_framework.views import APIView
 
 from accounts.authentication import principal
+from accounts.tokens import Principal
 from core.clock import iso_utc
-from core.errors import InvalidRequest
+from core.errors import Chat4AllError, InvalidRequest
+from core.problems import problem_of
 from core.serializers import parsed
 from messaging import wiring
 from messaging.api import pagination, serializers
@@ -49,18 +52,56 @@ class MessagesView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Send a message. 202: it is on the event log and will not be lost; watch its status live or by GET."""
-        who = principal(request)
-        body = parsed(serializers.NewMessage, request.data)
-        draft = accept.Draft(
-            workspace_id=who.workspace_id,
-            user_id=who.user_id,
-            conversation=body.pop("conversation_id"),
-            idempotency_key=_idempotency_key(request),
-            **body,
-        )
+        draft = _draft(principal(request), request.data, key=_idempotency_key(request))
         accepted = accept.accept(draft, wiring.desk())
         headers = {"Idempotency-Replay": "true"} if accepted.replay else {}
         return Response(accepted.as_json(), HTTP_202_ACCEPTED, headers=headers)
+
+
+class MessageBatchView(APIView):
+    """POST /v1/messages/batch"""
+
+    @extend_schema(
+        operation_id="send_messages",
+        tags=["messages"],
+        parameters=[IDEMPOTENCY_KEY],
+        request=serializers.NewMessages,
+        responses={202: serializers.BatchAnswer, 207: serializers.BatchAnswer},
+    )
+    def post(self, request: Request) -> Response:
+        """Send up to 500 messages at once. 202: all of them are on the event log; 207: some were refused, see `items`,
+        which has an answer for each in its place."""
+        who, key = principal(request), _idempotency_key(request)
+        bodies = parsed(serializers.NewMessages, request.data)["messages"]
+        drafts = [_draft_or_refusal(who, body) for body in bodies]
+        answers = accept.accept_many(drafts, wiring.desk(), key=key)
+        items = [_shown_answer(answer) for answer in answers]
+        refused = sum("error" in item for item in items)
+        body = {"accepted": len(items) - refused, "refused": refused, "items": items}
+        return Response(body, HTTP_207_MULTI_STATUS if refused else HTTP_202_ACCEPTED)
+
+
+def _draft(who: Principal, data: object, *, key: str | None = None) -> accept.Draft:
+    body = parsed(serializers.NewMessage, data)
+    return accept.Draft(
+        workspace_id=who.workspace_id,
+        user_id=who.user_id,
+        conversation=body.pop("conversation_id"),
+        idempotency_key=key,
+        **body,
+    )
+
+
+def _draft_or_refusal(who: Principal, data: object) -> accept.Draft | Chat4AllError:
+    try:
+        return _draft(who, data)
+    except ValidationError as error:
+        problem = problem_of(error)
+        return InvalidRequest(problem.detail, fields=problem.fields)
+
+
+def _shown_answer(answer: accept.Accepted | Chat4AllError) -> dict[str, object]:
+    return answer.as_json() if isinstance(answer, accept.Accepted) else {"error": problem_of(answer).as_json()}
 
 
 class MessageView(APIView):

@@ -1,20 +1,21 @@
 """What happens between a POST and its 202: who may do this, a claim where a key is given, and the append.
 
-After the 202 nothing can lose the message; before it, whatever fails may simply be tried again.
+After the 202 nothing can lose the message; before it, whatever fails may simply be tried again. Many messages of one
+request are checked one by one and appended at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 from uuid import UUID
 
 from core.clock import SYSTEM_CLOCK, Clock, iso_utc
 from core.errors import Chat4AllError, FieldError, InvalidRequest, NotFound
 from core.failpoints import failpoint
-from core.ids import derived_id, uuid7, uuid7_ms
+from core.ids import batch_id, derived_id, uuid7, uuid7_ms
 from messaging import codec, metrics, topics
 from messaging.domain import Conversation, Message, Party, Status
 from messaging.errors import (
@@ -29,6 +30,7 @@ from messaging.ports import EventLog, KeyClaim, KeyState, MessageStore, NewRecor
 from messaging.services.conversations import ConversationCache, Parties, announce, check_new_id
 
 KEY_LEASE_MS: Final = 6_000  # longer than an append may take
+MAX_BATCH: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,11 @@ class Draft:
     def body_hash(self) -> str:
         """Equal for equal requests."""
         parts = (self.conversation, self.recipient_id, self.content, self.file_id, str(self.reply_to))
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return _hash_of(parts)
+
+
+def _hash_of(parts: Sequence[str | None]) -> str:
+    return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,103 +130,189 @@ def accept(draft: Draft, desk: Desk) -> Accepted:
     Raises SenderMismatch, ConversationNotFound, RecipientNotFound, InvalidRequest and the errors of
     Idempotency-Keys for what the client did; LogUnavailable and StoreUnavailable for what we could not.
     """
+    _check_sender(draft)
+    if draft.idempotency_key is None:
+        message, planned = _checked(draft, uuid7(), desk)
+        _append([_prepared(draft, message, planned, desk)], desk)
+        return _answer(message)
+    return _accept_once(draft, Try.of(draft, draft.idempotency_key), desk)
+
+
+def accept_many(
+    drafts: Sequence[Draft | Chat4AllError], desk: Desk, *, key: str | None = None
+) -> list[Accepted | Chat4AllError]:
+    """Take up to MAX_BATCH messages of one user: those that are accepted are on the log when this returns, in their
+    order; the others come with the reason. What is no draft passes through.
+
+    Under a ``key`` the same request again appends nothing twice: it answers what was accepted as a replay, and looks
+    again at what was refused. Raises what `accept` raises for the key, and for what we could not: then a part of
+    them may be on the log.
+    """
+    good = [draft for draft in drafts if isinstance(draft, Draft)]
+    base = uuid7()
+    if key is None or not good:
+        return _accept_all(drafts, base, set(), desk)
+    once = Try(good[0].workspace_id, good[0].user_id, key, _hash_of([draft.body_hash for draft in good]))
+    claim = _claimed(once, batch_id(base, 0), desk)
+    before = _taken_before(claim.message_id, len(drafts), desk) if claim.state is KeyState.DONE else set()
+    try:
+        answers = _accept_all(drafts, claim.message_id, before, desk)
+    except Exception:
+        if claim.state is KeyState.NEW:
+            _end_try(desk.store.release_key, once, desk)
+        raise
+    if claim.state is KeyState.NEW:
+        _end_try(desk.store.settle_key, once, desk)
+    return answers
+
+
+def _accept_all(
+    drafts: Sequence[Draft | Chat4AllError], base: UUID, before: Set[UUID], desk: Desk
+) -> list[Accepted | Chat4AllError]:
+    answers: list[Accepted | Chat4AllError] = []
+    messages = []
+    for number, draft in enumerate(drafts):
+        message_id = batch_id(base, number)
+        if not isinstance(draft, Draft):
+            answers.append(draft)
+        elif message_id in before:
+            answers.append(Accepted(message_id, draft.conversation, uuid7_ms(message_id), replay=True))
+        else:
+            try:
+                _check_sender(draft)
+                message, planned = _checked(draft, message_id, desk)
+                messages.append(_prepared(draft, message, planned, desk))
+                answers.append(_answer(message))
+            except Chat4AllError as error:
+                if error.http_status >= 500:
+                    raise
+                answers.append(error)
+    if messages:
+        _append(messages, desk)
+    return answers
+
+
+def _taken_before(base: UUID, count: int, desk: Desk) -> set[UUID]:
+    """What an earlier request with the same key had accepted. What neither store nor hints have yet is appended again
+    under the same id, which changes nothing."""
+    ids = [batch_id(base, number) for number in range(count)]
+    stored = desk.store.messages(ids).keys()
+    return {each for each in ids if each in stored or desk.hints.get(each) is not None}
+
+
+def _answer(message: Message) -> Accepted:
+    return Accepted(message.message_id, message.conversation, message.accepted_at_ms)
+
+
+def _check_sender(draft: Draft) -> None:
     if draft.sender_id is not None and draft.sender_id != draft.user_id:
         raise SenderMismatch(
             fields=[FieldError("sender_id", "sender_mismatch", "must be your own user id, or left out")]
         )
-    if draft.idempotency_key is None:
-        message, planned = _checked(draft, desk)
-        _go(draft, message, planned, desk)
-        return Accepted(message.message_id, message.conversation, message.accepted_at_ms)
-    return _accept_once(draft, draft.idempotency_key, desk)
 
 
-def _checked(draft: Draft, desk: Desk) -> tuple[Message, Conversation | None]:
+def _checked(draft: Draft, message_id: UUID, desk: Desk) -> tuple[Message, Conversation | None]:
     """The message, and the conversation that it opens: everything is checked before anything is changed."""
     known = _known(draft, desk)
     conversation = known or _planned(draft, desk)
-    return _message(draft, conversation, desk), None if known else conversation
+    return _message(draft, message_id, conversation, desk), None if known else conversation
 
 
-def _accept_once(draft: Draft, key: str, desk: Desk) -> Accepted:
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A request under an Idempotency-Key."""
+
+    workspace_id: UUID
+    sender_id: str
+    key: str
+    body_hash: str
+
+    @classmethod
+    def of(cls, draft: Draft, key: str) -> Self:
+        return cls(draft.workspace_id, draft.user_id, key, draft.body_hash)
+
+
+def _accept_once(draft: Draft, once: Try, desk: Desk) -> Accepted:
     try:
-        message, planned = _checked(draft, desk)
+        message, planned = _checked(draft, uuid7(), desk)
     except StoreUnavailable:
         raise  # to ask it anything more would only take as long again
     except Chat4AllError:
         # What was answered once stays the answer, even if today the same request would be refused.
         answered = desk.store.answered_key(
-            workspace_id=draft.workspace_id,
-            sender_id=draft.user_id,
-            key=key,
-            body_hash=draft.body_hash,
+            workspace_id=once.workspace_id,
+            sender_id=once.sender_id,
+            key=once.key,
+            body_hash=once.body_hash,
             now_ms=desk.clock.now_ms(),
         )
         if answered is None:
             raise
         return Accepted(answered, draft.conversation, uuid7_ms(answered), replay=True)
-    claim = _claimed(draft, key, message.message_id, desk)
+    claim = _claimed(once, message.message_id, desk)
     answer = Accepted(claim.message_id, message.conversation, uuid7_ms(claim.message_id))
     if claim.state is KeyState.DONE:
         return replace(answer, replay=True)
     try:
-        _go(draft, _with_id(message, claim.message_id), planned, desk)
+        _append([_prepared(draft, _with_id(message, claim.message_id), planned, desk)], desk)
     except Exception:
-        _end_try(desk.store.release_key, draft, key, desk)
+        _end_try(desk.store.release_key, once, desk)
         raise
-    _end_try(desk.store.settle_key, draft, key, desk)
+    _end_try(desk.store.settle_key, once, desk)
     return answer
 
 
-def _end_try(end: Callable[..., None], draft: Draft, key: str, desk: Desk) -> None:
+def _end_try(end: Callable[..., None], once: Try, desk: Desk) -> None:
     """Nobody need wait for the lease any more. Without the store it stays open what came of the request: what its
     client is told is settled all the same, and a retry appends the same id again."""
     try:
-        end(workspace_id=draft.workspace_id, sender_id=draft.user_id, key=key)
+        end(workspace_id=once.workspace_id, sender_id=once.sender_id, key=once.key)
     except StoreUnavailable:
-        desk.hints.end_try(draft.workspace_id, draft.user_id, key, keep_ms=KEY_LEASE_MS)
+        desk.hints.end_try(once.workspace_id, once.sender_id, once.key, keep_ms=KEY_LEASE_MS)
 
 
-def _claimed(draft: Draft, key: str, message_id: UUID, desk: Desk) -> KeyClaim:
+def _claimed(once: Try, message_id: UUID, desk: Desk) -> KeyClaim:
     """The key's claim, NEW or DONE. Raises IdempotencyMismatch and IdempotencyInProgress."""
     try:
         claim = desk.store.claim_key(
-            workspace_id=draft.workspace_id,
-            sender_id=draft.user_id,
-            key=key,
-            body_hash=draft.body_hash,
+            workspace_id=once.workspace_id,
+            sender_id=once.sender_id,
+            key=once.key,
+            body_hash=once.body_hash,
             message_id=message_id,
             now_ms=desk.clock.now_ms(),
             lease_ms=KEY_LEASE_MS,
         )
     except StoreUnavailable:  # its answer may be lost, and the claim be there
-        desk.hints.end_try(draft.workspace_id, draft.user_id, key, keep_ms=KEY_LEASE_MS)
+        desk.hints.end_try(once.workspace_id, once.sender_id, once.key, keep_ms=KEY_LEASE_MS)
         raise
     if claim.state is KeyState.MISMATCH:
         raise IdempotencyMismatch
     if claim.state is KeyState.RUNNING:
         # Should another request hold it after all, the log has the same id twice, which changes nothing.
-        if not desk.hints.has_ended(draft.workspace_id, draft.user_id, key):
+        if not desk.hints.has_ended(once.workspace_id, once.sender_id, once.key):
             raise IdempotencyInProgress(retry_after_s=1)
         return replace(claim, state=KeyState.NEW)
     return claim
 
 
-def _go(draft: Draft, message: Message, planned: Conversation | None, desk: Desk) -> None:
-    """Make the changes that a message brings: the conversation that it opens, who may see its file, the record."""
+def _prepared(draft: Draft, message: Message, planned: Conversation | None, desk: Desk) -> Message:
+    """Make the changes that a message brings, but for its record: the conversation that it opens, who may see its
+    file. The message as it goes on the log."""
     if planned is not None:
         message = _in_stored(draft, message, _created(draft, planned, desk), desk)
     if message.file_id is not None:
         desk.files.attach(message.file_id, conversation_id=message.conversation_id)
-    _append(message, desk)
+    return message
 
 
-def _append(message: Message, desk: Desk) -> None:
+def _append(messages: Sequence[Message], desk: Desk) -> None:
+    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each)) for each in messages]
     with metrics.APPEND_SECONDS.time():
-        desk.log.append([NewRecord(topics.MESSAGES, str(message.conversation_id), codec.encode(message))])
+        desk.log.append(records)
     failpoint("accept.appended")
-    metrics.ACCEPTED.inc()
-    desk.hints.put([message])
+    metrics.ACCEPTED.inc(len(messages))
+    desk.hints.put(messages)
 
 
 def _known(draft: Draft, desk: Desk) -> Conversation | None:
@@ -269,7 +361,7 @@ def _in_stored(draft: Draft, message: Message, stored: Conversation, desk: Desk)
     return replace(message, recipients=_recipients(draft, stored, desk), audience=_audience(stored))
 
 
-def _message(draft: Draft, conversation: Conversation, desk: Desk) -> Message:
+def _message(draft: Draft, message_id: UUID, conversation: Conversation, desk: Desk) -> Message:
     """The message with everything fixed that later steps need."""
     recipients = _recipients(draft, conversation, desk)
     media_bytes = _file_bytes(draft, draft.file_id, desk) if draft.file_id is not None else None
@@ -279,7 +371,6 @@ def _message(draft: Draft, conversation: Conversation, desk: Desk) -> Message:
         answered = desk.store.message(draft.reply_to) or desk.hints.get(draft.reply_to)  # perhaps not stored yet
         if answered is None or answered.conversation_id != conversation.conversation_id:
             raise InvalidRequest.at("reply_to", "no such message in this conversation", code="message_not_found")
-    message_id = uuid7()
     return Message(
         message_id=message_id,
         workspace_id=draft.workspace_id,

@@ -11,6 +11,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from core.clock import SYSTEM_CLOCK
 from core.ids import uuid7, uuid7_ms
+from demo.redis_server import RedisServer
 from messaging import codec, topics, wiring
 from messaging.domain import Message
 from messaging.errors import ConversationNotFound
@@ -425,3 +426,64 @@ def test_refuses_a_key_that_is_none(alice: Person, chat: str, log: Log, key: str
 
 def test_takes_the_longest_key(alice: Person, chat: str) -> None:
     assert alice.post(SEND, {"conversation_id": chat, "content": "x"}, Idempotency_Key="k" * 255).status_code == 202
+
+
+# --- many at once ------------------------------------------------------------------------------------------------
+
+BATCH = "/v1/messages/batch"
+
+
+def test_a_batch_is_accepted_in_order_and_answered_in_place(alice: Person, chat: str, log: Log) -> None:
+    messages = [{"conversation_id": chat, "content": f"text {number}"} for number in range(500)]
+    answer = alice.post(BATCH, {"messages": messages})
+    assert answer.status_code == 202
+    body = answer.json()
+    assert (body["accepted"], body["refused"], len(body["items"])) == (500, 0, 500)
+    logged = [codec.decode(Message, record.value) for record in log.new(topics.MESSAGES)]
+    assert [each.content for each in logged] == [each["content"] for each in messages]
+    assert [str(each.message_id) for each in logged] == [each["message_id"] for each in body["items"]]
+    assert alice.get(f"{SEND}/{body['items'][499]['message_id']}").json()["content"] == "text 499"
+
+
+def test_what_is_wrong_in_a_batch_is_refused_by_itself(alice: Person, bob: Person, chat: str, log: Log) -> None:
+    good = {"conversation_id": chat, "content": "hi"}
+    bad = [{"conversation_id": chat}, 7, None, {**good, "surprise": 1}, {**good, "sender_id": bob.id}]
+    answer = alice.post(BATCH, {"messages": [good, *bad, good]})
+    assert answer.status_code == 207
+    body = answer.json()
+    assert (body["accepted"], body["refused"]) == (2, 5)
+    errors = [each.get("error", {}) for each in body["items"]]
+    assert [each.get("code") for each in errors] == [None, *["invalid_request"] * 4, "sender_mismatch", None]
+    assert errors[1]["errors"][0]["field"] == "content"
+    assert len(log.new(topics.MESSAGES)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "faults"),
+    [
+        ({}, [("messages", "required")]),
+        ({"messages": []}, [("messages", "min_length")]),
+        ({"messages": [{}] * 501}, [("messages", "max_length")]),
+        ({"messages": {"0": {}}}, [("messages", "not_a_list")]),
+        ({"messages": [{"content": "a\x00"}]}, [("messages", "null_characters_not_allowed")]),
+        ({"messages": [{}], "more": 1}, [("more", "unknown_field")]),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(alice: Person, log: Log, body: object, faults: list[Fault]) -> None:
+    problem(alice.post(BATCH, body), 422, "invalid_request", *faults)
+    assert log.new(topics.MESSAGES) == []
+
+
+def test_a_batch_under_a_key_is_sent_once(alice: Person, chat: str, log: Log) -> None:
+    body = {"messages": [{"conversation_id": chat, "content": f"{number}"} for number in range(3)]}
+    first = alice.post(BATCH, body, Idempotency_Key="k1").json()
+    again = alice.post(BATCH, body, Idempotency_Key="k1")
+    assert (again.status_code, again.json()) == (202, first)
+    assert len(log.new(topics.MESSAGES)) == 3
+    problem(alice.post(BATCH, {"messages": body["messages"][:2]}, Idempotency_Key="k1"), 422, "idempotency_mismatch")
+
+
+def test_a_batch_without_the_log_is_not_accepted(alice: Person, chat: str, own_log: RedisServer) -> None:
+    own_log.stop()
+    answer = alice.post(BATCH, {"messages": [{"conversation_id": chat, "content": "hi"}] * 2})
+    problem(answer, 503, "log_unavailable")
