@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,8 @@ from tests.town import Resident, Socket, Town
 
 CHANNELS: Final = ("whatsapp", "instagram")
 PAGE: Final = 500
+NEWEST, OTHERS = 8, 4  # of the records that a look at commits finds done; each costs a request
+READERS: Final = 8  # histories that are fetched at once
 ADVICE: Final = (202, 409, 503)  # what a careful client meets; 409: its own first try is still running
 GROUP: Final = "bridge"
 
@@ -50,6 +54,8 @@ class Writer:
     def __init__(self, author: Resident) -> None:
         self.author = author
         self.requests: list[Request] = []
+        self.accepted = 0
+        self._lock = threading.Lock()
 
     def write(self, conversation: str, text: str, to: str, *, within_s: float = 60) -> str | None:
         """The id of the accepted message; None when nobody can tell in time, or when it was refused."""
@@ -73,15 +79,19 @@ class Writer:
         return None
 
     def _told(self, conversation: str, text: str, message_id: str) -> str:
-        self.requests.append(Request(conversation, self.author.user_id, text, message_id))
+        with self._lock:
+            self.requests.append(Request(conversation, self.author.user_id, text, message_id))
+            self.accepted += 1
         return message_id
 
 
 class Device(Socket):
-    """A socket that keeps each frame with its place, and fetches its conversations when it is told to resync."""
+    """A socket that keeps each frame with its place, and fetches its conversations when it is told to resync: those
+    that began after it did. A user who wrote for hours has too many of the others."""
 
     def __init__(self, who: Resident) -> None:
         self.who = who
+        self.older = frozenset(conversations_of(who))
         self.seen: list[dict[str, Any]] = []
         self.times: list[tuple[float, dict[str, Any]]] = []  # monotonic
         self.fetched: dict[str, frozenset[str]] = {}
@@ -99,7 +109,7 @@ class Device(Socket):
         """Until it succeeds: the API may be away for the same reason."""
         while not self._closing.is_set():
             with suppress(httpx.HTTPError, AssertionError):
-                names = list(conversations_of(self.who))
+                names = [name for name in conversations_of(self.who) if name not in self.older]
                 found = {name: frozenset(each["message_id"] for each in self.who.history(name)) for name in names}
                 self.fetched = {name: ids | self.fetched.get(name, frozenset()) for name, ids in found.items()}
                 return
@@ -126,6 +136,7 @@ class Watcher:
         self._bounds = bounds
         self._sources = list(sources(town, topics.MESSAGES))
         self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
+        self._began = Mark.of_log(town)
         self._highest: dict[str, float] = {}
         self._stop = threading.Event()
         self.commits: list[Commit] = []
@@ -155,17 +166,18 @@ class Watcher:
     def _look_at_commits(self, source: TopicPartition) -> None:
         """First what is committed, then what is done: what was done later only helps."""
         committed, before = self._town.log.committed(GROUP, source), self._seen[source]
-        undone = None
-        for record in self._town.log.read(source, start=before, limit=PAGE):
-            if record.offset >= committed:
-                break
-            if not self._is_done(record):
-                undone = record.offset
-                break
+        page = self._town.log.read(source, start=before, limit=PAGE)
+        new = [record for record in page if record.offset < committed]
+        undone = next((record.offset for record in _some(new) if not self._is_done(record)), None)
         self.commits.append(
             Commit((source.topic, source.partition), committed, committed if undone is None else undone)
         )
         self._seen[source] = min(committed, before + PAGE) if undone is None else undone
+
+    def _is_dead(self, record: Record) -> bool:
+        place = record.source.topic, record.source.partition
+        letters = dead_letters(self._town, self._began)
+        return (place, record.offset) in {(each.source, each.offset) for each in letters}
 
     def _is_done(self, record: Record) -> bool:
         """Stored as far as its author can see, or a dead letter. What others wrote is not ours to see."""
@@ -179,8 +191,7 @@ class Watcher:
         if answer.status_code not in (200, 404):
             answer.raise_for_status()
         stored = answer.status_code == 200 and answer.json()["status"] != Status.ACCEPTED.value
-        place = record.source.topic, record.source.partition
-        return stored or (place, record.offset) in {(each.source, each.offset) for each in dead_letters(self._town)}
+        return stored or self._is_dead(record)
 
     def _look_at_processes(self) -> None:
         system = self._town.system
@@ -197,6 +208,13 @@ class Watcher:
     def _note(self, name: str, value: float) -> None:
         if _kind(name) in self._bounds:
             self._highest[name] = max(value, self._highest.get(name, 0))
+
+
+def _some(records: Sequence[Record]) -> list[Record]:
+    """Of many records the newest, as what is committed too early is there, and some of the others; in their order."""
+    newest = max(0, len(records) - NEWEST)
+    others = random.sample(range(newest), min(newest, OTHERS))
+    return [records[each] for each in (*sorted(others), *range(newest, len(records)))]
 
 
 def _kind(name: str) -> str:
@@ -244,15 +262,19 @@ class Mark:
     heard: Mapping[str, int] = field(default_factory=dict)  # the same
 
     @classmethod
-    def now(cls, town: Town, accounts: Iterable[str]) -> Self:
+    def of_log(cls, town: Town) -> Self:
         work = topics.work_topics(CHANNELS)
         places = [each for name in work for each in sources(town, name)]
         places += [TopicPartition(topics.dead_letters(name), 0) for name in work]
-        offsets = {each: town.log.end_offset(each) for each in places}
-        ours = list(accounts)
-        sent = {each: max((one["seq"] for one in FROM_THE_START.received(town, each)), default=0) for each in ours}
-        heard = {each: max((one["seq"] for one in FROM_THE_START.said(town, each)), default=0) for each in ours}
-        return cls(offsets, sent, heard)
+        return cls({each: town.log.end_offset(each) for each in places})
+
+    @classmethod
+    def now(cls, town: Town, accounts: Iterable[str], *, after: Mark | None = None) -> Self:
+        """``after``: an earlier one, so that what was sent before it is not read again."""
+        before, ours = after or FROM_THE_START, list(accounts)
+        sent = {each: _last(before.received(town, each), before.sent.get(each, 0)) for each in ours}
+        heard = {each: _last(before.said(town, each), before.heard.get(each, 0)) for each in ours}
+        return cls(cls.of_log(town).offsets, sent, heard)
 
     def records(self, town: Town, source: TopicPartition) -> Iterator[Record]:
         start = self.offsets.get(source, 0)
@@ -267,6 +289,10 @@ class Mark:
     def said(self, town: Town, account_id: str) -> Iterator[dict[str, Any]]:
         """What persons said to an account since, in order."""
         return _ledger(town, "inbound", account_id, self.heard.get(account_id, 0))
+
+
+def _last(entries: Iterable[Mapping[str, Any]], last: int) -> int:
+    return max((each["seq"] for each in entries), default=last)
 
 
 def _ledger(town: Town, name: str, account_id: str, since: int) -> Iterator[dict[str, Any]]:
@@ -309,7 +335,9 @@ def collect(
     for record in log:  # the agents of our accounts, of whom a writer is one, see what persons say
         if record.external_id in external_ids:
             authors.setdefault(record.conversation, writers[0].author)
-    stored = {name: _rows(author, name, highest) for name, author in authors.items()}
+    with ThreadPoolExecutor(READERS) as reading:
+        rows = reading.map(lambda name: _rows(authors[name], name, highest), authors)
+        stored = dict(zip(authors, rows, strict=True))
     where = {each.message_id: each.conversation for each in log}
     by_text = {row.content: row.message_id for row in _all(stored)}  # Instagram gives no correlation back
     sent = [

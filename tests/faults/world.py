@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol
 from demo.cluster import Servers, fresh_name
 from demo.ports import free_ports
 from demo.supervisor import LocalSystem
-from tests.faults.collect import CHANNELS
+from tests.faults.collect import CHANNELS, Mark
 from tests.stack.cassandra import Cassandra
 from tests.stack.kafka import Kafka
 from tests.stack.minio import Minio
@@ -90,6 +90,7 @@ class World:
     backends: Backends | None = None
     mended_s: float = field(default=0.0, init=False)  # monotonic
     load: Load = field(init=False)  # of the round that is on
+    mark: Mark | None = field(default=None, init=False)  # where the last round began
 
     @property
     def system(self) -> LocalSystem:
