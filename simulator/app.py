@@ -34,7 +34,8 @@ def build_app(platform: Platform) -> Starlette:
         graph_error = _as_graph_error(error)
         account = platform.accounts.get(request.path_params.get("account_id", ""))
         product = account.channel if account else "whatsapp"
-        return json_answer(graph_error.as_json(product=product), graph_error.http_status)
+        body, retry_after_s = graph_error.as_json(product=product), graph_error.retry_after_s
+        return json_answer(body, graph_error.http_status, retry_after_s=retry_after_s)
 
     return Starlette(
         routes=[

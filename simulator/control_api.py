@@ -85,6 +85,9 @@ class ControlApi:
         return [
             Route("/_control/switches", self.show_switches, methods=["GET"]),
             Route("/_control/switches", self.turn_switches, methods=["PUT"]),
+            Route("/_control/accounts/{account_id}/switches", self.show_own_switches, methods=["GET"]),
+            Route("/_control/accounts/{account_id}/switches", self.turn_own_switches, methods=["PUT"]),
+            Route("/_control/accounts/{account_id}/switches", self.forget_own_switches, methods=["DELETE"]),
             Route("/_control/accounts", self.show_accounts, methods=["GET"]),
             Route("/_control/accounts", self.replace_accounts, methods=["PUT"]),
             Route("/_control/accounts", self.add_account, methods=["POST"]),
@@ -113,6 +116,29 @@ class ControlApi:
         self._platform.turn(changed, reseed="seed" in patch)
         log("switches", names=",".join(sorted(patch)))
         return await self.show_switches(request)
+
+    async def show_own_switches(self, request: Request) -> Response:
+        """How this account behaves."""
+        account = self._account(request.path_params["account_id"], status=404)
+        return json_answer(msgspec.to_builtins(self._platform.switches_of(account.account_id)))
+
+    async def turn_own_switches(self, request: Request) -> Response:
+        """Those named are this account's own from now on; the others stay those of all."""
+        account = self._account(request.path_params["account_id"], status=404)
+        patch = _decoded(await read(request), dict[str, Any])
+        if "seed" in patch:
+            raise ControlError("all accounts share the seed", field="seed")
+        try:
+            self._platform.turn_own(account.account_id, patch)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from None
+        log("switches", names=",".join(sorted(patch)), account_id=account.account_id)
+        return await self.show_own_switches(request)
+
+    async def forget_own_switches(self, request: Request) -> Response:
+        """It behaves like all others again."""
+        self._platform.forget_own(self._account(request.path_params["account_id"], status=404).account_id)
+        return await self.show_own_switches(request)
 
     async def show_accounts(self, _request: Request) -> Response:
         accounts = self._platform.accounts

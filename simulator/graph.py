@@ -24,6 +24,12 @@ class GraphError(Exception):
         self.details = details or title
         self.http_status = http_status
         self.subcode = subcode
+        self.retry_after_s = 0
+
+    def later(self, retry_after_s: int) -> GraphError:
+        """The same, saying when to come back; 0 says nothing."""
+        self.retry_after_s = retry_after_s
+        return self
 
     def as_json(self, *, product: str) -> dict[str, Any]:
         error: dict[str, Any] = {

@@ -36,8 +36,9 @@ async def read(request: Request, limit: int = MAX_JSON_BYTES) -> bytes:
     return await bounded(request, limit).body()
 
 
-def json_answer(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+def json_answer(body: object, status: int = 200, *, retry_after_s: int = 0) -> Response:
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
 class Withheld(Response):

@@ -75,12 +75,14 @@ class Platform:
     ) -> None:
         self.accounts = accounts
         self.switches = self._initial_switches = switches
+        self._own: dict[str, dict[str, Any]] = {}  # what accounts have otherwise, by their ids
+        self._switches_of: dict[str, Switches] = {}
         self._client = client
         self._public_url = public_url
         self._limits = limits
         self._dice = Dice(switches.seed)
         self._agenda = Agenda()
-        self.webhooks = Webhooks(client=client, switches=lambda: self.switches, dice=self._dice)
+        self.webhooks = Webhooks(client=client, switches=self.switches_of, dice=self._dice)
         self._background: set[asyncio.Task[None]] = set()
         self._verifying: set[asyncio.Task[None]] = set()
         self.closing = asyncio.Event()
@@ -97,6 +99,8 @@ class Platform:
         """As after a start: no messages, no counters, nothing pending. The accounts stay."""
         await self._stop_everything()
         self._forget()
+        if not keep_switches:
+            self._own.clear()
         self.turn(self.switches if keep_switches else self._initial_switches, reseed=True)
 
     def turn(self, switches: Switches, *, reseed: bool) -> None:
@@ -104,6 +108,23 @@ class Platform:
         if reseed:
             self._dice = self.webhooks.dice = Dice(switches.seed)
         self.switches = switches
+        self._switches_of = {account_id: switches.changed(patch) for account_id, patch in self._own.items()}
+
+    def turn_own(self, account_id: str, patch: dict[str, Any]) -> None:
+        """Have one account behave otherwise than the others. Raises msgspec.ValidationError."""
+        own = self._own.get(account_id, {})
+        if isinstance(delays := patch.get("status_delay_ms"), dict):
+            patch = patch | {"status_delay_ms": own.get("status_delay_ms", {}) | delays}
+        self._switches_of[account_id] = self.switches.changed(own | patch)
+        self._own[account_id] = own | patch
+
+    def forget_own(self, account_id: str) -> None:
+        """It behaves like the others again."""
+        self._own.pop(account_id, None)
+        self._switches_of.pop(account_id, None)
+
+    def switches_of(self, account_id: str) -> Switches:
+        return self._switches_of.get(account_id, self.switches)
 
     @property
     def scheduled(self) -> int:
@@ -148,17 +169,19 @@ class Platform:
 
     # --- from us to people -------------------------------------------------------------------------------------
 
-    async def call(self) -> None:
+    async def call(self, account_id: str) -> None:
         """What every Graph call goes through first: an outage, then latency. Raises GraphError."""
-        if self.switches.outage:
-            raise unavailable()
-        latency_ms = self._dice.between("latency", 0, self.switches.latency_jitter_ms) + self.switches.latency_ms
+        switches = self.switches_of(account_id)
+        if switches.outage:
+            raise unavailable().later(switches.retry_after_s)
+        latency_ms = self._dice.between("latency", 0, switches.latency_jitter_ms) + switches.latency_ms
         if latency_ms:
             await asyncio.sleep(latency_ms / 1000)
 
     async def send(self, account: Account, draft: Draft) -> Accepted:
         """Take the message and let its life begin. Raises GraphError, and then it was surely not sent."""
-        if self.switches.short_brazilian_ids:
+        switches = self.switches_of(account.account_id)
+        if switches.short_brazilian_ids:
             draft = msgspec.structs.replace(draft, contact=whatsapp.without_ninth_digit(draft.contact))
         self._check_limits(account, draft)
         self._check_person(account, draft)
@@ -175,9 +198,9 @@ class Platform:
         else:
             await self._begin_whatsapp(account, draft, message, media_problem)
             answer = whatsapp.answer(draft, message.id)
-        if self._dice.hits("ambiguous", self.switches.ambiguous_rate):
+        if self._dice.hits("ambiguous", switches.ambiguous_rate):
             self.ledger.unanswered += 1
-            return Accepted(answer=answer, how=self.switches.ambiguous_mode)
+            return Accepted(answer=answer, how=switches.ambiguous_mode)
         return Accepted(answer=answer)
 
     def _received(self, account: Account, draft: Draft) -> Received:
@@ -196,22 +219,22 @@ class Platform:
         )
 
     def _check_limits(self, account: Account, draft: Draft) -> None:
-        switches = self.switches
+        switches = self.switches_of(account.account_id)
         self._check_room()
         if self._dice.hits("failure", switches.failure_rate):
-            raise unavailable()
+            raise unavailable().later(switches.retry_after_s)
         if self._dice.hits("throttle", switches.throttle_rate):
-            raise throttled()
+            raise throttled().later(switches.retry_after_s)
         per_s = switches.messages_per_s
         if per_s and not self._rates.take(account.account_id, per_s=per_s, burst=max(per_s, 1)):
-            raise throttled()
+            raise throttled().later(switches.retry_after_s)
         pair = (account.account_id, draft.contact)
-        if switches.pair_limit and not self._pairs.take(
-            pair, per_s=1 / switches.pair_period_s, burst=switches.pair_burst
+        if draft.contact in switches.busy_numbers or (
+            switches.pair_limit
+            and not self._pairs.take(pair, per_s=1 / switches.pair_period_s, burst=switches.pair_burst)
         ):
-            raise GraphError(
-                131056, whatsapp.TITLES[131056], "Too many messages sent to the same person in a short time"
-            )
+            details = "Too many messages sent to the same person in a short time"
+            raise GraphError(131056, whatsapp.TITLES[131056], details).later(switches.retry_after_s)
 
     def _check_room(self) -> None:
         """Nothing is taken whose consequences could not be told: that would look as if the hub had lost them."""
@@ -220,7 +243,7 @@ class Platform:
 
     def _check_person(self, account: Account, draft: Draft) -> None:
         """People who do not exist, cannot be reached, or have not written lately."""
-        switches = self.switches
+        switches = self.switches_of(account.account_id)
         on_instagram = account.channel == "instagram"
         if draft.contact in switches.unknown_numbers:
             raise instagram.no_such_person() if on_instagram else _undeliverable()
@@ -262,9 +285,9 @@ class Platform:
             _keep(self._background, self._fetch_and_schedule(account, draft, message, draft.media_link))
         elif problem is not None:
             self._schedule_failure(account, draft, message, (131053, problem))
-        elif draft.contact in self.switches.fail_numbers:
+        elif draft.contact in self.switches_of(account.account_id).fail_numbers:
             self._schedule_failure(account, draft, message, (131026, "Message undeliverable"))
-        elif self._dice.hits("early", self.switches.early_status_rate):
+        elif self._dice.hits("early", self.switches_of(account.account_id).early_status_rate):
             await self._report_at_once(account, draft, message)
             self._schedule_statuses(account, draft, message, already=("sent",))
         else:
@@ -274,7 +297,7 @@ class Platform:
         await self._fetch_link(link, message, max_bytes=MAX_BYTES[draft.type])
         if message.media_sha256 is None:
             self._schedule_failure(account, draft, message, (131053, "The link could not be fetched"))
-        elif draft.contact in self.switches.fail_numbers:
+        elif draft.contact in self.switches_of(account.account_id).fail_numbers:
             self._schedule_failure(account, draft, message, (131026, "Message undeliverable"))
         else:
             self._schedule_statuses(account, draft, message)
@@ -294,24 +317,25 @@ class Platform:
     def _schedule_statuses(
         self, account: Account, draft: Draft, message: Received, *, already: tuple[str, ...] = ()
     ) -> None:
-        delays = self.switches.status_delay_ms
+        switches = self.switches_of(account.account_id)
+        delays = switches.status_delay_ms
         due_ms = {"sent": delays.sent, "delivered": max(delays.sent, delays.delivered)}
-        if self.switches.auto_read:
+        if switches.auto_read:
             due_ms["read"] = max(due_ms["delivered"], delays.read)
         plan = [(name, ms) for name, ms in due_ms.items() if name not in already]
-        for name, ms in self._perhaps_reordered(plan):
+        for name, ms in self._perhaps_reordered(plan, switches.reorder_rate):
             self._after(ms, partial(self._report, account, draft, message, name))
 
-    def _perhaps_reordered(self, plan: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    def _perhaps_reordered(self, plan: list[tuple[str, int]], rate: float) -> list[tuple[str, int]]:
         """The last two swapped, both at the later one's time: news comes late, never before it happened."""
-        if len(plan) < 2 or not self._dice.hits("reorder", self.switches.reorder_rate):
+        if len(plan) < 2 or not self._dice.hits("reorder", rate):
             return plan
         *others, (early, _), (late, late_ms) = plan
         return [*others, (late, late_ms), (early, late_ms)]
 
     def _schedule_failure(self, account: Account, draft: Draft, message: Received, error: tuple[int, str]) -> None:
         report = partial(self._report, account, draft, message, "failed", error=error)
-        self._after(self.switches.status_delay_ms.sent, report)
+        self._after(self.switches_of(account.account_id).status_delay_ms.sent, report)
 
     def _report(
         self,
@@ -331,11 +355,12 @@ class Platform:
             self._answer_from_script(account, draft.contact)
 
     def _schedule_instagram(self, account: Account, draft: Draft, message: Received) -> None:
-        delays = self.switches.status_delay_ms
-        plan = [("echo", delays.sent)] if self.switches.echoes else []
-        if self.switches.auto_read:
+        switches = self.switches_of(account.account_id)
+        delays = switches.status_delay_ms
+        plan = [("echo", delays.sent)] if switches.echoes else []
+        if switches.auto_read:
             plan.append(("read", max(delays.sent, delays.read)))
-        for name, ms in self._perhaps_reordered(plan):
+        for name, ms in self._perhaps_reordered(plan, switches.reorder_rate):
             self._after(ms, partial(self._report_instagram, account, draft, message, name))
 
     def _report_instagram(self, account: Account, draft: Draft, message: Received, name: str) -> None:
@@ -401,7 +426,7 @@ class Platform:
                 our_number=account.display_phone_number,
             )
         else:
-            message = self._instagram_message(said, utterance, file)
+            message = self._instagram_message(account, said, utterance, file)
             kind = "messaging"
             payload = instagram.inbound_item(
                 account, contact=said.sender, username=utterance.username, at_ms=said.sent_at, message=message
@@ -411,12 +436,15 @@ class Platform:
             contact=said.sender, kind=kind, payload=payload, name=name, delivered=partial(_mark_delivered, said)
         )
 
-    def _instagram_message(self, said: Said, utterance: Utterance, file: MediaFile | None) -> dict[str, Any]:
+    def _instagram_message(
+        self, account: Account, said: Said, utterance: Utterance, file: MediaFile | None
+    ) -> dict[str, Any]:
         message: dict[str, Any] = {"mid": said.id, **(utterance.raw or {})}
         if utterance.text:
             message["text"] = utterance.text
         if file is not None:
-            path = self.shelf.signed_path(file, ttl_s=self.switches.media_url_ttl_s, public=True)
+            ttl_s = self.switches_of(account.account_id).media_url_ttl_s
+            path = self.shelf.signed_path(file, ttl_s=ttl_s, public=True)
             message["attachments"] = [{"type": said.type, "payload": {"url": self._public_url + path}}]
         if utterance.reply_to is not None:
             message["reply_to"] = {"mid": utterance.reply_to}
@@ -438,9 +466,10 @@ class Platform:
         if not account.webhook_url:
             return
         self.webhooks.put(account, item)
-        if self._dice.hits("duplicate", self.switches.duplicate_rate):
+        switches = self.switches_of(account.account_id)
+        if self._dice.hits("duplicate", switches.duplicate_rate):
             again = msgspec.structs.replace(item, delivered=None)
-            delay_ms = self._dice.between("duplicate_delay", 0, self.switches.duplicate_delay_ms)
+            delay_ms = self._dice.between("duplicate_delay", 0, switches.duplicate_delay_ms)
             self._after(delay_ms, partial(self._emit_again, account, again))
 
     def _emit_again(self, account: Account, item: Item) -> None:

@@ -39,6 +39,8 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pair_period_s: Annotated[float, Meta(gt=0, le=86_400)] = 6.0
     window_enforced: bool = False  # 131047 when the person has not written within window_s
     window_s: Annotated[float, Meta(gt=0, le=604_800)] = 86_400.0
+    retry_after_s: Annotated[int, Meta(ge=0, le=86_400)] = 0  # told with every "later" (131016, 130429, 131056)
+    busy_numbers: frozenset[str] = frozenset()  # refused for now (131056)
     unknown_numbers: frozenset[str] = frozenset()  # refused at once (131026)
     fail_numbers: frozenset[str] = frozenset()  # accepted, then a failed status (131026)
     short_brazilian_ids: bool = False  # WhatsApp's ids of old Brazilian accounts lack the ninth digit
@@ -65,7 +67,8 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if isinstance(delays := patch.get("status_delay_ms"), dict):
             merged["status_delay_ms"] = msgspec.to_builtins(self.status_delay_ms) | delays
         changed = msgspec.convert(merged, Switches)
-        numbers = {"unknown_numbers": changed.unknown_numbers, "fail_numbers": changed.fail_numbers}
+        names = ("busy_numbers", "unknown_numbers", "fail_numbers")
+        numbers: dict[str, frozenset[str]] = {name: getattr(changed, name) for name in names}
         return msgspec.structs.replace(
             changed, **{name: frozenset(map(digits, them)) for name, them in numbers.items()}
         )

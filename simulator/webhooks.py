@@ -48,7 +48,7 @@ class Delivery(msgspec.Struct, kw_only=True):
 class Webhooks:
     """Sends items to each account's webhook. Contacts are spread over lanes; a lane has one POST under way."""
 
-    def __init__(self, *, client: httpx.AsyncClient, switches: Callable[[], Switches], dice: Dice) -> None:
+    def __init__(self, *, client: httpx.AsyncClient, switches: Callable[[str], Switches], dice: Dice) -> None:
         self._client = client
         self._switches = switches
         self.dice = dice
@@ -91,7 +91,7 @@ class Webhooks:
         """Until the lane is empty. Its items stay in it until they are answered, so that they count as pending."""
         try:
             while lane.items:
-                switches = self._switches()
+                switches = self._switches(lane.account.account_id)
                 if switches.webhook_linger_ms and len(lane.items) < switches.webhook_max_batch:
                     await asyncio.sleep(switches.webhook_linger_ms / 1000)
                 size = min(len(lane.items), switches.webhook_max_batch)
@@ -125,7 +125,7 @@ class Webhooks:
                 if attempt > 1:
                     log("webhook_recovered", account_id=account.account_id, attempts=attempt, items=len(batch))
                 return True
-            switches = self._switches()
+            switches = self._switches(account.account_id)
             if attempt == 1:
                 log("webhook_failed", account_id=account.account_id, problem=problem, items=len(batch))
             if attempt >= switches.redeliver_attempts:
@@ -135,7 +135,7 @@ class Webhooks:
 
     async def _post(self, account: Account, body: bytes, headers: dict[str, str]) -> str | None:
         """None when answered 200, else what went wrong."""
-        timeout_s = self._switches().webhook_timeout_ms / 1000
+        timeout_s = self._switches(account.account_id).webhook_timeout_ms / 1000
         try:
             response = await self._client.post(account.webhook_url, content=body, headers=headers, timeout=timeout_s)
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.simulator.conftest import ACCOUNTS
-from tests.simulator.harness import ALICE, BOB, INSTAGRAM, WHATSAPP, Receiver, Simulator, account
+from tests.simulator.harness import ALICE, BOB, INSTAGRAM, WHATSAPP, Receiver, Simulator, account, text
 
 INBOUND = {"channel": "whatsapp", "account_id": WHATSAPP, "from": ALICE, "text": "oi"}
 FILE = {"filename": "a.txt", "content_type": "text/plain", "text": "x"}
@@ -32,6 +32,10 @@ FILE = {"filename": "a.txt", "content_type": "text/plain", "text": "x"}
         pytest.param("PUT", "switches", {"fail_numbers": [5511]}, 422, "fail_numbers[0]", id="numbers as numbers"),
         pytest.param("PUT", "switches", {"webhook_max_batch": 0}, 422, "webhook_max_batch", id="empty batches"),
         pytest.param("PUT", "switches", [], 422, "", id="a list of switches"),
+        pytest.param("PUT", f"accounts/{WHATSAPP}/switches", {"turbo": True}, 422, "turbo", id="of one account"),
+        pytest.param("PUT", f"accounts/{WHATSAPP}/switches", {"seed": 7}, 422, "seed", id="a seed of one account"),
+        pytest.param("PUT", "accounts/4711/switches", {}, 404, "account_id", id="of no account"),
+        pytest.param("DELETE", "accounts/4711/switches", None, 404, "account_id", id="of no account, forgotten"),
         pytest.param("POST", "inbound", {}, 422, "channel", id="an empty person"),
         pytest.param("POST", "inbound", {**INBOUND, "channel": "sms"}, 422, "channel", id="an unknown channel"),
         pytest.param("POST", "inbound", {**INBOUND, "channel": "instagram"}, 422, "channel", id="the other channel"),
@@ -119,6 +123,22 @@ def test_only_the_named_switches_turn(simulator: Simulator) -> None:
     after = simulator.turn(latency_ms=5, status_delay_ms={"read": 77})
     assert after == {**before, "latency_ms": 5, "status_delay_ms": {**before["status_delay_ms"], "read": 77}}
     assert simulator.control("GET", "switches") == after
+
+
+def test_an_account_may_behave_otherwise_than_the_others(simulator: Simulator) -> None:
+    own = f"accounts/{WHATSAPP}/switches"
+    simulator.control("PUT", own, {"outage": True, "status_delay_ms": {"sent": 7}})
+    simulator.control("PUT", own, {"latency_ms": 3, "status_delay_ms": {"read": 700}})
+    assert simulator.whatsapp(text("oi")).status_code == 503
+    assert simulator.instagram({"recipient": {"id": BOB}, "message": {"text": "oi"}}).status_code == 200
+    after = simulator.turn(outage=False, early_status_rate=1)
+    delays = {**after["status_delay_ms"], "sent": 7, "read": 700}
+    assert simulator.control("GET", own) == {**after, "outage": True, "latency_ms": 3, "status_delay_ms": delays}
+    assert simulator.control("DELETE", own) == after
+    assert simulator.whatsapp(text("oi")).status_code == 200
+    simulator.control("PUT", own, {"outage": True})
+    simulator.control("POST", "reset")
+    assert simulator.control("GET", own) == simulator.control("GET", "switches")
 
 
 def test_messages_are_paged_and_filtered_in_order(simulator: Simulator) -> None:

@@ -236,6 +236,23 @@ def test_a_refused_send_leaves_nothing_behind(
     assert receiver.posts == []
 
 
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param({"throttle_rate": 1}, id="throttled"),
+        pytest.param({"failure_rate": 1}, id="failing"),
+        pytest.param({"outage": True}, id="away"),
+        pytest.param({"busy_numbers": ["+55 11 99999-8888"]}, id="one person"),
+    ],
+)
+def test_who_may_come_back_is_told_when(simulator: Simulator, switches: dict[str, Any]) -> None:
+    simulator.turn(retry_after_s=7, **switches)
+    answer = simulator.whatsapp(text("oi", to="5511999998888"))
+    assert (answer.status_code >= 400, answer.headers["Retry-After"]) == (True, "7")
+    assert "busy_numbers" not in switches or refusal(answer) == (400, 131056)
+    assert "busy_numbers" not in switches or simulator.whatsapp(text("oi", to="5511999990000")).status_code == 200
+
+
 def test_chances_repeat_with_the_seed(simulator: Simulator) -> None:
     def outcomes() -> list[int]:
         simulator.turn(seed=7, failure_rate=0.5)
