@@ -15,9 +15,10 @@ from uuid import UUID
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
 from connectors.errors import DeliveryError, PermanentDeliveryError
 from core.clock import Clock
+from core.failpoints import failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from core.text import storable
-from files.errors import EmptyFile, FileTooLarge
+from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
 from messaging import codec, metrics, topics
 from messaging.domain import (
     MAX_ADDRESS_CHARS,
@@ -43,6 +44,10 @@ logger = logging.getLogger(__name__)
 # A receipt for a message we do not know (yet) waits under a key of its own: statuses only move forward, so it may be
 # overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
 WAITING: Final = "~waiting"
+# A file that our storage could not take waits like that, too: its message has gone on with the id that the file will have.
+LATE_FILE: Final = "~file"
+LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
+LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it
 FILE_GIVEN_UP_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
 UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send call returned
 
@@ -66,7 +71,8 @@ class Inbox:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """Everything that resolving needs. ``keep_file`` stores a file once under an id derived from its name."""
+    """Everything that resolving needs. ``keep_file`` stores a file once under `file_id` of its name; it raises
+    StorageUnavailable."""
 
     store: MessageStore
     log: EventLog
@@ -74,6 +80,7 @@ class Inbound:
     translator_for: Callable[[str], Translator]
     inbox_for: Callable[[str, str], Inbox | None]  # channel, account id
     keep_file: Callable[[Inbox, Conversation, str, InboundAttachment, bytes], str]
+    file_id: Callable[[Inbox, str], str]
     names: Callable[[UUID, Collection[str]], Mapping[str, str]]  # display names of parties of a workspace
     retry_delay_s: Callable[[int], float]
     clock: Clock
@@ -103,6 +110,7 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
             waiting.add(record.key)
     if found:
         lease.check()
+        failpoint("inbound.resolved")
         inbound.log.append(found)
     return outcomes | resolved
 
@@ -152,6 +160,8 @@ def _resolve_one(
         return DONE
     metrics.INBOUND.labels(event.channel, type(letter.news).__name__).inc()
     match letter.news:
+        case InboundText() as text if letter.item.record.key.endswith(LATE_FILE):
+            return _late_files(letter, text, inbox=inbox, inbound=inbound, found=found)
         case InboundText() as text:
             return _receive(letter.item, event, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
         case StatusReport() as report:
@@ -188,7 +198,11 @@ def _receive(
     found: list[NewRecord],
     deadline_s: float,
 ) -> Outcome:
-    """A message for each attachment (the first carries the text), or one for the text alone."""
+    """A message for each attachment (the first carries the text), or one for the text alone.
+
+    A storage that is away holds nobody up: the file is fetched later, by a record of its own.
+    """
+    late = False
     conversation = _conversation(event, text, inbox, inbound)
     reply_to = _replied(event, text, inbound)
     for number, attachment in enumerate(text.attachments or (None,)):
@@ -209,6 +223,8 @@ def _receive(
         except DeliveryError as error:
             delay_s = error.retry_after_s or inbound.retry_delay_s(item.attempts)
             return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
+        except StorageUnavailable:
+            file_id, late = inbound.file_id(inbox, str(ref.message_id)), True
         home = conversation
         if ref.conversation_id != conversation.conversation_id:  # claimed before the contact moved on: it stays there
             home = inbound.store.conversation(ref.conversation_id) or conversation
@@ -231,7 +247,40 @@ def _receive(
         )
         inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
         found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message)))
+    if late:
+        found.append(NewRecord(topics.INBOUND, item.record.key + LATE_FILE, item.record.value))
     return DONE
+
+
+def _late_files(
+    letter: _Letter, text: InboundText, *, inbox: Inbox, inbound: Inbound, found: list[NewRecord]
+) -> Outcome:
+    """Fetch what the messages of this item wait for. One that is there already is kept once all the same."""
+    item, event = letter.item, letter.event
+    for number, attachment in enumerate(text.attachments):
+        ref = _external(event, text.external_id if number == 0 else f"{text.external_id}#{number}", inbound)
+        message = inbound.store.message(ref.message_id) if ref else None
+        conversation = inbound.store.conversation(message.conversation_id) if message else None
+        if ref is None or message is None or conversation is None:
+            return _later(item, "not_stored_yet", inbound, found)
+        if message.file_id != inbound.file_id(inbox, str(ref.message_id)):
+            continue  # it went without
+        try:
+            _fetched(attachment, ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
+        except DeliveryError as error:
+            if inbound.clock.now_ms() - event.received_at_ms <= LATE_FILE_GIVEN_UP_MS:
+                return _later(item, error.reason, inbound, found)
+            _lost(event, error)
+        except StorageUnavailable:
+            return _later(item, "storage_away", inbound, found)
+    return DONE
+
+
+def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord]) -> Outcome:
+    if item.first_failed_ms and inbound.clock.now_ms() - item.first_failed_ms > LATE_FILE_AGAIN_MS:
+        found.append(NewRecord(topics.INBOUND, item.record.key, item.record.value))
+        return DONE
+    return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason=reason)
 
 
 def _claimed(
@@ -308,16 +357,21 @@ def _fetched(
     event: InboundEvent,
     inbound: Inbound,
 ) -> str | None:
-    """The id of the stored file; None when it is not to be had or kept. Raises a DeliveryError to try again."""
+    """The id of the stored file; None when it is not to be had or kept. Raises a DeliveryError to try again, and
+    StorageUnavailable."""
     try:
         content = inbound.translator_for(event.channel).fetch_media(inbox.account, attachment)
         return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content)
     except (DeliveryError, EmptyFile, FileTooLarge) as error:
         if isinstance(error, DeliveryError) and not _is_final(error, item, inbound):
             raise
-        logger.warning("attachment lost", extra={"channel": event.channel, "error": type(error).__name__})
-        metrics.INBOUND.labels(event.channel, "attachment_gone").inc()
+        _lost(event, error)
         return None
+
+
+def _lost(event: InboundEvent, error: Exception) -> None:
+    logger.warning("attachment lost", extra={"channel": event.channel, "error": type(error).__name__})
+    metrics.INBOUND.labels(event.channel, "attachment_gone").inc()
 
 
 def _is_final(error: DeliveryError, item: Item, inbound: Inbound) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from core.clock import iso_utc
+from core.failpoints import failpoint
 from messaging import metrics
 from messaging.domain import Message, Party, RecipientStatus, StatusChange, overall
 from messaging.ports import MessageStore, Notify, Push
@@ -22,6 +23,7 @@ def apply_statuses(items: Sequence[Item], *, store: MessageStore, notify: Notify
         return outcomes
     lease.check()
     standing = store.apply_statuses(changes)
+    failpoint("statuses.stored")
     # Told by what stands, not by what this call moved: a worker killed between the two steps leaves a replay that
     # moves nothing and still has to tell.
     news = [change for change, stands in zip(changes, standing, strict=True) if stands.rank == change.rank]

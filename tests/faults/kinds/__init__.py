@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.faults.kinds.membership import MEMBERSHIP
 from tests.faults.kinds.processes import PROCESSES
 from tests.faults.kinds.servers import SERVERS
 from tests.faults.rounds import Fault
 
-ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *SERVERS)
+ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
+from tests.faults.kinds.onlookers import asking, metric
 from tests.faults.rounds import Fault
 from tests.faults.world import Pace, World
 from tests.town import eventually
@@ -52,11 +55,25 @@ def child_killed(name: str) -> Strike:
     return strike
 
 
-def frozen(name: str) -> Strike:
-    """SIGSTOP it and its children for a while."""
+def all_killed(names: Iterable[str]) -> Strike:
+    """kill -9 these, their copies and their children, all at once, and start them again."""
+
+    def strike(world: World, _pace: Pace) -> None:
+        down = names_of(world, names)
+        world.mended()
+        for each in down:
+            world.system.kill(each)
+        with ThreadPoolExecutor(len(down)) as starting:
+            list(starting.map(world.system.restart, down))
+
+    return strike
+
+
+def frozen(names: Iterable[str]) -> Strike:
+    """SIGSTOP these and their children for a while."""
 
     def strike(world: World, pace: Pace) -> None:
-        stopped = family(world.system.pid(name))
+        stopped = [pid for name in names_of(world, names) for pid in family(world.system.pid(name))]
         _signal(stopped, signal.SIGSTOP)
         try:
             threading.Event().wait(pace.pause_s)
@@ -67,16 +84,43 @@ def frozen(name: str) -> Strike:
     return strike
 
 
-def killed_at(point: str, name: str) -> Strike:
-    """kill -9 the process of this service that comes by there first; whoever started it starts another."""
+def frozen_at(point: str) -> Strike:
+    """SIGSTOP the worker's child that comes by there first, for so long that its batch is in other hands when it wakes
+    up."""
+
+    def strike(world: World, pace: Pace) -> None:
+        before = _taken_back(world)
+        world.arm(point, "stop")
+        stopped = world.struck(point)
+        began_s = time.monotonic()
+        try:
+            eventually(lambda: _taken_back(world) > before)
+            threading.Event().wait(pace.pause_s - (time.monotonic() - began_s))
+        finally:
+            _signal([stopped], signal.SIGCONT)
+            world.mended()
+
+    return strike
+
+
+def _taken_back(world: World) -> float:
+    """How many batches of vanished workers the bridges took back so far."""
+    return sum(
+        metric(world.system, bridge, "chat4all_batches_redispatched_total", state="lapsed")
+        for bridge in names_of(world, ["bridge"])
+    )
+
+
+def killed_at(*points: str, names: Iterable[str]) -> Strike:
+    """kill -9 the process of these services that comes by each point first; its parent starts another."""
 
     def strike(world: World, _pace: Pace) -> None:
         world.mended()
-        world.arm(point)
-        world.struck(point)
-        if not world.system.is_running(name):
-            world.system.restart(name)
-        eventually(lambda: children(world, name) or world.system.is_running(name))
+        for point in points:
+            world.arm(point)
+        for point in points:
+            world.struck(point)
+        _have(world, names)
 
     return strike
 
@@ -88,11 +132,17 @@ def group_killed_at(point: str, names: Iterable[str]) -> Strike:
         world.mended()
         world.arm(point, "kill-group")
         world.struck(point)
-        down = eventually(lambda: [each for each in names_of(world, names) if not world.system.is_running(each)])
-        for each in down:
-            world.system.restart(each)
+        eventually(lambda: not all(map(world.system.is_running, names_of(world, names))))
+        _have(world, names)
 
     return strike
+
+
+def _have(world: World, names: Iterable[str]) -> None:
+    """All of these run again, with children."""
+    for each in names_of(world, names):
+        if not world.system.is_running(each):
+            world.system.restart(each)
 
 
 def names_of(world: World, names: Iterable[str]) -> list[str]:
@@ -108,16 +158,37 @@ def _signal(processes: Iterable[int], number: signal.Signals) -> None:
             os.kill(each, number)
 
 
+def nobody_hung(strike: Strike) -> Strike:
+    """Whoever asks meanwhile is answered in time."""
+
+    def struck(world: World, pace: Pace) -> None:
+        with asking(world):
+            strike(world, pace)
+
+    return struck
+
+
+WORKERS: Final = ("worker-core", "worker-inbound", "worker-whatsapp", "worker-instagram")
+SENDERS: Final = ("worker-whatsapp", "worker-instagram")
+
 PROCESSES: Final = (
-    Fault("the API is killed", killed("api")),
-    Fault("an API process is killed before a client hears of its message", killed_at("accept.appended", "api")),
+    Fault("the API is killed", all_killed(["api"])),
+    Fault("an API process is killed before a client hears of its message", killed_at("accept.appended", names=["api"])),
+    Fault("the API and the gateway freeze", frozen(["api", "gateway"])),
+    Fault("the gateway is killed", all_killed(["gateway"])),
     Fault("the bridge is killed between work and commit", group_killed_at("bridge.uncommitted", ["bridge"])),
-    Fault("a core worker's child is killed between store and push", killed_at("persist.stored", "worker-core")),
     Fault(
-        "the WhatsApp worker is killed between the platform's yes and our write",
-        group_killed_at("deliver.sent", ["worker-whatsapp", "worker-instagram"]),
+        "workers are killed between store and push, store and log",
+        killed_at("persist.stored", "statuses.stored", "inbound.resolved", names=WORKERS),
     ),
-    Fault("the gateway is killed", killed("gateway")),
+    Fault(
+        "a sender is killed between the platform's yes and our write",
+        group_killed_at("deliver.sent", SENDERS),
+    ),
     Fault("a child of the core worker is killed", child_killed("worker-core")),
-    Fault("the core worker freezes", frozen("worker-core")),
+    Fault("all workers are killed, parents and children", nobody_hung(all_killed(WORKERS))),
+    Fault("a core worker freezes between store and push", nobody_hung(frozen_at("persist.stored"))),
+    Fault("a sender freezes between the platform's yes and our write", nobody_hung(frozen_at("deliver.sent"))),
+    Fault("all workers freeze", nobody_hung(frozen(WORKERS)), short=frozenset()),
+    Fault("all bridges freeze", nobody_hung(frozen(["bridge"])), short=frozenset()),
 )

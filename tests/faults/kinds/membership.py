@@ -1,0 +1,126 @@
+"""Bridges come and go, die while they hand over, or sleep through the loss of what they had."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from messaging import topics
+from messaging.ports import TopicPartition
+from tests.cluster.conftest import owned
+from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.kinds.onlookers import Log
+from tests.faults.kinds.processes import names_of
+from tests.faults.rounds import Fault
+from tests.faults.world import Pace, World
+from tests.town import eventually
+
+STAYS_S: Final = 2.0  # a bridge, at most, before it goes again
+TAKEN_OVER_WITHIN_S: Final = 40.0  # the group misses a member after 6 s; the rest is for a busy machine
+
+
+def storm(world: World, pace: Pace) -> None:
+    """Each bridge for itself is killed, or ended politely, and started again every few seconds."""
+    names = bridges(world)
+    until_s = time.monotonic() + pace.outage_s
+
+    def come_and_go(number: int, name: str) -> None:
+        chance = random.Random(number)
+        leaves = itertools.cycle((world.system.kill, world.system.end))
+        for leave in itertools.islice(leaves, number, None):
+            if threading.Event().wait(chance.uniform(0, STAYS_S)) or time.monotonic() > until_s:
+                return
+            leave(name)
+            world.system.restart(name)
+
+    try:
+        with ThreadPoolExecutor(len(names)) as each:
+            list(each.map(come_and_go, range(len(names)), names))
+    finally:
+        _all_back(world)
+        world.mended()
+
+
+def killed_in_revoke(world: World, _pace: Pace) -> None:
+    """kill -9 of a bridge that drains what it gives up: to one that comes back, or as it ends where it is alone."""
+    first, *others = bridges(world)
+    try:
+        for other in others:
+            world.system.kill(other)
+        if others:
+            eventually(lambda: owned(world.system, first) == everything(world), within_s=TAKEN_OVER_WITHIN_S)
+        world.arm("bridge.revoking")
+        for other in others:
+            world.system.restart(other)
+        if not others:
+            world.system.end(first)
+        world.mended()
+        world.struck("bridge.revoking")
+        eventually(lambda: not world.system.is_running(first))
+    finally:
+        _all_back(world)
+
+
+def zombie(world: World, _pace: Pace) -> None:
+    """A bridge stops right before a commit, sleeps until others have all that it had and went on, and wakes up: the
+    commit that it had begun is refused, and it takes part again."""
+    world.arm("bridge.uncommitted", "stop")
+    pid = world.struck("bridge.uncommitted")
+    asleep = next(name for name in bridges(world) if world.system.pid(name) == pid)
+    log, standing = Log.of(world.system, asleep), committed(world)
+    try:
+        others = [name for name in bridges(world) if name != asleep]
+        eventually(
+            lambda: set().union(*(owned(world.system, name) for name in others)) == everything(world),
+            within_s=TAKEN_OVER_WITHIN_S,
+        )
+        eventually(lambda: any(offset > standing[source] for source, offset in committed(world).items()))
+        went_on = committed(world)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        world.mended()
+    eventually(lambda: log.says("commit refused"))
+    eventually(lambda: owned(world.system, asleep), within_s=TAKEN_OVER_WITHIN_S)
+    now = committed(world)
+    assert {source: (offset, now[source]) for source, offset in went_on.items() if now[source] < offset} == {}
+
+
+def bridges(world: World) -> list[str]:
+    return names_of(world, ["bridge"])
+
+
+def everything(world: World) -> set[tuple[str, str]]:
+    """All partitions that bridges share, by topic and number."""
+    return {(each.topic, str(each.partition)) for each in _sources(world)}
+
+
+def committed(world: World) -> dict[TopicPartition, int]:
+    return {source: world.town.log.committed(GROUP, source) or 0 for source in _sources(world)}
+
+
+def _sources(world: World) -> list[TopicPartition]:
+    return [source for topic in topics.work_topics(CHANNELS) for source in sources(world.town, topic)]
+
+
+def _all_back(world: World) -> None:
+    for name in bridges(world):
+        if not world.system.is_running(name):
+            world.system.restart(name)
+
+
+MEMBERSHIP: Final = (
+    Fault("bridges come and go", storm, short=frozenset({"cluster"})),
+    Fault("a bridge is killed while it hands over", killed_in_revoke, short=frozenset({"cluster"})),
+    Fault(
+        "a bridge sleeps through the loss of its partitions",
+        zombie,
+        profiles=frozenset({"cluster"}),
+        short=frozenset({"cluster"}),
+    ),
+)
