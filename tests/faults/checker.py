@@ -334,8 +334,8 @@ def _gaps(client: Client) -> Found:
             yield f"{client.user}: {other.seq} after {one.seq}"
 
 
-def _event(frame: Frame) -> tuple[Id, str, int | None]:
-    return frame.message_id, frame.recipient, frame.rank
+def _event(frame: Frame) -> tuple[Id, str, int | None, str]:
+    return frame.message_id, frame.recipient, frame.rank, frame.note
 
 
 def _client_differs(facts: _Facts) -> Found:

@@ -455,7 +455,8 @@ def _client(device: Device, conversations: Iterable[str]) -> Client:
                 if status is Status.FAILED:
                     failed.add(key)
                 place = frame["epoch"], frame["seq"], frame["conversation_id"]
-                frames.append(Frame(*place, *key, rank(status, attempts.get(key, 0))))
+                note = (frame["reason"] or "") if status is Status.SENT else ""
+                frames.append(Frame(*place, *key, rank(status, attempts.get(key, 0)), note))
             case kind:  # it has a number, and no other part in this
                 frames.append(Frame(frame["epoch"], frame["seq"], "", f"{kind} {frame['seq']}", rank=0))
     fetched = {name: device.fetched.get(name, frozenset()) for name in conversations}

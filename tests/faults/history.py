@@ -85,7 +85,7 @@ class Sent(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a socket brought. ``rank`` is None for a new message."""
+    """What a socket brought. ``rank`` is None for a new message; ``note`` marks the news of a second try."""
 
     epoch: str
     seq: int
@@ -93,6 +93,7 @@ class Frame(NamedTuple):
     message_id: Id
     recipient: str = ""
     rank: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def right(chats: int = 2, each: int = 4) -> History:
 RIGHT = right()
 FIRST = RIGHT.requests[0].message_id or ""
 [CLIENT] = RIGHT.clients
+TRIED_AGAIN = [Frame("e1", 0, "chat 0", FIRST, CARLA, 0), Frame("e1", 0, "chat 0", FIRST, CARLA, 0, "maybe_duplicate")]
 ALL = {name: frozenset(row.message_id for row in rows) for name, rows in RIGHT.stored.items()}
 
 
@@ -164,6 +165,7 @@ RIGHT_HISTORIES = {
         clients=seeing(stored(one_more)),
     ),
     "an undecided request did not appear": but(requests=[*RIGHT.requests, Request("chat 0", "alice", "x", None, True)]),
+    "a client hears of a second try": but(clients=client(frames=renumbered([*TRIED_AGAIN, *CLIENT.frames]))),
     "a send is doubled and says so": twice_sent(told=[Told(FIRST, CARLA, 0, "maybe_duplicate"), *RIGHT.told]),
     "a failed send was replayed, and arrived twice": twice_sent(
         told=[Told(FIRST, CARLA, FAILED), Told(FIRST, CARLA, RETRIED), *RIGHT.told],
@@ -311,6 +313,11 @@ WRONG: list[tuple[str, Rule, History]] = [
         "an event has two frames",
         Rule.FRAME_ORDER,
         but(clients=client(frames=[*CLIENT.frames, CLIENT.frames[-1]._replace(seq=17)])),
+    ),
+    (
+        "a client hears of one second try twice",
+        Rule.FRAME_ORDER,
+        but(clients=client(frames=renumbered([*TRIED_AGAIN, TRIED_AGAIN[-1], *CLIENT.frames]))),
     ),
     (
         "a client that resynced lacks a message",
