@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import Final
 
 from core.clock import Clock
 from core.errors import Unavailable
 from messaging import metrics
 from messaging.ports import EventLog, NewRecord
-from messaging.topics import dead_letters
+from messaging.topics import MAX_RECORD_BYTES, dead_letters
 from messaging.work import EXPIRED, Work
 
 logger = logging.getLogger(__name__)
+
+KEPT_BYTES: Final = 8 * 1024  # of a key and headers; ours have some hundred
+KEPT_OF_KEY_CHARS: Final = 255
 
 
 class DeadLetters:
@@ -53,14 +57,22 @@ class DeadLetters:
 
 
 def dead_letter(work: Work, reason: str, *, now_ms: int) -> NewRecord:
-    """The record as it was, with where it came from and why it is here in its headers."""
+    """The record as it was, with where it came from and why it is here in its headers.
+
+    What another producer wrote may be larger than the log takes from us: it is cut then, and ``dl-cut`` tells how long
+    its value was. The whole of it lies where it came from.
+    """
     record = work.record
+    beside = (record.key, *record.headers, *record.headers.values())
+    keeps = sum(len(each.encode()) for each in beside) <= KEPT_BYTES
+    was_cut = {} if keeps and len(record.value) <= MAX_RECORD_BYTES else {"dl-cut": str(len(record.value))}
     return NewRecord(
         dead_letters(record.source.topic),
-        record.key,
-        record.value,
+        record.key if keeps else record.key[:KEPT_OF_KEY_CHARS],
+        record.value[:MAX_RECORD_BYTES],
         {
-            **record.headers,
+            **(record.headers if keeps else {}),
+            **was_cut,
             "dl-topic": record.source.topic,
             "dl-partition": str(record.source.partition),
             "dl-offset": str(record.offset),

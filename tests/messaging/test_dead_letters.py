@@ -1,0 +1,44 @@
+"""Whatever lies on a topic can become a dead letter, also what this release would not have appended."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.clock import SYSTEM_CLOCK
+from messaging import topics
+from messaging.bridge.dead_letters import DeadLetters
+from messaging.eventlog.kafka_producer import OVERHEAD_BYTES
+from messaging.eventlog.memory import MemoryLog
+from messaging.ports import Record, TopicPartition
+from messaging.topics import MAX_RECORD_BYTES
+from messaging.work import Work
+
+SOURCE = TopicPartition(topics.MESSAGES, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "header", "cut"),
+    [
+        pytest.param("chat", 10, "trace", False, id="an ordinary record"),
+        pytest.param("chat", MAX_RECORD_BYTES, "trace", False, id="the largest value"),
+        pytest.param("chat", MAX_RECORD_BYTES + 1, "trace", True, id="a larger value"),
+        pytest.param("k" * OVERHEAD_BYTES, 10, "trace", True, id="a key too long to keep"),
+        pytest.param("é" * OVERHEAD_BYTES, 10, "trace", True, id="which counts in bytes"),
+        pytest.param("chat", 10, "t" * OVERHEAD_BYTES, True, id="headers too long to keep"),
+    ],
+)
+def test_what_another_producer_wrote_too_large_is_buried_cut_and_says_so(
+    key: str, size: int, header: str, cut: bool
+) -> None:
+    log = MemoryLog()
+    log.ensure_topics(topics.all_topics(()))
+    record = Record(SOURCE, 7, key, b"x" * size, {"trace": header}, appended_at_ms=1)
+    assert DeadLetters(log, per_minute=1, clock=SYSTEM_CLOCK).bury(Work(record), "UndecodableRecord")
+    [letter] = log.read(TopicPartition(topics.dead_letters(topics.MESSAGES), 0), start=0, limit=9)
+    assert (letter.headers["dl-partition"], letter.headers["dl-offset"]) == ("1", "7")
+    assert letter.headers.get("dl-cut") == (str(size) if cut else None)
+    assert letter.value == record.value[:MAX_RECORD_BYTES]
+    assert key.startswith(letter.key)
+    beside = (letter.key, *letter.headers, *letter.headers.values())
+    assert sum(len(each.encode()) for each in beside) <= OVERHEAD_BYTES // 2, "Kafka takes no more"
+    assert cut or (letter.key, letter.headers["trace"]) == (key, header)
