@@ -1,4 +1,6 @@
-"""Who is who: look-ups of users by public id, kept in the process for at most 5 s."""
+"""Who is who: look-ups of users by public id, kept in the process for at most 5 s; for 5 minutes while the database is
+away, for nobody who works with known people needs it. Then nobody can be deactivated there either.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from django.db import InterfaceError, OperationalError
+
 from accounts.models import User
-from core.cache import TtlCache
+from core.cache import LastKnown
 from core.clock import SYSTEM_CLOCK, Clock
 
 MAX_AGE_S: Final = 5.0
+MAX_AGE_AWAY_S: Final = 300.0
+"""While the accounts' database is away."""
 _PUBLIC_ID: Final = re.compile(r"user_[0-9a-f]{32}")
 
 
@@ -27,8 +33,8 @@ class UserInfo:
     is_active: bool = True
 
 
-def new_cache(clock: Clock = SYSTEM_CLOCK) -> TtlCache[str, UserInfo]:
-    return TtlCache(ttl_s=MAX_AGE_S, clock=clock)
+def new_cache(clock: Clock = SYSTEM_CLOCK) -> LastKnown[str, UserInfo]:
+    return LastKnown(ttl_s=MAX_AGE_S, outage_s=MAX_AGE_AWAY_S - MAX_AGE_S, clock=clock)
 
 
 cache = new_cache()
@@ -36,11 +42,20 @@ cache = new_cache()
 
 
 def users(workspace_id: UUID, public_ids: Iterable[str]) -> dict[str, UserInfo]:
-    """Those of ``public_ids`` that are users of this workspace, deactivated ones included."""
+    """Those of ``public_ids`` that are users of this workspace, deactivated ones included.
+
+    Raises OperationalError or InterfaceError when the database is away and was not asked for some of them lately.
+    """
     wanted = {public_id for public_id in public_ids if _PUBLIC_ID.fullmatch(public_id)}
     found = {public_id: info for public_id in wanted if (info := cache.get(public_id))}
     if missing := wanted - found.keys():
         found |= _load(missing)
+    return {public_id: info for public_id, info in found.items() if info.workspace_id == workspace_id}
+
+
+def last_known(workspace_id: UUID, public_ids: Iterable[str]) -> dict[str, UserInfo]:
+    """As `users`, of those that this process knows."""
+    found = {public_id: info for public_id in public_ids if (info := cache.last(public_id))}
     return {public_id: info for public_id, info in found.items() if info.workspace_id == workspace_id}
 
 
@@ -59,7 +74,14 @@ def named(workspace_id: UUID, username: str) -> UserInfo | None:
 
 
 def _load(public_ids: set[str]) -> dict[str, UserInfo]:
-    found = {row.public_id: _info(row) for row in User.objects.filter(public_id__in=public_ids)}
+    try:
+        found = {row.public_id: _info(row) for row in User.objects.filter(public_id__in=public_ids)}
+    except (OperationalError, InterfaceError):
+        cache.away()
+        last = {public_id: info for public_id in public_ids if (info := cache.last(public_id))}
+        if last.keys() < public_ids:
+            raise
+        return last
     for public_id, info in found.items():
         cache.put(public_id, info)
     return found

@@ -42,3 +42,39 @@ class TtlCache(Generic[Key, Value]):
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+
+
+class LastKnown(TtlCache[Key, Value]):
+    """What a part answered counts for ``ttl_s``, and while the part is away for ``outage_s`` more; "nothing" does not.
+
+    Whoever finds it away says so, and for ``rest_s`` the others need not wait to find out, too.
+    """
+
+    def __init__(
+        self, *, ttl_s: float, outage_s: float, rest_s: float = 2.0, size: int = 10_000, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        super().__init__(ttl_s=ttl_s, size=size, clock=clock)
+        self._outage_s = outage_s
+        self._rest_s = rest_s
+        self._rests_until_s = float("-inf")
+
+    def get(self, key: Key) -> Value | None:
+        found = super().get(key)
+        if found is None and self._clock.monotonic_s() < self._rests_until_s:
+            return self.last(key)
+        return found
+
+    def away(self) -> None:
+        """The part does not answer."""
+        self._rests_until_s = self._clock.monotonic_s() + self._rest_s
+
+    def last(self, key: Key) -> Value | None:
+        """What it answered last, unless that was too long ago, or nothing."""
+        entry = self._entries.get(key)
+        if entry is None or not entry[1] or entry[0] + self._outage_s <= self._clock.monotonic_s():
+            return None
+        return entry[1]
+
+    def clear(self) -> None:
+        super().clear()
+        self._rests_until_s = float("-inf")

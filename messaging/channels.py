@@ -13,11 +13,13 @@ from django.db import Error, connections, transaction
 from accounts.models import User, Workspace
 from connectors import registry
 from connectors.base import Account
-from core.cache import TtlCache
+from core.cache import LastKnown
 from core.errors import Conflict, Unavailable
 from messaging.models import ChannelAccount
 
 CACHED_S: Final = 5.0
+CACHED_AWAY_S: Final = 300.0
+"""While the accounts' database is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,9 @@ class ChannelConfig:
 
 
 # "Nothing" is kept as well, and bounded: anybody can ask for account ids that do not exist.
-_recent: Final[TtlCache[frozenset[tuple[str, object]], tuple[ChannelConfig, ...]]] = TtlCache(ttl_s=CACHED_S, size=1024)
+_recent: Final[LastKnown[frozenset[tuple[str, object]], tuple[ChannelConfig, ...]]] = LastKnown(
+    ttl_s=CACHED_S, outage_s=CACHED_AWAY_S - CACHED_S, size=1024
+)
 
 
 def forget() -> None:
@@ -39,7 +43,9 @@ def forget() -> None:
 
 
 def account(channel: str, account_id: str) -> ChannelConfig | None:
-    """The active account of that id on a channel, up to 5 s old. Raises Unavailable."""
+    """The active account of that id on a channel, up to 5 s old (5 minutes while the database is away).
+
+    Raises Unavailable."""
     return next(iter(_active(channel=channel, account_id=account_id)), None)
 
 
@@ -57,7 +63,13 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
     key = frozenset(known.items())
     found = _recent.get(key)
     if found is None:
-        found = _read(known)
+        try:
+            found = _read(known)
+        except Unavailable:
+            _recent.away()
+            if last := _recent.last(key):
+                return last
+            raise
         _recent.put(key, found)
     return found
 

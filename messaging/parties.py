@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import BinaryIO, cast
 from uuid import UUID
+
+from django.db import InterfaceError, OperationalError
 
 from accounts import directory
 from connectors import registry
 from connectors.base import Account, Media
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, Unavailable
 from files import services as files
 from messaging import channels
 from messaging.domain import Contact, Outbound, Party
@@ -49,12 +51,13 @@ class KnownParties:
         raise RecipientNotFound(f"nobody of that name has written on {channel} yet, and there only they can start")
 
     def names(self, workspace_id: UUID, parties: Collection[str]) -> Mapping[str, str]:
-        """Display names of users, and of contacts as their platform gave them."""
+        """Display names of users, and of contacts as their platform gave them, as far as known."""
         users = [party for party in parties if Party.parse(party).is_user]
-        named = {
-            user_id: info.display_name or info.username
-            for user_id, info in directory.users(workspace_id, users).items()
-        }
+        try:
+            known = directory.users(workspace_id, users)
+        except (OperationalError, InterfaceError):  # nothing fails for want of a name
+            known = directory.last_known(workspace_id, users)
+        named = {user_id: info.display_name or info.username for user_id, info in known.items()}
         return {**named, **self._contact_names(workspace_id, set(parties) - set(users))}
 
     def _contact_names(self, workspace_id: UUID, parties: Collection[str]) -> Mapping[str, str]:
@@ -65,7 +68,7 @@ class KnownParties:
             addresses.setdefault(parsed.channel or "", {})[parsed.address] = party
         named: dict[str, str] = {}
         for channel, wanted in addresses.items():
-            for ours in channels.accounts_of(workspace_id, channel):
+            for ours in _accounts_of(workspace_id, channel):
                 known = self._store.contacts(
                     workspace_id=workspace_id,
                     channel=ours.account.channel,
@@ -76,6 +79,14 @@ class KnownParties:
                     if contact.name:
                         named.setdefault(wanted[address], contact.name)
         return named
+
+
+def _accounts_of(workspace_id: UUID, channel: str) -> Sequence[channels.ChannelConfig]:
+    """None when nobody can tell."""
+    try:
+        return channels.accounts_of(workspace_id, channel)
+    except Unavailable:
+        return ()
 
 
 class ConnectorLimits:

@@ -14,6 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.conf import settings
+from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
@@ -190,3 +191,30 @@ def test_publishes_the_key_that_checks_our_tokens(client: Client, alice: User) -
     assert jwt.get_unverified_header(token)["kid"] == key["kid"]
     checked = jwt.decode(token, jwt.PyJWK(key).key, algorithms=["RS256"], issuer="chat4all")
     assert checked["sub"] == alice.public_id
+
+
+def test_a_user_who_was_known_is_let_in_while_the_database_is_away_but_not_for_ever(
+    alice: User, mallory: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr(directory, "cache", directory.new_cache(clock))
+    token, stranger = access_token(alice), access_token(mallory)
+    assert principal_from_token(token).user_id == alice.public_id
+    asked: list[object] = []
+
+    def away(*arguments: object) -> None:
+        asked.append(arguments)
+        raise OperationalError("the connection is closed")
+
+    with connection.execute_wrapper(away):
+        for _ in range(3):
+            clock.advance(directory.MAX_AGE_S)
+            assert principal_from_token(token).user_id == alice.public_id
+            assert principal_from_token(token).user_id == alice.public_id
+        assert len(asked) == 3  # not everybody has to wait for a database that is away
+        with pytest.raises(OperationalError):
+            principal_from_token(stranger)
+        clock.advance(directory.MAX_AGE_AWAY_S)
+        with pytest.raises(OperationalError):
+            principal_from_token(token)
+    assert principal_from_token(token).user_id == alice.public_id

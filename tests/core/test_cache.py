@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.cache import TtlCache
+from core.cache import LastKnown, TtlCache
 from core.clock import ManualClock
 
 
@@ -49,3 +49,46 @@ def test_forgets_on_demand() -> None:
     assert (cache.get("a"), cache.get("b")) == (None, 1)
     cache.clear()
     assert cache.get("b") is None
+
+
+def known(clock: ManualClock) -> LastKnown[str, str]:
+    return LastKnown(ttl_s=5, outage_s=60, rest_s=2, clock=clock)
+
+
+def test_the_last_answer_counts_while_its_part_is_away() -> None:
+    clock = ManualClock()
+    cache = known(clock)
+    cache.put("a", "alice")
+    clock.advance(6)
+    assert cache.get("a") is None  # ask again, while nobody found it away
+    cache.away()
+    assert (cache.get("a"), cache.last("a")) == ("alice", "alice")
+    clock.advance(2)
+    assert (cache.get("a"), cache.last("a")) == (None, "alice")  # somebody has to look whether it is back
+
+
+def test_the_last_answer_does_not_count_for_ever() -> None:
+    clock = ManualClock()
+    cache = known(clock)
+    cache.put("a", "alice")
+    clock.advance(65)
+    cache.away()
+    assert (cache.get("a"), cache.last("a")) == (None, None)
+
+
+def test_that_there_was_nothing_does_not_count_while_a_part_is_away() -> None:
+    clock = ManualClock()
+    cache = known(clock)
+    cache.put("a", "")
+    assert cache.get("a") == ""
+    clock.advance(6)
+    cache.away()
+    assert (cache.get("a"), cache.last("a")) == (None, None)
+
+
+def test_what_is_cleared_is_not_known_any_more() -> None:
+    cache = known(ManualClock())
+    cache.put("a", "alice")
+    cache.away()
+    cache.clear()
+    assert (cache.get("a"), cache.last("a")) == (None, None)
