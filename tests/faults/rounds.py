@@ -22,6 +22,7 @@ from tests.faults.world import Line, Pace, Profile, World
 from tests.town import eventually, insta_id, phone
 
 EACH_PER_SECOND: Final = 8.0  # what a writer, who waits for its answers, has no trouble to write
+AFTERWARDS: Final = 30  # accepted after the strike at least: they tell when work goes on
 PERSONS_SHARE: Final = 0.2  # of what the writers try; persons on the platforms try that much together
 BOUNDS: Final = {"rss_mb": 900.0, "bus_mb": 128.0, "queue": 1_000.0}
 _names = itertools.count(1)
@@ -125,7 +126,8 @@ class Round:
                 each.start()
             try:
                 yield
-                eventually(lambda: self.accepted >= self.pace.messages, within_s=self._patience_s)
+                least = max(self.pace.messages, self.accepted + AFTERWARDS)
+                eventually(lambda: self.accepted >= least, within_s=self._patience_s)
             finally:
                 self._enough.set()
                 for each in writers:

@@ -8,13 +8,15 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.kinds.aftermath import all_read
 from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.processes import names_of
 from tests.faults.rounds import Fault
@@ -114,10 +116,14 @@ def _all_back(world: World) -> None:
             world.system.restart(name)
 
 
+def _change(name: str, strike: Callable[[World, Pace], None], **more: Any) -> Fault:
+    return Fault(name, strike, afterwards=all_read, **more)
+
+
 MEMBERSHIP: Final = (
-    Fault("bridges come and go", storm, short=frozenset({"cluster"})),
-    Fault("a bridge is killed while it hands over", killed_in_revoke, short=frozenset({"cluster"})),
-    Fault(
+    _change("bridges come and go", storm, short=frozenset({"cluster"})),
+    _change("a bridge is killed while it hands over", killed_in_revoke, short=frozenset({"cluster"})),
+    _change(
         "a bridge sleeps through the loss of its partitions",
         zombie,
         profiles=frozenset({"cluster"}),

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
+from tests.faults.kinds.aftermath import all_read
 from tests.faults.kinds.onlookers import asking, metric
 from tests.faults.rounds import Fault
 from tests.faults.world import Pace, World
@@ -171,24 +172,31 @@ def nobody_hung(strike: Strike) -> Strike:
 WORKERS: Final = ("worker-core", "worker-inbound", "worker-whatsapp", "worker-instagram")
 SENDERS: Final = ("worker-whatsapp", "worker-instagram")
 
+
+def _killing(name: str, strike: Strike, **more: Any) -> Fault:
+    return Fault(name, strike, afterwards=all_read, **more)
+
+
 PROCESSES: Final = (
-    Fault("the API is killed", all_killed(["api"])),
-    Fault("an API process is killed before a client hears of its message", killed_at("accept.appended", names=["api"])),
-    Fault("the API and the gateway freeze", frozen(["api", "gateway"])),
-    Fault("the gateway is killed", all_killed(["gateway"])),
-    Fault("the bridge is killed between work and commit", group_killed_at("bridge.uncommitted", ["bridge"])),
-    Fault(
+    _killing("the API is killed", all_killed(["api"])),
+    _killing(
+        "an API process is killed before a client hears of its message", killed_at("accept.appended", names=["api"])
+    ),
+    _killing("the API and the gateway freeze", frozen(["api", "gateway"])),
+    _killing("the gateway is killed", all_killed(["gateway"])),
+    _killing("the bridge is killed between work and commit", group_killed_at("bridge.uncommitted", ["bridge"])),
+    _killing(
         "workers are killed between store and push, store and log",
         killed_at("persist.stored", "statuses.stored", "inbound.resolved", names=WORKERS),
     ),
-    Fault(
+    _killing(
         "a sender is killed between the platform's yes and our write",
         group_killed_at("deliver.sent", SENDERS),
     ),
-    Fault("a child of the core worker is killed", child_killed("worker-core")),
-    Fault("all workers are killed, parents and children", nobody_hung(all_killed(WORKERS))),
-    Fault("a core worker freezes between store and push", nobody_hung(frozen_at("persist.stored"))),
-    Fault("a sender freezes between the platform's yes and our write", nobody_hung(frozen_at("deliver.sent"))),
-    Fault("all workers freeze", nobody_hung(frozen(WORKERS)), short=frozenset()),
-    Fault("all bridges freeze", nobody_hung(frozen(["bridge"])), short=frozenset()),
+    _killing("a child of the core worker is killed", child_killed("worker-core")),
+    _killing("all workers are killed, parents and children", nobody_hung(all_killed(WORKERS))),
+    _killing("a core worker freezes between store and push", nobody_hung(frozen_at("persist.stored"))),
+    _killing("a sender freezes between the platform's yes and our write", nobody_hung(frozen_at("deliver.sent"))),
+    _killing("all workers freeze", nobody_hung(frozen(WORKERS)), short=frozenset()),
+    _killing("all bridges freeze", nobody_hung(frozen(["bridge"])), short=frozenset()),
 )

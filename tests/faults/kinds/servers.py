@@ -11,8 +11,7 @@ from typing import Final
 
 import redis
 
-from tests.faults.checker import Report
-from tests.faults.history import History
+from tests.faults.kinds.aftermath import all_read
 from tests.faults.kinds.onlookers import asking
 from tests.faults.rounds import Fault
 from tests.faults.world import Pace, Profile, World
@@ -198,17 +197,12 @@ def _nobody_ended(world: World) -> None:
     assert [each for each in world.system.processes if not world.system.is_running(each)] == []
 
 
-def nothing_buried(_world: World, _history: History, report: Report) -> None:
-    """An outage is waited for: no record becomes a dead letter by it."""
-    assert report.dead == 0
-
-
 LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
 CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 
 
 def _outage(name: str, strike: Strike, where: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
-    return Fault(name, strike, profiles=where, short=where, afterwards=nothing_buried)
+    return Fault(name, strike, profiles=where, short=where, afterwards=all_read, target_s=30)
 
 
 SERVERS: Final = (
