@@ -33,6 +33,8 @@ refuse_equal(SECRET_KEY=SECRET_KEY, CHANNEL_SECRETS_KEY=CHANNEL_SECRETS_KEY)
 DEBUG = env.bool("DEBUG", default=False)
 if PRODUCTION and DEBUG:
     raise ImproperlyConfigured("DEBUG must be off in production. Hint: unset DEBUG")
+if PRODUCTION and env.str("FAILPOINTS", default=""):
+    raise ImproperlyConfigured("FAILPOINTS ends processes on purpose, never in production. Hint: unset FAILPOINTS")
 ALLOWED_HOSTS = allowed_hosts(production=PRODUCTION)
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 

@@ -6,6 +6,8 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+from core import failpoints
+
 
 class Clock(Protocol):
     """Wall time for records, monotonic time for durations."""
@@ -17,11 +19,16 @@ class Clock(Protocol):
         """Seconds from an arbitrary start; never goes back, so use it for every time-out and lease."""
 
 
+def wall_ns() -> int:
+    """Nanoseconds since the Unix epoch; may jump when the machine's clock is set, or a fault test's."""
+    return time.time_ns() + failpoints.clock_error_ns()
+
+
 class SystemClock:
     """The machine's own clocks."""
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        return wall_ns() // 1_000_000
 
     def monotonic_s(self) -> float:
         return time.monotonic()

@@ -7,6 +7,9 @@ A file in that folder arms the point of its name for whoever comes by next; its 
 * ``stop``: SIGSTOP to this process; whoever armed it sends SIGCONT.
 
 The file is renamed to ``<name>.struck`` and holds the process id then, so that each arming strikes once.
+
+A file ``clock``, ``clock.<SERVICE>`` or ``clock.<process id>`` holds the seconds by which wall clocks are wrong: of all
+processes, of a service's, of one. The nearest counts, and may change at any time.
 """
 
 from __future__ import annotations
@@ -14,16 +17,29 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-_FOLDER: Final = Path(os.environ["FAILPOINTS"]) if os.environ.get("FAILPOINTS") else None
+FOLDER: Final = Path(os.environ["FAILPOINTS"]) if os.environ.get("FAILPOINTS") else None
 
 
 def failpoint(name: str) -> None:
     """A place that matters: what was done before it is not known yet to whoever comes after it."""
-    if _FOLDER is not None:
-        _pass(_FOLDER, name)
+    if FOLDER is not None:
+        _pass(FOLDER, name)
+
+
+def clock_error_ns() -> int:
+    """How far this process's wall clock is to be ahead; 0 unless a test says so."""
+    return 0 if FOLDER is None else _clock_error_ns(FOLDER)
+
+
+def _clock_error_ns(folder: Path) -> int:
+    for name in (f"clock.{os.getpid()}", f"clock.{os.environ.get('SERVICE', '')}", "clock"):
+        with suppress(FileNotFoundError):
+            return int(float((folder / name).read_text()) * 1e9)
+    return 0
 
 
 def _pass(folder: Path, name: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 import uuid
 from typing import Final
+
+from core.clock import wall_ns
 
 _SUBMS_BITS = 12  # RFC 9562, method 3: rand_a holds the fraction of the millisecond
 
@@ -28,7 +29,7 @@ class Uuid7Factory:
         self._last_tick = 0
 
     def __call__(self) -> uuid.UUID:
-        ms, rest_ns = divmod(time.time_ns(), 1_000_000)
+        ms, rest_ns = divmod(wall_ns(), 1_000_000)
         tick = ms << _SUBMS_BITS | (rest_ns << _SUBMS_BITS) // 1_000_000
         with self._lock:
             tick = self._last_tick = max(tick, self._last_tick + 1)

@@ -20,6 +20,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 
 from accounts.checks import database_answers
+from core import failpoints
 from core.database import remedy, unpooled
 from core.errors import Chat4AllError, Unavailable
 from files import services as files
@@ -49,7 +50,10 @@ def parts_are_ready(**_: Any) -> list[CheckMessage]:
     files.storage().__class__  # noqa: B018 - to load boto3 may take longer than to ask
     asked = [(part, _started(part)) for part in _parts()]
     deadline_s = time.monotonic() + TIMEOUT_S
-    return [message for part, answer in asked for message in _answer(part, answer, deadline_s)] + list(_addresses())
+    return [message for part, answer in asked for message in _answer(part, answer, deadline_s)] + [
+        *_addresses(),
+        *_switches(),
+    ]
 
 
 def _parts() -> tuple[Part, ...]:
@@ -197,6 +201,15 @@ def _clock(where: str, ahead_s: float) -> Iterator[CheckMessage]:
             f"This machine's clock and that of {where} differ by {abs(ahead_s):.1f} s: ids and leases go by time.",
             hint="Keep both with NTP (chrony, systemd-timesyncd).",
             id="chat4all.W052",
+        )
+
+
+def _switches() -> Iterator[CheckMessage]:
+    if failpoints.FOLDER is not None:
+        yield Error(
+            "FAILPOINTS is set: whoever writes to its folder ends our processes and moves their clocks.",
+            hint="Unset FAILPOINTS; it is for tests/faults.",
+            id="chat4all.E061",
         )
 
 

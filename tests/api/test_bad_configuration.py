@@ -6,16 +6,10 @@ most of what they take is waiting.
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -24,19 +18,27 @@ import httpx
 import pytest
 
 from connectors import registry
-from demo.ports import free_ports
-from demo.redis_server import BUS_RULES, LOG_RULES, RedisServer
+from demo.redis_server import RedisServer
 from messaging import topics
+from tests.api.outside import (
+    LONGEST_S,
+    PROBE_S,
+    SLACK_S,
+    TIMEOUT_S,
+    World,
+    apis,
+    check,
+    detail,
+    fault,
+    local_world,
+    prompt,
+    refused,
+    register,
+    until,
+)
 from tests.files import buckets
 from tests.hub import log_at
 from tests.stack.servers import needed
-
-ROOT: Final = Path(__file__).resolve().parents[2]
-TIMEOUT_S: Final = 2.0  # APPEND_TIMEOUT_S and STORE_TIMEOUT_S of every API here
-PROBE_S: Final = 2.0  # in which each part ends its own check
-SLACK_S: Final = 1.0
-LONGEST_S: Final = 12.0  # of any answer, on a busy machine; the parts' own time-outs are 2 to 5 s
-PASSWORD: Final = "correct horse battery"
 
 
 @pytest.fixture(autouse=True)
@@ -59,46 +61,9 @@ def closed() -> int:
     return port
 
 
-@dataclass(frozen=True)
-class World:
-    """What is right: a case changes some of it."""
-
-    log: RedisServer
-    environment: Mapping[str, str]
-
-    def run(self, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "manage.py", *command],
-            cwd=ROOT, env={**self.environment, **changed}, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The local profile, set up."""
-    folder = tmp_path_factory.mktemp("world")
-    with ExitStack() as stack:
-        log = RedisServer(folder / "log", rules=LOG_RULES).start()
-        stack.callback(log.stop)
-        bus = RedisServer(folder / "bus", rules=BUS_RULES).start()
-        stack.callback(bus.stop)
-        world = World(
-            log,
-            {
-                "PATH": os.environ["PATH"],
-                "STATE_DIR": str(folder / "state"),
-                "EVENT_LOG_URL": log.url,
-                "BUS_URL": bus.url,
-                "APPEND_TIMEOUT_S": str(TIMEOUT_S),
-                "STORE_TIMEOUT_S": str(TIMEOUT_S),
-            },
-        )
-        set_up = (
-            ("migrate", "-v0", "--database", "default"), ("migrate", "-v0", "--database", "messages"), ("setup_topics",)
-        )  # fmt: skip
-        with ThreadPoolExecutor() as pool:
-            for done in pool.map(lambda command: world.run(*command), set_up):
-                assert done.returncode == 0, done.stdout + done.stderr
+    with local_world(tmp_path_factory.mktemp("world")) as world:
         yield world
 
 
@@ -113,12 +78,6 @@ def kafka(*, partitions: int) -> str:
 
 
 # --- before the start ---------------------------------------------------------------------------------------------
-
-
-def check(world: World, **changed: str) -> tuple[int, str]:
-    """What `manage.py check --deploy` says of the parts."""
-    done = world.run("check", "--deploy", "--tag", "parts", "--fail-level", "WARNING", **changed)
-    return done.returncode, done.stdout + done.stderr
 
 
 def everything_at(port: int, profile: str) -> dict[str, str]:
@@ -178,7 +137,8 @@ def test_a_check_names_every_part_that_is_away(
 def test_a_check_tells_a_redis_that_would_lose_messages(tmp_path: Path, world: World) -> None:
     bus = RedisServer(tmp_path / "bus", rules=("appendonly no", "maxmemory-policy allkeys-lru")).start()
     try:
-        status, told = check(world, STATE_DIR=str(tmp_path / "state"), EVENT_LOG_URL=bus.url, BUS_URL=bus.url)
+        switched = {"STATE_DIR": str(tmp_path / "state"), "FAILPOINTS": str(tmp_path)}
+        status, told = check(world, **switched, EVENT_LOG_URL=bus.url, BUS_URL=bus.url)
     finally:
         bus.stop()
     assert status == 1
@@ -192,6 +152,7 @@ def test_a_check_tells_a_redis_that_would_lose_messages(tmp_path: Path, world: W
         ("E012", "manage.py migrate --database messages"),
         ("E022", "manage.py migrate --database default"),
         ("W051", "API_URL=https://"),
+        ("E061", "Unset FAILPOINTS"),
     ):
         assert f"chat4all.{number}" in told, told
         assert remedy in told, told
@@ -227,92 +188,6 @@ def test_a_check_tells_a_keyspace_that_is_missing(world: World) -> None:
 
 
 # --- while it runs ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def apis(folder: Path, environments: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, httpx.Client]]:
-    """The API as production runs it, once with each of these environments; they start together."""
-    with ExitStack() as stack:
-        clients, processes = {}, {}
-        for (name, environment), port in zip(environments.items(), free_ports(len(environments)), strict=True):
-            log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            command = [sys.executable, "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application"]
-            command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--blocking-threads", "8"]
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-            stack.callback(process.wait, timeout=20)
-            processes[name] = process
-            clients[name] = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
-        stack.callback(_terminate, processes.values())
-        for name, client in clients.items():
-            _until_up(client, processes[name])
-        yield clients
-
-
-def _terminate(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-
-
-def _until_up(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the API ended"
-        try:
-            client.get("/health")
-        except httpx.TransportError:
-            time.sleep(0.1)  # a poll for a process that starts
-        else:
-            return
-    raise AssertionError("the API did not start")
-
-
-def fault(client: httpx.Client, part: str) -> str:
-    """What /ready says of a part that is red."""
-    answer = client.get("/ready")
-    assert (answer.status_code, answer.json()["status"]) == (503, "failed")
-    return detail(client, part, "failed")
-
-
-def detail(client: httpx.Client, part: str, status: str) -> str:
-    """What /ready says of a part. A first answer may only tell that the part is still being asked."""
-    began = time.monotonic()
-    while True:
-        told = client.get("/ready").json()["parts"][part]
-        assert told["status"] == status or told["detail"].startswith("no answer"), told
-        assert time.monotonic() - began < LONGEST_S, told
-        if not told["detail"].startswith("no answer"):
-            said: str = told["detail"]
-            return said
-
-
-def prompt(client: httpx.Client, method: str, path: str, *, within_s: float, **sent: Any) -> httpx.Response:
-    """The answer, which never hangs; of three, at least one is there in time (this machine may be busy)."""
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        answer = client.request(method, path, **sent)
-        took.append(time.monotonic() - began)
-        assert took[-1] < LONGEST_S
-        if took[-1] < within_s:
-            return answer
-    raise AssertionError(f"{method} {path} took {took}")
-
-
-def refused(answer: httpx.Response, code: str) -> None:
-    """503 as problem JSON that says when to come again."""
-    assert answer.headers["Content-Type"] == "application/problem+json", answer.text[:300]
-    assert (answer.status_code, answer.json()["code"]) == (503, code), answer.text
-    assert int(answer.headers["Retry-After"]) >= 1
-
-
-def register(client: httpx.Client, name: str) -> str:
-    """The id of a new user; its client is signed in."""
-    who = {"username": f"{name}-{uuid.uuid4().hex[:8]}", "password": PASSWORD}
-    answer = client.post("/auth/register", json=who)
-    assert answer.status_code == 201, answer.text
-    client.headers["Authorization"] = f"Bearer {client.post('/auth/token', json=who).json()['access_token']}"
-    found: str = client.get("/v1/users/me").json()["user_id"]
-    return found
 
 
 # --- the accounts' database, and topics in Redis ---------------------------------------------------------------------
@@ -495,13 +370,6 @@ def test_too_few_partitions_on_the_broker_are_told_and_messages_are_still_taken(
     assert "manage.py setup_topics" in told
     message = {"conversation_id": chat("too few partitions"), "content": "hello"}
     assert client.post("/v1/messages", json=message).status_code == 202
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)  # a poll of another process
 
 
 # --- Cassandra ---------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ def test_production_refuses_a_weak_secret_and_does_not_show_it(load: Load, name:
 BAD = {
     "one key for two": ({"CHANNEL_SECRETS_KEY": KEY}, "SECRET_KEY and CHANNEL_SECRETS_KEY must differ"),
     "debugging": ({"DEBUG": "1"}, "DEBUG"),
+    "failpoints": ({"FAILPOINTS": "/tmp"}, "FAILPOINTS"),
     "any host": ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS"),
     "any host besides ours": ({"ALLOWED_HOSTS": "chat.example.com,*"}, "ALLOWED_HOSTS"),
     "an API without TLS": ({"API_URL": "http://chat.example.com"}, "API_URL"),
