@@ -13,8 +13,8 @@ import pytest
 
 from demo.supervisor import LocalSystem
 from tests.cluster.conftest import BRIDGES, owned
+from tests.cluster.load import EACH, PEOPLE, Load
 from tests.faults.conftest import Harbour
-from tests.faults.test_kills import EACH, PEOPLE, Load
 from tests.town import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -94,4 +94,6 @@ def test_a_bridge_that_stops_politely_is_not_waited_for(harbour: Harbour) -> Non
     """It drains what is in flight and says goodbye: once it is gone nobody waits for its session to lapse."""
     with under_load(harbour):
         harbour.system.end(BRIDGES[1])
-        assert seconds_until_alone(harbour.system) < SESSION_S - 1.5  # unsaid, it is missed a session after its last heartbeat
+        assert (
+            seconds_until_alone(harbour.system) < SESSION_S - 1.5
+        )  # unsaid, it is missed a session after its last heartbeat
