@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError
 
 from accounts.checks import database_answers
 from accounts.tokens import Principal
@@ -22,6 +23,7 @@ from core.errors import Unavailable
 from core.ids import derived_id
 from files import services as files
 from files.checks import storage_answers
+from files.errors import StorageUnavailable
 from messaging import channels, parties, redis_rules, topics
 from messaging.breakers import SharedBreakers
 from messaging.bridge import BridgeLimits, DeadLetters
@@ -77,7 +79,7 @@ def message_store() -> MessageStore:
     match url.scheme:
         case "orm":
             return OrmStore(using=url.netloc or "messages")
-        case "cassandra":
+        case "cassandra" | "cassandra+ssl":
             from messaging.stores.cassandra import CassandraStore  # noqa: PLC0415 - its driver is not in the local profile
 
             return CassandraStore(settings.MESSAGE_STORE_URL, timeout_s=settings.STORE_TIMEOUT_S)
@@ -161,6 +163,7 @@ def inbound() -> Inbound:
         translator_for=registry.get,
         inbox_for=inbox_for,
         keep_file=keep_file,
+        file_id=file_id_of,
         names=known_parties().names,
         retry_delay_s=retry_delay_s,
         clock=SYSTEM_CLOCK,
@@ -175,8 +178,22 @@ def inbox_for(channel: str, account_id: str) -> Inbox | None:
 def keep_file(
     inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
 ) -> str:
-    """Store what a person sent, once: the id is derived from ``name``, and the conversation's members may see it."""
-    file_id = f"file_{derived_id(inbox.workspace_id, name).hex}"
+    """Store what a person sent, once: the id is derived from ``name``, and the conversation's members may see it.
+
+    Raises StorageUnavailable.
+    """
+    try:
+        return _kept(inbox, conversation, file_id_of(inbox, name), attachment, content)
+    except (OperationalError, InterfaceError) as error:  # where files are listed
+        raise StorageUnavailable(f"The accounts' database does not answer: {type(error).__name__}") from error
+
+
+def file_id_of(inbox: Inbox, name: str) -> str:
+    """The id under which `keep_file` keeps it."""
+    return f"file_{derived_id(inbox.workspace_id, name).hex}"
+
+
+def _kept(inbox: Inbox, conversation: Conversation, file_id: str, attachment: InboundAttachment, content: bytes) -> str:
     stored = files.store_bytes(
         iter([content]),
         placement=files.Placement(

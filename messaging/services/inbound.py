@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 # A receipt for a message we do not know (yet) waits under a key of its own: statuses only move forward, so it may be
 # overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
 WAITING: Final = "~waiting"
-# A file that our storage could not take waits like that, too: its message has gone on with the id that the file will have.
+# A file that our storage could not take waits like that, too: its message went on with the id that the file will have.
 LATE_FILE: Final = "~file"
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from django.db import OperationalError, connection
+from pytest_django import Settings
 
+from chat4all_project.parts import file_storage
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
 from connectors.errors import DeliveryError, PermanentDeliveryError, TransientDeliveryError
 from connectors.http import Limits
 from core.errors import Chat4AllError, Unavailable
 from core.ids import uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
-from messaging import codec, tasks, topics
+from messaging import codec, tasks, topics, wiring
 from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
-from messaging.services.inbound import FILE_GIVEN_UP_MS, UNKNOWN_STATUS_WAIT_MS, Inbound, Inbox, resolve
+from messaging.services.inbound import (
+    FILE_GIVEN_UP_MS,
+    LATE_FILE_AGAIN_MS,
+    LATE_FILE_GIVEN_UP_MS,
+    UNKNOWN_STATUS_WAIT_MS,
+    Inbound,
+    Inbox,
+    resolve,
+)
 from messaging.services.persist import persist
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
@@ -109,6 +121,7 @@ class Desk:
             translator_for=lambda channel: self.webhooks,
             inbox_for=lambda channel, account_id: self.inboxes.get((channel, account_id)),
             keep_file=fuse.around(self._keep, "keep_file"),
+            file_id=lambda inbox, name: f"file_{name}",
             names=self._names,
             retry_delay_s=lambda attempts: 1.0,
             clock=self.bench.clock,
@@ -129,6 +142,11 @@ class Desk:
         """Receipts that were put back."""
         source = TopicPartition(topics.INBOUND, 0)
         return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~waiting")]
+
+    def late(self) -> list[Record]:
+        """Files that are to be fetched later."""
+        source = TopicPartition(topics.INBOUND, 0)
+        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~file")]
 
     def store_all(self) -> list[Message]:
         """What `messages` holds, persisted; each message once."""
@@ -389,14 +407,50 @@ def test_a_look_at_a_file_ends_before_its_task_is_killed() -> None:
     assert tasks.BATCH_DEADLINE_S + look_up_s + limits.download_s + limits.read_s < tasks.HARD_LIMIT_S
 
 
-def test_a_storage_that_is_away_is_no_lost_file(desk: Desk) -> None:
+def test_a_storage_that_is_away_holds_nobody_up_and_loses_no_file(desk: Desk) -> None:
     desk.refuses = StorageUnavailable()
-    records = desk.arrives(says("look", attachments=(PHOTO,)))
-    with pytest.raises(Unavailable):
-        desk.resolve(records)
+    records = desk.arrives(says("look", attachments=(PHOTO,)), says("and?", id_="wamid.in2"))
+    assert desk.resolve(records) == [DONE, DONE]
+    photo, text = sorted(desk.store_all(), key=lambda message: message.message_id)
+    assert [(each.content, bool(each.file_id)) for each in (photo, text)] == [("look", True), ("and?", False)]
+    [late] = desk.late()
+    assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="storage_away")]
     desk.refuses = None
-    desk.resolve(records)
-    assert [bool(each.file_id) for each in desk.store_all()] == [True]
+    assert desk.resolve([late]) == [DONE]
+    assert desk.kept == {photo.file_id: b"bytes"}
+    assert len(desk.store_all()) == 2
+
+
+def test_a_late_file_goes_to_the_end_of_the_log_and_is_never_given_up_for_our_own_fault(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO,))))
+    desk.store_all()
+    for times in range(1, 4):
+        *_, late = desk.late()
+        desk.bench.clock.advance(24 * 3600)
+        failing_ms = desk.bench.clock.now_ms() - LATE_FILE_AGAIN_MS
+        [outcome] = desk.resolve([late], first_failed_ms=failing_ms)
+        assert outcome == Outcome(Verdict.RETRY, after_s=1.0, reason="storage_away")
+        assert desk.resolve([late], first_failed_ms=failing_ms - 1) == [DONE]
+        assert len(desk.late()) == 1 + times
+    desk.refuses = None
+    assert desk.resolve(desk.late()) == [DONE] * 4
+    assert list(desk.kept.values()) == [b"bytes"]
+
+
+def test_a_late_file_waits_for_its_message_and_for_the_platform_no_longer_than_a_day(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO,))))
+    desk.refuses = None
+    [late] = desk.late()
+    assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="not_stored_yet")]
+    desk.store_all()
+    desk.webhooks.files["media-1"] = [TransientDeliveryError("refused")] * 2
+    desk.bench.clock.advance(LATE_FILE_GIVEN_UP_MS / 1000)
+    assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="refused")]
+    desk.bench.clock.advance(1)
+    assert desk.resolve([late]) == [DONE]
+    assert desk.kept == {}
 
 
 def test_what_was_not_begun_in_time_waits_for_the_next_batch(desk: Desk) -> None:
@@ -526,3 +580,29 @@ def test_whatever_step_it_ends_at_the_next_worker_completes_it(desk: Desk, error
         assert opened.count(conversation) == 1
 
     assert every_step(run, error) >= 20
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("away", ["storage", "database"])
+def test_whichever_part_of_the_storage_is_away_is_told_as_that(away: str, settings: Settings) -> None:
+    inbox = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
+    home = Conversation(
+        conversation_id=uuid7(),
+        workspace_id=WORKSPACE,
+        public_id="whatsapp-carla",
+        title="",
+        members=(ALICE, CARLA),
+        created_by=CARLA,
+        created_at_ms=0,
+    )
+
+    def refuse(*_arguments: object) -> None:
+        raise OperationalError("the connection is closed")
+
+    if away == "storage":
+        nobody_there = file_storage("s3://key:secret@bucket?endpoint=http://127.0.0.1:1")
+        settings.STORAGES = {**settings.STORAGES, "default": nobody_there}
+    broken = connection.execute_wrapper(refuse) if away == "database" else nullcontext()
+    with broken, pytest.raises(StorageUnavailable):
+        wiring.keep_file(inbox, home, "name", PHOTO, b"bytes")
+    assert wiring.file_id_of(inbox, "name").startswith("file_")
