@@ -260,6 +260,17 @@ class Town:
         finally:
             self.platform.put("/switches", json=before)
 
+    @contextmanager
+    def switches_of(self, account_id: str, **patch: Any) -> Iterator[None]:
+        """One account's platform behaves like this for a while."""
+        where = f"/accounts/{account_id}/switches"
+        answer = self.platform.put(where, json=patch)
+        assert answer.status_code == 200, answer.text
+        try:
+            yield
+        finally:
+            self.platform.delete(where).raise_for_status()
+
     def turn(self, **patch: Any) -> None:
         answer = self.platform.put("/switches", json=patch)
         assert answer.status_code == 200, answer.text

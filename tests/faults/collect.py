@@ -393,7 +393,7 @@ def dead_letters(town: Town, since: Mark = FROM_THE_START) -> list[DeadLetter]:
             message_id = str(letter.message_id) if letter.message_id else None
             said = _EXTERNAL_ID.search(record.value) if name == topics.INBOUND else None
             external_id = said[1].decode() if said else ""
-            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id, external_id))
+            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id, external_id, letter.error))
     return found
 
 

@@ -57,12 +57,14 @@ class Told(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Where it came from, and what it is about where that can be read: of `inbound` the platform's id of a message."""
+    """Where it came from, and what it is about where that can be read: of `inbound` the platform's id of a message.
+    ``reason`` is why it is one."""
 
     source: Source
     offset: int
     message_id: Id | None
     external_id: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

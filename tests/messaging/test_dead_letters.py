@@ -33,7 +33,7 @@ def test_what_another_producer_wrote_too_large_is_buried_cut_and_says_so(
     log = MemoryLog()
     log.ensure_topics(topics.all_topics(()))
     record = Record(SOURCE, 7, key, b"x" * size, {"trace": header}, appended_at_ms=1)
-    assert DeadLetters(log, per_minute=1, clock=SYSTEM_CLOCK).bury(Work(record), "UndecodableRecord")
+    assert DeadLetters(log, per_minute=1, clock=SYSTEM_CLOCK).bury(Work(record), "undecodable")
     [letter] = log.read(TopicPartition(topics.dead_letters(topics.MESSAGES), 0), start=0, limit=9)
     assert (letter.headers["dl-partition"], letter.headers["dl-offset"]) == ("1", "7")
     assert letter.headers.get("dl-cut") == (str(size) if cut else None)

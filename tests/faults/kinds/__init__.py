@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from tests.faults.kinds.membership import MEMBERSHIP
+from tests.faults.kinds.platform import PLATFORM
+from tests.faults.kinds.poison import POISON
 from tests.faults.kinds.processes import PROCESSES
+from tests.faults.kinds.recipients import RECIPIENTS
 from tests.faults.kinds.servers import SERVERS
 from tests.faults.rounds import Fault
 
-ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS)
+ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS, *PLATFORM, *POISON, *RECIPIENTS)

@@ -1,0 +1,144 @@
+"""The platforms refuse, forget to answer, repeat themselves, tell things in the wrong order, or are away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import Any, Final
+
+from connectors.breaker import BreakerState, Rules
+from messaging import topics
+from messaging.services.deliver import UNKNOWN
+from tests.faults.checker import Report
+from tests.faults.collect import CHANNELS
+from tests.faults.history import History
+from tests.faults.kinds.combined import Strike
+from tests.faults.rounds import Fault
+from tests.faults.world import Pace, World
+from tests.town import eventually
+
+UNAVAILABLE, THROTTLED = "131016", "130429"
+OUTAGE_TAKES_S: Final = 2 * Rules().open_s + 120  # a probe that meets the last moment, and a parked message's minute
+STUMBLES: Final[dict[str, dict[str, Any]]] = {
+    "fail": {"failure_rate": 0.15},
+    "throttle": {"throttle_rate": 0.25, "retry_after_s": 1},
+    "repeat themselves": {"duplicate_rate": 0.4, "duplicate_delay_ms": 1_500},
+    "tell the end before the middle": {"reorder_rate": 0.5},
+    "tell what became of a message before they take it": {"early_status_rate": 0.5},
+}
+UNANSWERED: Final = {"ambiguous_rate": 0.12}
+MODES: Final = ("close", "garbage", "hang")
+
+
+def away(channel: str) -> Strike:
+    """Every call on one channel answers 503 for a while: its breaker opens and it pauses, everybody else goes on."""
+
+    def strike(world: World, pace: Pace) -> None:
+        town, load = world.town, world.load
+        name = f"{channel}:{world.accounts[channel]}"
+        others = ("user", *(each for each in CHANNELS if each != channel), *(f"from {each}" for each in CHANNELS))
+        try:
+            with town.switches_of(world.accounts[channel], outage=True):
+                eventually(lambda: town.breakers().get(name) is BreakerState.OPEN, within_s=90)
+                _lasts(pace.outage_s / 2)
+                refused, since_s = refusals(world)[UNAVAILABLE], time.monotonic()
+                _lasts(pace.outage_s / 2)
+                waiting, meanwhile = load.texts(channel) - load.arrivals().keys(), load.texts(*others)
+                probes = 1 + (time.monotonic() - since_s) / Rules().open_s
+                assert refusals(world)[UNAVAILABLE] - refused <= probes, "the channel does not pause"
+                assert waiting, "nobody wrote to the channel that is away"
+                all_arrive(world, meanwhile)  # while it is still away
+        finally:
+            world.mended()
+        all_arrive(world, waiting, within_s=OUTAGE_TAKES_S + pace.outage_s)
+        eventually(lambda: town.breakers()[name] is BreakerState.CLOSED, within_s=OUTAGE_TAKES_S)
+
+    return strike
+
+
+def stumbling(**switches: Any) -> Strike:
+    """Both platforms behave like this for a while, and every kind of it is met."""
+
+    def strike(world: World, pace: Pace) -> None:
+        before = stumbles(world)
+        with world.town.switches(**switches):
+            _lasts(pace.outage_s)
+            expected = _expected(switches)
+            eventually(lambda: all(stumbles(world)[each] > before[each] for each in expected), within_s=60)
+            told = world.load.texts(*CHANNELS, *(f"from {each}" for each in CHANNELS))
+        world.mended()
+        all_arrive(world, told, within_s=120)
+
+    return strike
+
+
+def unanswering(**switches: Any) -> Strike:
+    """Some of what they take is never answered: the connection breaks, the answer is no JSON, or none comes."""
+
+    def strike(world: World, pace: Pace) -> None:
+        for mode in MODES:
+            stumbling(**UNANSWERED, ambiguous_mode=mode, **switches)(world, Pace(0, pace.outage_s / 3, 0, 0))
+
+    return strike
+
+
+def refusals(world: World) -> Counter[str]:
+    """How many calls the platforms refused so far, by code."""
+    stats = world.town.platform.get("/stats").json()
+    return Counter(stats["sends"]["refused_by_code"])
+
+
+def stumbles(world: World) -> Counter[str]:
+    """What the platforms did to us so far, as far as they count it."""
+    stats = world.town.platform.get("/stats").json()
+    told = {"unanswered": stats["sends"]["unanswered"], "duplicate": stats["webhooks"]["items_duplicated"]}
+    return Counter(stats["sends"]["refused_by_code"]) + Counter(told)
+
+
+def _expected(switches: dict[str, Any]) -> list[str]:
+    met = {"failure_rate": UNAVAILABLE, "throttle_rate": THROTTLED, "ambiguous_rate": "unanswered"}
+    met |= {"duplicate_rate": "duplicate"}
+    return [met[each] for each in switches if each in met]
+
+
+def all_arrive(world: World, texts: frozenset[str], *, within_s: float = 90) -> None:
+    def missing() -> frozenset[str]:
+        return texts - world.load.arrivals().keys()
+
+    try:
+        eventually(lambda: not missing(), within_s=within_s)
+    except AssertionError:
+        raise AssertionError(f"not there within {within_s:g} s: {sorted(missing())[:5]}") from None
+
+
+def no_send_buried(_world: World, history: History, _report: Report) -> None:
+    """An outage is waited for: no send becomes a dead letter by it."""
+    assert [each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX)] == []
+
+
+def only_unknown_buried(_world: World, history: History, _report: Report) -> None:
+    """Nothing but what a platform did not answer twice."""
+    sends = (each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX))
+    assert {each.reason for each in sends} <= {UNKNOWN}
+
+
+def _lasts(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+EVERYTHING: Final = {name: value for each in STUMBLES.values() for name, value in each.items()}
+PLATFORM: Final = (
+    *(
+        Fault(f"the platforms {what}", stumbling(**how), short=frozenset(), afterwards=only_unknown_buried)
+        for what, how in STUMBLES.items()
+    ),
+    Fault("the platforms do not answer", unanswering(), short=frozenset(), afterwards=only_unknown_buried),
+    Fault(
+        "the platforms stumble in every way",
+        unanswering(**EVERYTHING),
+        short=frozenset(),
+        afterwards=only_unknown_buried,
+    ),
+    *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),
+)

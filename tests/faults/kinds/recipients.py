@@ -1,0 +1,79 @@
+"""One person can't be reached for long: what is for them waits apart, nobody else notices."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from messaging import topics
+from messaging.bridge import BridgeLimits
+from messaging.ports import TopicPartition
+from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.kinds.combined import Strike
+from tests.faults.kinds.platform import all_arrive, no_send_buried, refusals
+from tests.faults.kinds.processes import names_of
+from tests.faults.rounds import Fault
+from tests.faults.world import Pace, World
+from tests.town import eventually, insta_id, phone
+
+KIND: Final = "unreachable"
+BUSY: Final = "131056"
+MAY_REPEAT: Final = BridgeLimits().window_records * BridgeLimits().span  # records of a partition
+PARKED_WITHIN_S: Final = 120.0  # it fails in its lane for 30 s; a bridge that starts anew begins to count again
+
+
+def unreachable(channel: str) -> Strike:
+    """One person is busy, says the platform, for twice an outage; all bridges are killed meanwhile."""
+
+    def strike(world: World, pace: Pace) -> None:
+        load, began_s = world.load, time.monotonic()
+        person = phone() if channel == "whatsapp" else insta_id()
+        conversation, to = f"unreachable-{person}", f"{channel}:{'+' if channel == 'whatsapp' else ''}{person}"
+        texts = [f"{conversation} {number}" for number in range(3)]
+        outbound = list(sources(world.town, topics.outbound(channel)))
+        try:
+            with world.town.switches_of(world.accounts[channel], busy_numbers=[person]):
+                refused, ends = refusals(world)[BUSY], {each: world.town.log.end_offset(each) for each in outbound}
+                for text in texts:
+                    load.write(conversation, text, to, kind=KIND)
+                eventually(lambda: refusals(world)[BUSY] > refused, within_s=60)
+                source, offset = eventually(lambda: _place(world, ends, texts[0].encode()), within_s=30)
+                _bridges_die(world, outbound)
+                eventually(lambda: world.town.log.committed(GROUP, source) > offset, within_s=PARKED_WITHIN_S)
+                eventually(lambda: time.monotonic() - began_s > 2 * pace.outage_s, within_s=3 * pace.outage_s)
+                meanwhile = load.texts("user", channel, *(f"from {each}" for each in CHANNELS))
+                all_arrive(world, meanwhile)  # while this person still can't be reached
+                assert not set(texts) & load.arrivals().keys(), "the person was reached all the time"
+        finally:
+            world.mended()
+        all_arrive(world, frozenset(texts), within_s=120 + 2 * pace.outage_s)
+
+    return strike
+
+
+def _place(world: World, ends: dict[TopicPartition, int], text: bytes) -> tuple[TopicPartition, int] | None:
+    """Where the send of this text lies."""
+    for source, end in ends.items():
+        for record in world.town.log.read(source, start=end, limit=5_000):
+            if text in record.value:
+                return source, record.offset
+    return None
+
+
+def _bridges_die(world: World, outbound: list[TopicPartition]) -> None:
+    """All of them; they come back and repeat what was not committed, which is bounded."""
+    names, log = names_of(world, ["bridge"]), world.town.log
+    try:
+        for name in names:
+            world.system.kill(name)
+        spans = {each: log.end_offset(each) - log.committed(GROUP, each) for each in outbound}
+    finally:
+        for name in names:
+            world.system.restart(name)
+    assert max(spans.values()) <= MAY_REPEAT
+
+
+RECIPIENTS: Final = tuple(
+    Fault(f"a person on {channel} can't be reached", unreachable(channel), short=frozenset(), afterwards=no_send_buried)
+    for channel in CHANNELS
+)
