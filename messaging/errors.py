@@ -19,6 +19,12 @@ class StoreUnavailable(Unavailable):
     title = "The message store does not answer"
 
 
+class StoreRefused(StoreUnavailable):
+    """It answers, and refuses us."""
+
+    may_pass = False
+
+
 class RecordTooLarge(Chat4AllError):
     """A record is larger than the log takes."""
 

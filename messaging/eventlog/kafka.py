@@ -25,6 +25,7 @@ from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPa
 from messaging.topics import Topic
 
 PING_TIMEOUT_S: Final = 1.8
+PROVEN_S: Final = 5.0  # in which a producer that will not be let send finds out
 REPLICAS: Final = 3  # of a topic that is created, where there are as many servers
 ANYBODY: Final = "reader"  # a group for what concerns none
 
@@ -38,6 +39,7 @@ class KafkaLog:
         self._max_poll_s = max_poll_s
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
+        self._doubted_s, self._broken = 0.0, ""  # until when the last producer's end is held against the next one
         self._admin: AdminClient | None = None
         self._readers: dict[str, KafkaReader] = {}  # by group
         _LOGS.add(self)
@@ -52,7 +54,7 @@ class KafkaLog:
         try:
             return producer.send(records)
         finally:
-            if producer.is_broken:
+            if producer.broken:
                 self._replace(producer)
 
     def subscribe(
@@ -79,7 +81,12 @@ class KafkaLog:
         return self._reader(ANYBODY).read(source, start=start, limit=limit)
 
     def ping(self) -> None:
-        self._opened_producer().answers(timeout_s=PING_TIMEOUT_S)
+        producer = self._opened_producer()
+        producer.answers(timeout_s=PING_TIMEOUT_S)
+        if producer.broken:
+            self._replace(producer)
+        if time.monotonic() < self._doubted_s:
+            raise self._link.unavailable(f"refuses what is sent: {self._broken}")
 
     def warm(self) -> None:
         """A producer fetches the id that makes it idempotent as soon as it is open; that takes 0.5 s."""
@@ -146,8 +153,12 @@ class KafkaLog:
 
     def _metadata(self, timeout_s: float | None = None) -> tuple[dict[str, list[int]], int]:
         """The number of replicas of each partition of each topic that is there, and the number of servers."""
+        admin = self._admins()
         with self._link.explained():
-            found = self._admins().list_topics(timeout=timeout_s or self._link.timeout_s)
+            try:
+                found = admin.list_topics(timeout=timeout_s or self._link.timeout_s)
+            finally:
+                admin.poll(0)  # only now is the link told why connections failed
         mine = {name: topic for name, topic in found.topics.items() if name.startswith(self._url.prefix)}
         return {
             self._link.ours(name): [len(each.replicas) for each in topic.partitions.values()]
@@ -198,11 +209,13 @@ class KafkaLog:
             return self._producer
 
     def _replace(self, broken: KafkaProducer) -> None:
-        """The next append opens a new one: nothing can be sent through this any more."""
+        """The next append opens a new one: nothing can be sent through this any more. Until that one had the time to
+        fail as well, it is not known to be better."""
         with self._lock:
             if self._producer is not broken:
                 return
             self._producer = None
+            self._doubted_s, self._broken = time.monotonic() + PROVEN_S, broken.broken
         broken.close()
 
     def _admins(self) -> AdminClient:

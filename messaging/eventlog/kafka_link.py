@@ -24,8 +24,18 @@ Setting = str | int | float | bool
 _SASL_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _OPTIONS: Final = ("ca", "sasl", "replication", "session_timeout_s", "static")
 
+_NOT_ALLOWED: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+
 # What librdkafka says on each attempt to connect: `Presence` says it once.
-_CONNECTION_NEWS: Final = frozenset({"FAIL", "ERROR", "BRKMAIN", "GETPID", "SESSTMOUT", "REQTMOUT"})
+_CONNECTION_NEWS: Final = frozenset({"FAIL", "ERROR", "BRKMAIN", "GETPID", "SESSTMOUT", "REQTMOUT", "SSL"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,8 @@ class KafkaLink:
             yield
         except KafkaException as error:
             cause = error.args[0]
-            raise self.unavailable(f"does not answer: {cause.name()}") from error
+            what = "refuses us" if cause.code() in _NOT_ALLOWED else "does not answer"
+            raise self.unavailable(f"{what}: {cause.name()}") from error
         self.presence.answered()
 
 

@@ -62,10 +62,10 @@ class KafkaProducer:
         self._link = link
         self._topics: frozenset[str] = frozenset()
         self._closing = threading.Event()
-        self.is_broken = False
+        self.broken = ""  # why nothing can be sent through this any more
         producer = Producer(
             {
-                **link.config(self._heard),
+                **link.config(),
                 "enable.idempotence": True,
                 "acks": "all",
                 "partitioner": "murmur2_random",  # Java's: other clients find the same partition for a key
@@ -122,7 +122,7 @@ class KafkaProducer:
 
     def _refused(self, error: KafkaError) -> LogUnavailable:
         if error.fatal() or error.code() == KafkaError._FATAL:
-            self.is_broken = True
+            self.broken = error.name()
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             self._topics = frozenset()
         return self._link.unavailable(f"refused a record: {error.name()}")
@@ -137,13 +137,18 @@ class KafkaProducer:
         if missing := sorted(names - self._topics):
             raise LogUnavailable(f"The event log has no topic {', '.join(missing)}: run `manage.py setup_topics`")
 
-    def _heard(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.is_broken = True
-
     def _serve(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(0.5)
-        self._producer.poll(0)  # those that were purged
+            self._poll(0.5)
+        self._poll(0)  # those that were purged
         self._producer.close()  # now: it knows us and we know it, and garbage collected in a child it would crash that
         closed(self._producer)
+
+    def _poll(self, timeout_s: float) -> None:
+        """confluent-kafka raises a fatal error here, instead of telling ``error_cb``."""
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as error:
+            self.broken = error.args[0].name()
+            self._producer.purge()  # whoever waits is told at once
+            self._closing.wait(0.05)

@@ -15,6 +15,19 @@ def test_a_url_names_hosts_credentials_keyspace_and_data_centre() -> None:
     assert Address.parse("cassandra://one/k") == Address(("one",), 9042, "k")
 
 
+def test_a_url_says_whether_tls_is_spoken_and_what_is_believed() -> None:
+    assert Address.parse("cassandra+ssl://one/k") == Address(("one",), 9042, "k", tls=True)
+    assert Address.parse("cassandra+ssl://one/k?ca=/ca.pem&verify=ca") == Address(
+        ("one",), 9042, "k", tls=True, ca="/ca.pem", names_verified=False
+    )
+
+
+@pytest.mark.parametrize("options", ["cafile=/ca.pem", "verify=none"])
+def test_an_option_that_is_not_understood_is_refused(options: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"known: dc, ca, verify|verify is full or ca"):
+        Address.parse(f"cassandra+ssl://one/k?{options}")
+
+
 @pytest.mark.parametrize(
     "url",
     [

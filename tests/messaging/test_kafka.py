@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as Place
 
 from demo.ports import free_ports
@@ -212,9 +212,11 @@ def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
 def test_a_producer_that_broke_for_good_is_replaced(log: KafkaLog) -> None:
     log.append([record()])
     broken = log._opened_producer()
-    broken._heard(KafkaError(KafkaError._FATAL, "out of sequence", fatal=True))
+    broken.broken = "OUT_OF_ORDER_SEQUENCE_NUMBER"
     log.append([record()])  # it still works in truth; the log looks at it afterwards
     assert log._opened_producer() is not broken
+    with pytest.raises(LogUnavailable, match="OUT_OF_ORDER_SEQUENCE_NUMBER"):
+        log.ping()  # the new one has yet to show that it is better
     assert log.append([record()]) == [(ONE, 2)]
 
 

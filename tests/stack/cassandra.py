@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ssl
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cassandra import DriverException
+from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.policies import RoundRobinPolicy
 
 from demo.ports import HOST, free_ports
 from tests.stack import downloads
+from tests.stack.certificates import STORE_PASSWORD, Certificates
 from tests.stack.java import java
 from tests.stack.server import Server
 
@@ -40,7 +43,8 @@ COMMITLOG_SYNC = {
 
 
 class Cassandra(Server):
-    """No credentials.
+    """No credentials unless ``users`` (name -> password) are given: then TLS and passwords, and the first may do
+    everything, the others nothing.
 
     ``commitlog_sync`` is batch unless told: the distribution's periodic answers before the commit log is on disk, so
     that a lone node that is killed forgets up to 10 s of what it acknowledged. A cluster has replicas for that.
@@ -56,14 +60,22 @@ class Cassandra(Server):
         *,
         port: int | None = None,
         commitlog_sync: Literal["batch", "group", "periodic"] = "batch",
+        users: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(directory, port=port)
+        self._users = dict(users or {})
+        self._certificates: Certificates | None = None
         self._commitlog_sync = commitlog_sync
         (self._storage_port,) = free_ports(1, besides=[self.port])
 
     @property
     def url(self) -> str:
-        return f"cassandra://{HOST}:{self.port}/"
+        return self.url_as(*next(iter(self._users.items()))) if self._users else f"cassandra://{HOST}:{self.port}/"
+
+    def url_as(self, user: str, password: str, *, name: str = "", ca: Path | None = None) -> str:
+        """How a server with users is spoken to; ``name`` is a keyspace."""
+        assert self._certificates, "it was not started with users"
+        return f"cassandra+ssl://{user}:{password}@{HOST}:{self.port}/{name}?ca={ca or self._certificates.ca}"
 
     def fetch(self) -> None:
         downloads.cassandra()
@@ -86,10 +98,13 @@ class Cassandra(Server):
                 "-Dcassandra.skip_wait_for_gossip_to_settle=0",
                 "-Dcassandra.ring_delay_ms=0",
                 "-Dcassandra.shutdown_announce_in_ms=0",
+                "-Dcassandra.superuser_setup_delay_ms=0",  # 10 s by default, for a cluster to come together
             ],
         )
 
     def prepare(self) -> None:
+        if self._users and not self._certificates:
+            self._certificates = Certificates.made(self.directory / "tls")
         data = self.directory / "data"
         self._config.write_text(
             "\n".join(
@@ -112,8 +127,7 @@ class Cassandra(Server):
                     f"native_transport_port: {self.port}",
                     f"storage_port: {self._storage_port}",
                     "start_native_transport: true",
-                    "authenticator: AllowAllAuthenticator",
-                    "authorizer: AllowAllAuthorizer",
+                    *self._security(),
                     "memtable_allocation_type: heap_buffers",
                     "auto_snapshot: false",  # tests drop and truncate a lot
                 )
@@ -122,6 +136,16 @@ class Cassandra(Server):
         )
 
     def why_not_ready(self) -> str:
+        """It answers, and knows its users."""
+        if self._users and (missing := self._asked("cassandra", "cassandra", *self._roles())):
+            return missing
+        user, password = next(iter(self._users.items()), ("", ""))
+        return self._asked(user, password, "SELECT key FROM system.local")
+
+    def _asked(self, user: str, password: str, *statements: str) -> str:
+        """Why it does not do these, if so."""
+        context = ssl.create_default_context(cafile=str(self._certificates.ca)) if self._certificates else None
+        secured: dict[str, Any] = {"auth_provider": PlainTextAuthProvider(user, password), "ssl_context": context}
         cluster = Cluster(
             [HOST],
             port=self.port,
@@ -129,14 +153,39 @@ class Cassandra(Server):
             control_connection_timeout=PROBE_TIMEOUT_S,
             execution_profiles={EXEC_PROFILE_DEFAULT: ExecutionProfile(RoundRobinPolicy())},
             protocol_version=4,
+            **(secured if self._users else {}),
         )
         try:
             session = cluster.connect()
-            return "" if session.execute("SELECT key FROM system.local", timeout=PROBE_TIMEOUT_S).one() else "no row"
+            for each in statements:
+                session.execute(each, timeout=PROBE_TIMEOUT_S)
         except (NoHostAvailable, DriverException, OSError) as error:
             return str(error)
         finally:
             cluster.shutdown()
+        return ""
+
+    def _roles(self) -> Sequence[str]:
+        return [
+            f"CREATE ROLE IF NOT EXISTS {user} WITH PASSWORD = '{password}' AND LOGIN = true"
+            f" AND SUPERUSER = {'false' if number else 'true'}"
+            for number, (user, password) in enumerate(self._users.items())
+        ]
+
+    def _security(self) -> Sequence[str]:
+        if not self._certificates:
+            return ("authenticator: AllowAllAuthenticator", "authorizer: AllowAllAuthorizer")
+        return (
+            "authenticator: PasswordAuthenticator",
+            "authorizer: CassandraAuthorizer",
+            "role_manager: CassandraRoleManager",
+            "client_encryption_options:",
+            "  enabled: true",
+            "  optional: false",
+            f"  keystore: '{self._certificates.server_p12}'",
+            f"  keystore_password: {STORE_PASSWORD}",
+            "  store_type: PKCS12",
+        )
 
     @property
     def _config(self) -> Path:

@@ -25,7 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the server (default: 60)")
 
     def handle(self, *_: Any, **options: Any) -> None:
-        if not settings.MESSAGE_STORE_URL.startswith("cassandra:"):
+        if not settings.MESSAGE_STORE_URL.startswith(("cassandra:", "cassandra+ssl:")):
             self.stdout.write("MESSAGE_STORE_URL names no Cassandra: nothing to do")
             return
         from messaging.stores.cassandra import setup  # noqa: PLC0415 - its driver is not in the local profile

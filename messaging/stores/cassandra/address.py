@@ -1,16 +1,18 @@
-"""``cassandra://[user:password@]host[:port][,host…]/keyspace[?dc=name]``."""
+"""``cassandra://[user:password@]host[:port][,host…]/keyspace[?dc=name]``; ``cassandra+ssl`` speaks TLS."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
 DEFAULT_PORT: Final = 9042
 EXAMPLE: Final = "cassandra://user:password@host1,host2:9042/chat4all?dc=datacenter1"
+SCHEMES: Final = ("cassandra", "cassandra+ssl")
+_OPTIONS: Final = ("dc", "ca", "verify")
 _KEYSPACE: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")  # what needs no quotes in CQL
 
 
@@ -24,6 +26,9 @@ class Address:
     user: str = ""
     password: str = field(default="", repr=False)
     local_dc: str = ""  # empty: that of the first host
+    tls: bool = False
+    ca: str = ""  # file with the authority's certificates; empty: the system's
+    names_verified: bool = True  # whether a certificate must name the address that its server has
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -32,10 +37,17 @@ class Address:
         keyspace = parts.path.strip("/")
         credentials, _, places = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
-        if parts.scheme != "cassandra" or not places or not _KEYSPACE.fullmatch(keyspace):
+        if parts.scheme not in SCHEMES or not places or not _KEYSPACE.fullmatch(keyspace):
             raise ImproperlyConfigured(
                 f"MESSAGE_STORE_URL names no Cassandra keyspace (a-z, 0-9 and _, 48 at most). Hint: {EXAMPLE}"
             )
+        options = dict(parse_qsl(parts.query))
+        if unknown := sorted(options.keys() - set(_OPTIONS)):
+            raise ImproperlyConfigured(
+                f"MESSAGE_STORE_URL: unknown option {', '.join(unknown)}; known: {', '.join(_OPTIONS)}. Hint: {EXAMPLE}"
+            )
+        if options.get("verify", "full") not in ("full", "ca"):
+            raise ImproperlyConfigured(f"MESSAGE_STORE_URL: verify is full or ca. Hint: {EXAMPLE}")
         hosts, ports = zip(*(_place(each) for each in places.split(",")), strict=True)
         if len(set(ports) - {None}) > 1:
             raise ImproperlyConfigured(f"MESSAGE_STORE_URL: all Cassandra hosts share one port. Hint: {EXAMPLE}")
@@ -45,7 +57,10 @@ class Address:
             keyspace=keyspace,
             user=unquote(user),
             password=unquote(password),
-            local_dc=parse_qs(parts.query).get("dc", [""])[0],
+            local_dc=options.get("dc", ""),
+            tls=parts.scheme == "cassandra+ssl",
+            ca=options.get("ca", ""),
+            names_verified=options.get("verify", "full") == "full",
         )
 
     def __str__(self) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
+import ssl
 import threading
 import time
 import weakref
@@ -38,7 +40,7 @@ from cassandra.protocol import ErrorMessage
 from cassandra.query import BatchStatement, BatchType
 from django_cassandra_engine.connection import CassandraConnection
 
-from messaging.errors import StoreUnavailable
+from messaging.errors import StoreRefused, StoreUnavailable
 from messaging.stores.cassandra import schema
 from messaging.stores.cassandra.address import Address
 
@@ -146,9 +148,14 @@ class Database:
         causes = list(error.errors.values()) if isinstance(error, NoHostAvailable) else [error]
         first = causes[0] if causes and isinstance(causes[0], Exception) else error
         if any(isinstance(each, AuthenticationFailed | Unauthorized) for each in (*causes, error)):
-            return StoreUnavailable(
+            return StoreRefused(
                 f"Cassandra at {self.address} refuses the user {self.address.user or '(none)'!r}: check the user and "
                 f"password in MESSAGE_STORE_URL and what the user may do in keyspace {self.address.keyspace!r}"
+            )
+        if wrong := next(filter(None, map(_tls_fault, (*causes, error))), ""):
+            return StoreRefused(
+                f"Cassandra at {self.address} cannot be spoken to over TLS ({wrong}): "
+                f"check that it does, and that ca in MESSAGE_STORE_URL names the authority of its certificate"
             )
         return StoreUnavailable(
             f"Cassandra at {self.address} does not answer ({type(first).__name__}): check that it is up and that "
@@ -241,6 +248,7 @@ class Database:
                     "lazy_connect": True,
                     "port": address.port,
                     "connection_class": LibevConnection,
+                    "ssl_context": _tls(address) if address.tls else None,
                     "connect_timeout": self._timeout_s,
                     "control_connection_timeout": self._timeout_s,
                     # Back within a second of the server, not after the default's up to ten minutes.
@@ -259,6 +267,18 @@ class Database:
                 }
             },
         }
+
+
+def _tls_fault(error: object) -> str:
+    """What is wrong with TLS, if that is what failed. The driver keeps no more of it than the text."""
+    found = re.search(r"\[SSL: (\w+)\]", str(error)) if isinstance(error, OSError) else None
+    return found[1] if found else ""
+
+
+def _tls(address: Address) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=address.ca or None)
+    context.check_hostname = address.names_verified
+    return context
 
 
 class Call:

@@ -110,14 +110,14 @@ class SetUp:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Until the server answers. Wrong credentials are told at once: they do not mend themselves."""
+        """Until the server answers. That it refuses us is told at once: that does not mend itself."""
         told = ""
         while True:
             try:
                 with self._db.call(max(0.1, min(5.0, self._left_s()))) as call:
                     call.execute("SELECT release_version FROM system.local")
             except StoreUnavailable as error:
-                if self._left_s() <= 0 or "refuses" in error.detail:
+                if self._left_s() <= 0 or not error.may_pass:
                     raise
                 if told != error.detail:
                     told = error.detail
