@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.faults.kinds.machine import MACHINE
 from tests.faults.kinds.membership import MEMBERSHIP
 from tests.faults.kinds.platform import PLATFORM
 from tests.faults.kinds.poison import POISON
@@ -12,4 +13,4 @@ from tests.faults.kinds.recipients import RECIPIENTS
 from tests.faults.kinds.servers import SERVERS
 from tests.faults.rounds import Fault
 
-ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS, *PLATFORM, *POISON, *RECIPIENTS)
+ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS, *PLATFORM, *POISON, *RECIPIENTS, *MACHINE)
