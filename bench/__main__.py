@@ -1,55 +1,104 @@
-"""Measure the whole local profile on free ports and print a table; takes about six minutes.
+"""Measure everything on free ports, and print it.
 
-    python -m bench [--quick] [--write]
+    python -m bench [--full] [--write] [--only api,loop]
 
-``--write`` puts the table into docs/performance.md.
+The cluster profile runs on the servers in TEST_…_URL: `make bench` starts them. The short form takes a quarter of an
+hour, ``--full`` hours. ``--write`` puts it all into docs/performance.md and its pictures into docs/img. The numbers go
+to test-results/bench.json in any case, where `python -m bench.gate` finds them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
-from bench import api, figures, floor, live, loop
-from bench.figures import Figure
-from bench.people import WHATSAPP_SECRETS, talks
-from demo.supervisor import LocalSystem
+from bench import api, figures, floor, live, loop, plots
+from bench.figures import Figure, Measured, Section
+from bench.scale import FULL, SHORT, Scale
+
+Benchmark = Callable[[Path, Scale], Iterator[Measured]]
 
 
-def everything(directory: Path, *, scale: float) -> Iterator[Figure]:
-    """One figure after another, as they are measured; ``scale`` shortens all of it."""
-    yield from api.against_bare(directory / "api", seconds=8 * scale)
-    with LocalSystem(directory / "system", env=WHATSAPP_SECRETS) as system:
-        people = talks(system.api_url, live.PAIRS, prefix="live")
-        yield from live.latency(system, people, per_s=50, seconds=30 * scale)
-        yield from live.sustained(system, people, per_s=200, seconds=60 * scale)
-        pushed = live.most(system, people, window=live.WINDOW, seconds=20 * scale)
-        yield from pushed
-        yield from live.most(system, people, window=live.WINDOW, seconds=15 * scale, acknowledge=True)
-        senders, conversations = loop.people_on_whatsapp(system)
-        loop.most(system, senders, conversations, seconds=3 * scale)  # warm up
-        yield from loop.most(system, senders, conversations, seconds=20 * scale)
-    rate, cpu_ms = floor.per_s(directory, seconds=5 * scale)
-    yield Figure(
-        "floor: the same statements and pushes in one loop", f"{rate:,.0f}/s, {cpu_ms:.3f} ms of CPU a message"
+def _local(directory: Path, scale: Scale) -> Iterator[Measured]:
+    yield from api.everything("local", directory / "api", scale=scale.time / 2, reference_s=scale.reference_s / 2)
+    yield from live.everything("local", directory / "live", scale=scale.time / 2)
+    yield from loop.everything("local", directory / "loop", scale=scale.time / 2)
+    rate, cpu_ms = floor.per_s(directory, seconds=5 * scale.time)
+    value = f"{rate:,.0f}/s, {cpu_ms:.3f} ms of CPU a message"
+    yield Figure("floor: the same statements and pushes in one loop", value)
+
+
+BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
+    "api": (
+        "API, cluster profile",
+        lambda folder, scale: api.everything("cluster", folder, scale=scale.time, reference_s=scale.reference_s),
+    ),
+    "live": (
+        "POST to frame, cluster profile",
+        lambda folder, scale: live.everything("cluster", folder, scale=scale.time),
+    ),
+    "loop": (
+        "The whole loop, cluster profile",
+        lambda folder, scale: loop.everything("cluster", folder, scale=scale.time, steady_s=scale.steady_s),
+    ),
+    "local": ("Local profile", _local),
+}
+
+
+def measured(name: str, scale: Scale) -> Section:
+    """A benchmark that breaks off says so, and the others go on."""
+    title, benchmark = BENCHMARKS[name]
+    section, started_s = Section(title), time.monotonic()
+    print(f"--- {title}", flush=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
+            for each in benchmark(Path(folder), scale):
+                section.add(each)
+                if isinstance(each, Figure):
+                    print(each, flush=True)
+    except Exception as error:  # whatever it was, what was measured before is kept
+        traceback.print_exc()
+        section.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(f"    took {time.monotonic() - started_s:.0f} s", flush=True)
+    return section
+
+
+def about(scale: Scale, names: list[str]) -> str:
+    """Where and how; a machine that is busy with other things makes every time a lie."""
+    load = os.getloadavg()[0]
+    return (
+        f"The {scale.name} form ({', '.join(names)}) on {os.cpu_count()} cores of a {platform.machine()}, Python "
+        f"{platform.python_version()}; load average before it {load:.1f}."
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the time: to see that it works")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--full", action="store_true", help="the long form of each")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md, docs/img and test-results")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="some of %(default)s")
     options = parser.parse_args()
-    measured = []
-    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
-        for figure in everything(Path(name), scale=0.25 if options.quick else 1.0):
-            measured.append(figure)
-            print(figure, flush=True)
+    names, scale = options.only.split(","), FULL if options.full else SHORT
+    if unknown := set(names) - BENCHMARKS.keys():
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    header = about(scale, names)
+    sections = [measured(name, scale) for name in names]
+    figures.keep(sections)
     if options.write:
-        figures.write(figures.table(measured))
+        for section in sections:
+            for plot in section.plots:
+                plots.write(plot)
+        figures.write(figures.page(sections, about=header))
+    return 1 if any(section.failure for section in sections) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,9 @@
-"""POST /v1/messages at 20 closed-loop clients, against a bare DRF view with the same token check, in one run.
+"""POST /v1/messages: the reference's own load, saturated beside bare views, and batches.
 
-    python -m bench.api [--sweep]
+    python -m bench.api [--profile cluster] [--sweep]
 
-``--sweep`` tries numbers of granian's workers and threads. Only the API and its two Redis run: nothing else takes CPU.
+``--sweep`` tries numbers of granian's workers and threads. Only the API and what it stands on run: no bridge, no
+workers.
 """
 
 from __future__ import annotations
@@ -12,23 +13,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from bench.client import Answer, HttpConnection, Loop
-from bench.figures import Figure, Spread
-from bench.people import Talk, talks
+from bench.figures import Curve, Figure, Line, Measured, Spread
+from bench.k6_run import reference_load
+from bench.people import Talk, crowd, parcels, talks
+from bench.profiles import Profile, add_profile, event_log, profile_of, running
 from demo.ports import HOST
 from demo.redis_server import free_port
 from demo.supervisor import ROOT, LocalSystem
+from messaging.topics import Topic
 
 CLIENTS: Final = 20
+CURVE: Final = (1, 2, 5, 10, 20, 50)
+ROUNDS: Final = 3
+BATCH: Final = 500
+BATCH_CLIENTS: Final = 4
 WARM_UP_S: Final = 2.0
 SWEEP: Final = ((1, 1), (1, 4), (2, 1), (2, 4), (2, 32), (3, 4))
 ALONE: Final = ("redis-log", "redis-bus", "api")
+BARE_TOPIC: Final = "bench"  # as bench.bare has it, which only a process with settings may import
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +69,9 @@ class _Client:
             self.go()
 
 
-def closed_loop(url: str, people: Sequence[Talk], *, seconds: float) -> Load:
+def closed_loop(url: str, requests: Sequence[bytes], *, seconds: float) -> Load:
     loop = Loop()
-    clients = [_Client(HttpConnection(loop, url), talk.request, []) for talk in people]
+    clients = [_Client(HttpConnection(loop, url), request, []) for request in requests]
     for client in clients:
         client.go()
     _spin(loop, WARM_UP_S)
@@ -87,8 +96,11 @@ def _spin(loop: Loop, seconds: float) -> None:
 
 
 @contextmanager
-def bare_view(system: LocalSystem) -> Iterator[str]:
-    """The URL of a bare view under granian with the same workers and threads, keys and accounts."""
+def bare_views(system: LocalSystem) -> Iterator[str]:
+    """The URL of bare views under granian with the same workers and threads, keys, accounts and log."""
+    log = event_log(system)
+    log.ensure_topics([Topic(BARE_TOPIC)])
+    log.close()
     port = free_port()
     command = [
         *(sys.executable, "-m", "granian", "--interface", "wsgi", "bench.bare:application", "--host", HOST),
@@ -118,44 +130,110 @@ def _wait_until_it_listens(url: str, timeout_s: float = 20) -> None:
             return
 
 
-def against_bare(directory: Path, *, seconds: float) -> list[Figure]:
-    """Ours and the bare view in turn, twice: machines drift."""
-    ours, floor = [], []
-    with LocalSystem(directory, processes=ALONE) as system:
-        people = talks(system.api_url, CLIENTS, prefix="api")
-        with bare_view(system) as bare_url:
-            for _ in range(2):
-                ours.append(closed_loop(system.api_url, people, seconds=seconds))
-                floor.append(closed_loop(bare_url, people, seconds=seconds))
-    best, bare = max(ours, key=lambda load: load.per_s), max(floor, key=lambda load: load.per_s)
-    return [
-        Figure(f"POST /v1/messages, {CLIENTS} clients", f"{best}", f"{best.per_s / bare.per_s:.2f} of the bare view"),
-        Figure("a bare DRF view with the same token check", f"{bare}"),
-    ]
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Ours and the bare ones, with the same clients."""
+
+    ours_url: str
+    bare_url: str
+    people: Sequence[Talk]
+
+    def ours(self, clients: int, seconds: float) -> Load:
+        return closed_loop(self.ours_url, self._requests(clients), seconds=seconds)
+
+    def producing(self, clients: int, seconds: float) -> Load:
+        requests = [each.replace(b"/v1/messages", b"/v1/produce", 1) for each in self._requests(clients)]
+        return closed_loop(self.bare_url, requests, seconds=seconds)
+
+    def bare(self, clients: int, seconds: float) -> Load:
+        return closed_loop(self.bare_url, self._requests(clients), seconds=seconds)
+
+    def _requests(self, clients: int) -> list[bytes]:
+        return [talk.request for talk in self.people[:clients]]
 
 
-def sweep(directory: Path, *, seconds: float) -> list[Figure]:
-    figures = []
+def reference(
+    system: LocalSystem, people: Sequence[Talk], directory: Path, *, profile: Profile, seconds: float
+) -> Figure:
+    """k6, open loop; its own CPU is part of the picture."""
+    reference_load(system.api_url, people, directory, seconds=3)  # warm up
+    found = reference_load(system.api_url, people, directory, seconds=seconds)
+    value = f"{found.per_s:.1f}/s, p50 {found.p50:.2f} · p95 {found.p95:.2f} · p99 {found.p99:.2f} ms"
+    target = (
+        "target: p95 2.39, p99 4.85 ms" if profile == "cluster" else "the reference on Kafka: p95 2.39, p99 4.85 ms"
+    )
+    beside = f"{target}; {found.refused} refused, {found.dropped} late"
+    return Figure(f"k6, {len(people)} clients, {seconds:.0f} s, acks=all", value, beside)
+
+
+def saturated(views: Views, *, seconds: float) -> Iterator[Measured]:
+    """Ours and the bare views in turn, several times: machines drift. The best of each counts."""
+    turns: tuple[Callable[[int, float], Load], ...] = (views.ours, views.producing, views.bare)
+    rounds = [[turn(CLIENTS, seconds) for turn in turns] for _ in range(ROUNDS)]
+    ours, producing, bare = (max(loads, key=lambda load: load.per_s) for loads in zip(*rounds, strict=True))
+    ratio = ours.per_s / producing.per_s
+    beside = f"{ratio:.2f} of the bare view with the same produce (target 0.8)"
+    yield Figure(f"POST /v1/messages, {CLIENTS} clients", f"{ours}", beside, name="api", ratio=ratio)
+    yield Figure("a bare DRF view with the same token check and produce", f"{producing}")
+    yield Figure("the same view without a produce", f"{bare}", f"ours is {ours.per_s / bare.per_s:.2f} of it")
+
+
+def curve(views: Views, *, profile: Profile, seconds: float) -> Curve:
+    """Latency over throughput, from one client to many."""
+
+    def line(label: str, turn: Callable[[int, float], Load]) -> Line:
+        loads = [turn(clients, seconds) for clients in CURVE]
+        return Line(label, tuple((load.per_s, load.latency.p95) for load in loads))
+
+    title = f"POST /v1/messages with {CURVE[0]} to {CURVE[-1]} clients, {profile} profile"
+    lines = (line("ours", views.ours), line("bare view with the same produce", views.producing))
+    return Curve(f"api-{profile}.svg", title, "requests/s", "p95, ms", lines)
+
+
+def batches(system: LocalSystem, *, profile: Profile, seconds: float) -> Figure:
+    """Accepted, not stored: the bridge does not run."""
+    people, _ = crowd(system.api_url, BATCH_CLIENTS, CLIENTS, prefix="batch")
+    load = closed_loop(system.api_url, [each.request for each in parcels(people, BATCH)], seconds=seconds)
+    found = replace(load, per_s=load.per_s * BATCH)
+    target = "target 8,000/s" if profile == "cluster" else ""
+    what = f"POST /v1/messages/batch, {BATCH} at once, {BATCH_CLIENTS} clients"
+    return Figure(what, f"{found.per_s:,.0f} messages/s, a request {found.latency}", target)
+
+
+def everything(profile: Profile, directory: Path, *, scale: float, reference_s: float = 30) -> Iterator[Measured]:
+    with running(profile, directory, processes=ALONE) as system:
+        people = talks(system.api_url, max(CURVE), prefix="api")
+        yield reference(system, people[:CLIENTS], directory / "k6", profile=profile, seconds=reference_s)
+        with bare_views(system) as bare_url:
+            views = Views(system.api_url, bare_url, people)
+            yield from saturated(views, seconds=6 * scale)
+            yield curve(views, profile=profile, seconds=3 * scale)
+        yield batches(system, profile=profile, seconds=8 * scale)
+
+
+def sweep(profile: Profile, directory: Path, *, seconds: float) -> None:
     for workers, threads in SWEEP:
         env = {"API_WORKERS": str(workers), "API_THREADS": str(threads)}
-        with LocalSystem(directory / f"{workers}x{threads}", processes=ALONE, env=env) as system:
-            load = closed_loop(system.api_url, talks(system.api_url, CLIENTS, prefix="sweep"), seconds=seconds)
-            figures.append(Figure(f"{workers} workers x {threads} threads", f"{load}"))
-            print(figures[-1], flush=True)
-    return figures
+        with running(profile, directory / f"{workers}x{threads}", processes=ALONE, env=env) as system:
+            requests = [talk.request for talk in talks(system.api_url, CLIENTS, prefix="sweep")]
+            load = closed_loop(system.api_url, requests, seconds=seconds)
+            print(Figure(f"{workers} workers x {threads} threads", f"{load}"), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
+    parser.add_argument("--reference-s", type=float, default=30.0, help="of k6's load (the reference: 300)")
     options = parser.parse_args()
+    profile = profile_of(options)
     with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
         if options.sweep:
-            sweep(Path(name), seconds=options.seconds)
+            sweep(profile, Path(name), seconds=8 * options.scale)
             return
-        for figure in against_bare(Path(name), seconds=options.seconds):
-            print(figure)
+        for measured in everything(profile, Path(name), scale=options.scale, reference_s=options.reference_s):
+            print(measured, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,33 @@
-"""What was measured, as lines of a table: percentiles, rates, ratios."""
+"""What was measured: lines of tables, curves, and the page and the file that hold them."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGE: Final = ROOT / "docs" / "performance.md"
+IMAGES: Final = ROOT / "docs" / "img"
+RESULTS: Final = ROOT / "test-results" / "bench.json"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line: what, how much, beside what (a target, a floor)."""
+    """One line: what, how much, beside what (a target, a floor).
+
+    ``ratio`` is ours to the floor of the same run (1: as good as the floor); the gate knows it by ``name``.
+    """
 
     what: str
     value: str
     beside: str = ""
+    name: str = ""
+    ratio: float | None = None
 
     def __str__(self) -> str:
         return f"{self.what}: {self.value}" + (f"  ({self.beside})" if self.beside else "")
@@ -41,16 +50,92 @@ class Spread:
         return f"p50 {self.p50:.1f} · p95 {self.p95:.1f} · p99 {self.p99:.1f} ms"
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points of a curve, in the order in which they are joined."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A plot; ``file`` is its name in docs/img."""
+
+    file: str
+    title: str
+    x: str
+    y: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a message costs in each part: CPU milliseconds by name, one bar under another."""
+
+    file: str
+    title: str
+    bars: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+
+
+Plot = Curve | Stages
+Measured = Figure | Plot
+
+
+@dataclass(slots=True)
+class Section:
+    """What one benchmark found."""
+
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    failure: str = ""
+
+    def add(self, measured: Measured) -> None:
+        if isinstance(measured, Figure):
+            self.figures.append(measured)
+        else:
+            self.plots.append(measured)
+
+
 def table(figures: Iterable[Figure]) -> str:
     lines = ["| what | measured | beside |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {each.what} | {each.value} | {each.beside} |" for each in figures)])
 
 
-def write(text: str) -> None:
-    """Put ``text`` between the markers of docs/performance.md."""
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
+def page(sections: Iterable[Section], *, about: str) -> str:
+    """The part of docs/performance.md between the markers."""
+    parts = [about]
+    for section in sections:
+        parts.append(f"### {section.title}")
+        if section.failure:
+            parts.append(f"It broke off: {section.failure}")
+        if section.figures:
+            parts.append(table(section.figures))
+        parts += [f"![{plot.title}](img/{plot.file})" for plot in section.plots]
+    return "\n\n".join(parts)
+
+
+def put_between_markers(text: str, content: str) -> str:
+    """``text`` with ``content`` in place of what is between the markers. Raises ValueError without them."""
+    before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise ValueError(f"{PAGE} has no {BEGIN} … {END}")
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"the page has no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def write(content: str) -> None:
+    PAGE.write_text(put_between_markers(PAGE.read_text(), content))
+
+
+def keep(sections: Iterable[Section], path: Path = RESULTS) -> None:
+    """For the gate, and for whoever wants the numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(each) for each in sections], indent=1, ensure_ascii=False) + "\n")
+
+
+def ratios(path: Path = RESULTS) -> dict[str, float]:
+    """By name, of a run that was kept."""
+    kept = [each for section in json.loads(path.read_text()) for each in section["figures"]]
+    return {each["name"]: each["ratio"] for each in kept if each["name"] and each["ratio"] is not None}

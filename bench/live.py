@@ -1,109 +1,154 @@
 """From POST to the recipient's frame, between users: latency at a steady rate, what is sustained, what is the most.
 
-python -m bench.live
+python -m bench.live [--profile cluster]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.figures import Figure, Spread
-from bench.people import Talk, talks
-from bench.traffic import Traffic, Watched, pushed, stored_ids
-from bench.usage import Usage
+from bench.figures import Curve, Figure, Line, Measured, Spread, Stages
+from bench.people import Parcel, Post, Talk, User, crowd, parcels, talks
+from bench.profiles import Profile, add_profile, not_stored, profile_of, running
+from bench.traffic import Traffic, Watched, pushed
+from bench.usage import Spent, Usage
 from demo.supervisor import LocalSystem
 
 PAIRS: Final = 50
 WINDOW: Final = 200
+SENDERS, LISTENERS = 10, 20  # of batches: each sender has a conversation with each listener
+PARCEL: Final = 100
+RATES: Final = (25, 50, 100, 200, 300)
+STEADY: Final = {"local": (50, "p50 15, p99 60 ms"), "cluster": (100, "p50 8, p99 40 ms")}
+BATCHED_PER_S: Final = 900  # target on the cluster
 
 
-def latency(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seconds: float) -> list[Figure]:
+def latency(system: LocalSystem, people: Sequence[Talk], *, profile: Profile, seconds: float) -> Iterator[Measured]:
+    """At the steady rate of the target, then at others for the curve."""
+    per_s, target = STEADY[profile]
+    seen, spent = _at(system, people, per_s=per_s, seconds=seconds)
+    what = f"POST to recipient's frame, {per_s}/s for {seconds:.0f} s"
+    yield Figure(what, f"{Spread.of(seen.latencies_s())}", f"target: {target}; {spent.shared}")
+    found = {per_s: Spread.of(seen.latencies_s())}
+    for rate in RATES:
+        if rate not in found:
+            seen, _ = _at(system, people, per_s=rate, seconds=max(3, seconds / 4))
+            found[rate] = Spread.of(seen.latencies_s())
+    yield Curve(
+        f"live-{profile}.svg",
+        f"POST to the recipient's frame, {profile} profile",
+        "messages/s",
+        "ms",
+        tuple(
+            Line(name, tuple((rate, getattr(found[rate], name)) for rate in sorted(found)))
+            for name in ("p50", "p95", "p99")
+        ),
+    )
+
+
+def _at(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seconds: float) -> tuple[Watched, Spent]:
     traffic = _traffic(system, people)
     traffic.open_loop(people, per_s=5, seconds=2)  # warm up: connections, caches
     traffic.watched.due_s.clear()
     usage = Usage(system)
     traffic.open_loop(people, per_s=per_s, seconds=seconds)
+    spent = usage.spent()
     traffic.close()
-    what = f"POST to recipient's frame, {per_s:.0f}/s for {seconds:.0f} s"
-    beside = f"target: p50 15, p99 60 ms; {shared(usage)}"
-    return [Figure(what, f"{Spread.of(traffic.watched.latencies_s())}", beside)]
+    return traffic.watched, spent
 
 
 def sustained(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seconds: float) -> list[Figure]:
     """Everything accepted must be stored and pushed once, and the lag must not grow."""
     traffic, usage = _traffic(system, people), Usage(system)
     lags = traffic.open_loop(people, per_s=per_s, seconds=seconds)
-    seen, half = traffic.watched, len(lags) // 2
+    seen, spent = traffic.watched, usage.spent()
     traffic.close()
     what = f"{per_s:.0f}/s for {seconds:.0f} s"
-    growth = f"largest lag {max(lags[:half])} records in the first half, {max(lags[half:])} in the second"
     return [
-        Figure(f"{what}: POST to frame", f"{Spread.of(seen.latencies_s())}", f"{growth}; {shared(usage)}"),
+        Figure(f"{what}: POST to frame", f"{Spread.of(seen.latencies_s())}", f"{growth(lags)}; {spent.shared}"),
         kept(what, system, seen),
-        cpu_figure(what, usage, len(seen.due_s)),
+        spent.figure(what, len(seen.due_s)),
     ]
+
+
+def growth(lags: Sequence[int]) -> str:
+    """In words: flat means that the second half is not worse than the first."""
+    half = len(lags) // 2
+    if not half:
+        return "too short to see the lag grow"
+    return f"largest lag {max(lags[:half])} records in the first half, {max(lags[half:])} in the second"
 
 
 def most(
-    system: LocalSystem, people: Sequence[Talk], *, window: int, seconds: float, acknowledge: bool = False
-) -> list[Figure]:
+    system: LocalSystem,
+    posts: Sequence[Post],
+    listeners: Iterable[User],
+    *,
+    window: int,
+    seconds: float,
+    acknowledge: bool = False,
+    beside: str = "",
+    plot: str = "",
+) -> Iterator[Measured]:
     """The next message goes out when an earlier one arrived."""
-    traffic, usage = _traffic(system, people, acknowledge=acknowledge), Usage(system)
-    per_s = traffic.closed_window(people, window=window, seconds=seconds)
-    seen = traffic.watched
+    traffic, usage = Traffic(system, listeners, pushed, acknowledge=acknowledge), Usage(system)
+    per_s = traffic.closed_window(posts, window=window, seconds=seconds)
+    seen, spent = traffic.watched, usage.spent()
     traffic.close()
-    what = f"{window} under way{', each acknowledged' if acknowledge else ''}"
-    return [
-        Figure(f"{what}: POST to frame", f"{per_s:,.0f}/s, {Spread.of(seen.latencies_s())}", shared(usage)),
-        kept(what, system, seen),
-        cpu_figure(what, usage, len(seen.due_s)),
-    ]
+    size = posts[0].messages if isinstance(posts[0], Parcel) else 1
+    posted = f", posted {size} at once" if size > 1 else ""
+    what = f"{window} under way{posted}{', each acknowledged' if acknowledge else ''}"
+    value = f"{per_s:,.0f}/s, {Spread.of(seen.latencies_s())}"
+    yield Figure(f"{what}: POST to frame", value, "; ".join(filter(None, (beside, spent.shared))))
+    yield kept(what, system, seen)
+    yield spent.figure(what, len(seen.due_s))
+    if plot:
+        parts = tuple(spent.each(len(seen.due_s)))
+        yield Stages(plot, "CPU of a message to stored and pushed", ((what, parts),))
 
 
 def kept(what: str, system: LocalSystem, seen: Watched) -> Figure:
     """By comparing ids: what was answered 202, what came as frames, what the store holds."""
-    unstored = len(seen.due_s.keys() - stored_ids(system.state_dir))
+    unstored = len(not_stored(system, list(seen.due_s)))
     value = f"{seen.lost()} lost, {unstored} not stored, {seen.twice} twice"
     return Figure(f"{what}: ids", value, f"{len(seen.due_s)} accepted, {seen.refused} refused")
 
 
-def shared(usage: Usage) -> str:
-    return f"others used {usage.others():.1f} cores"
+def _traffic(system: LocalSystem, people: Sequence[Talk]) -> Traffic:
+    return Traffic(system, listeners_of(people), pushed)
 
 
-def cpu_figure(what: str, usage: Usage, count: int) -> Figure:
-    each = {name: 1000 * seconds / count for name, seconds in usage.parts_s().items() if seconds * 1000 > 0.02 * count}
-    parts = sorted(each.items(), key=lambda item: -item[1])
-    return Figure(
-        f"{what}: CPU a message", f"{sum(each.values()):.2f} ms", ", ".join(f"{name} {ms:.2f}" for name, ms in parts)
-    )
+def listeners_of(people: Sequence[Talk]) -> list[User]:
+    return list(dict.fromkeys(talk.recipient for talk in people if talk.recipient))
 
 
-def _traffic(system: LocalSystem, people: Sequence[Talk], *, acknowledge: bool = False) -> Traffic:
-    return Traffic(system, [talk.recipient for talk in people if talk.recipient], pushed, acknowledge=acknowledge)
+def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
+    with running(profile, directory) as system:
+        people = talks(system.api_url, PAIRS, prefix="live")
+        yield from latency(system, people, profile=profile, seconds=20 * scale)
+        yield from sustained(system, people, per_s=200, seconds=30 * scale)
+        listeners = listeners_of(people)
+        yield from most(system, people, listeners, window=WINDOW, seconds=15 * scale, plot=f"cpu-{profile}.svg")
+        yield from most(system, people, listeners, window=WINDOW, seconds=10 * scale, acknowledge=True)
+        many, listening = crowd(system.api_url, SENDERS, LISTENERS, prefix="crowd")
+        target = f"target {BATCHED_PER_S}/s" if profile == "cluster" else ""
+        yield from most(
+            system, parcels(many, PARCEL), listening, window=PARCEL * SENDERS, seconds=15 * scale, beside=target
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--only", choices=("latency", "sustained", "most"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name, LocalSystem(Path(name)) as system:
-        people = talks(system.api_url, PAIRS, prefix="live")
-        figures: list[Figure] = []
-        if options.only in (None, "latency"):
-            figures += latency(system, people, per_s=50, seconds=options.seconds)
-        if options.only in (None, "sustained"):
-            figures += sustained(system, people, per_s=200, seconds=options.seconds)
-        if options.only in (None, "most"):
-            figures += most(system, people, window=WINDOW, seconds=options.seconds)
-            figures += most(system, people, window=WINDOW, seconds=options.seconds, acknowledge=True)
-        for figure in figures:
-            print(figure)
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
+        for measured in everything(profile_of(options), Path(name), scale=options.scale):
+            print(measured, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The whole loop: POST, log, worker, WhatsApp (simulated), its signed webhooks, and the sender's frame that says READ.
 
-python -m bench.loop
+python -m bench.loop [--profile cluster]
+
+On the cluster the floor stands beside it: `bench.floor_loop` on the same servers, right after.
 """
 
 from __future__ import annotations
@@ -8,15 +10,17 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
-from bench.figures import Figure, Spread
-from bench.live import cpu_figure, kept, shared
-from bench.people import WHATSAPP_SECRETS, Talk, User, external_talks, set_up_whatsapp, users
+from bench import floor_loop
+from bench.figures import Figure, Measured, Spread, Stages
+from bench.live import growth, kept
+from bench.people import LINGER_MS, WHATSAPP_SECRETS, Talk, User, external_talks, set_up_whatsapp, users
+from bench.profiles import Profile, add_profile, place, profile_of
 from bench.traffic import LATE_S, Lag, Traffic, read
 from bench.usage import Usage
 from demo.supervisor import LocalSystem
@@ -24,7 +28,9 @@ from demo.supervisor import LocalSystem
 SENDERS: Final = 20
 PEOPLE: Final = 200
 WINDOW: Final = 200
-WHAT: Final = f"whole loop, {WINDOW} under way"
+STEADY_PER_S: Final = {"local": 50, "cluster": 300}
+TARGETS: Final = {"local": "", "cluster": "target 300/s with flat lag"}
+FLOOR_TARGET: Final = 0.6
 
 
 def people_on_whatsapp(system: LocalSystem) -> tuple[list[User], list[Talk]]:
@@ -33,25 +39,53 @@ def people_on_whatsapp(system: LocalSystem) -> tuple[list[User], list[Talk]]:
     return senders, external_talks(system.api_url, senders, PEOPLE, prefix="loop")
 
 
-def most(system: LocalSystem, senders: Sequence[User], talks: Sequence[Talk], *, seconds: float) -> list[Figure]:
-    """The next message goes out when the platform's READ of an earlier one reached its sender."""
+def most(
+    system: LocalSystem, senders: Sequence[User], talks: Sequence[Talk], *, seconds: float, plot: str = ""
+) -> tuple[float, list[Measured]]:
+    """The next message goes out when the platform's READ of an earlier one reached its sender: READs a second."""
     before = _sends(system)
-    traffic, lag, usage = Traffic(system, senders, read), Lag(system), Usage(system)
+    traffic, usage = Traffic(system, senders, read), Usage(system)
     per_s = traffic.closed_window(talks, window=WINDOW, seconds=seconds)
-    seen = traffic.watched
-    cpu = cpu_figure(WHAT, usage, len(seen.due_s))
-    beside = f"0.4 s of it are the simulator's own; {shared(usage)}"
+    seen, spent = traffic.watched, usage.spent()
     traffic.close()
-    lag.wait_for_none(LATE_S)
+    what = f"whole loop, {WINDOW} under way"
+    beside = f"0.4 s of it are the simulator's own, which batches webhooks for {LINGER_MS} ms; {spent.shared}"
+    found: list[Measured] = [
+        Figure(f"{what}: POST to READ", f"{per_s:,.0f}/s, {Spread.of(seen.latencies_s())}", beside),
+        kept(what, system, seen),
+        _at_the_platform(what, system, before, len(seen.due_s)),
+        spent.figure(what, len(seen.due_s)),
+    ]
+    if plot:
+        found.append(Stages(plot, "CPU of a message to READ", ((what, tuple(spent.each(len(seen.due_s)))),)))
+    return per_s, found
+
+
+def sustained(
+    system: LocalSystem, senders: Sequence[User], talks: Sequence[Talk], *, profile: Profile, seconds: float
+) -> list[Figure]:
+    """Posted on time, whatever becomes of it: what cannot be kept up with shows as a lag that grows."""
+    before, per_s = _sends(system), STEADY_PER_S[profile]
+    traffic, usage = Traffic(system, senders, read), Usage(system)
+    lags = traffic.open_loop(talks, per_s=per_s, seconds=seconds)
+    seen, spent = traffic.watched, usage.spent()
+    traffic.close()
+    what = f"whole loop at {per_s}/s for {seconds:.0f} s"
+    beside = "; ".join(filter(None, (TARGETS[profile], growth(lags), spent.shared)))
+    return [
+        Figure(f"{what}: POST to READ", f"{Spread.of(seen.latencies_s())}", beside),
+        kept(what, system, seen),
+        _at_the_platform(what, system, before, len(seen.due_s)),
+    ]
+
+
+def _at_the_platform(what: str, system: LocalSystem, before: dict[str, Any], accepted: int) -> Figure:
+    lag = Lag(system)
+    lag.wait_for_none(2 * LATE_S)
     lag.close()
     after = _sends(system)
     sent, doubled = (after[name] - before[name] for name in ("accepted", "duplicates"))
-    return [
-        Figure(f"{WHAT}: POST to READ", f"{per_s:,.0f}/s, {Spread.of(seen.latencies_s())}", beside),
-        kept(WHAT, system, seen),
-        Figure(f"{WHAT}: at the platform", f"{sent} messages, {doubled} twice", f"{len(seen.due_s)} accepted"),
-        cpu,
-    ]
+    return Figure(f"{what}: at the platform", f"{sent} messages, {doubled} twice", f"{accepted} accepted")
 
 
 def _sends(system: LocalSystem) -> dict[str, Any]:
@@ -64,18 +98,37 @@ def _sends(system: LocalSystem) -> dict[str, Any]:
         time.sleep(0.1)
 
 
+def everything(profile: Profile, directory: Path, *, scale: float, steady_s: float = 15) -> Iterator[Measured]:
+    with place(profile) as servers:
+        with LocalSystem(directory / "system", env={**servers, **WHATSAPP_SECRETS}) as system:
+            senders, talks = people_on_whatsapp(system)
+            most(system, senders, talks, seconds=3)  # warm up
+            per_s, found = most(system, senders, talks, seconds=20 * scale, plot=f"cpu-loop-{profile}.svg")
+            yield from found
+            yield from sustained(system, senders, talks, profile=profile, seconds=steady_s)
+        if profile == "local":
+            return
+        with LocalSystem(directory / "floor", env=servers, processes=("redis-bus", "simulator")) as rest:
+            floor = floor_loop.measured(rest, seconds=15 * scale)
+        yield floor.figure
+        yield Figure(
+            "the whole loop beside its floor",
+            f"{per_s / floor.per_s:.2f}",
+            f"target {FLOOR_TARGET}",
+            name="loop",
+            ratio=per_s / floor.per_s,
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
+    parser.add_argument("--steady-s", type=float, default=15.0, help="at the rate of the target")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name,
-        LocalSystem(Path(name), env=WHATSAPP_SECRETS) as system,
-    ):
-        senders, talks = people_on_whatsapp(system)
-        most(system, senders, talks, seconds=3)
-        for figure in most(system, senders, talks, seconds=options.seconds):
-            print(figure)
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
+        for measured in everything(profile_of(options), Path(name), scale=options.scale, steady_s=options.steady_s):
+            print(measured, flush=True)
 
 
 if __name__ == "__main__":

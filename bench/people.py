@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ WHATSAPP_SECRETS: Final = {
 }
 """Go into the environment of the `LocalSystem`."""
 
+LINGER_MS: Final = 50  # what the simulator waits for more news before it calls a webhook
 TEXT: Final = "Olá! O pedido chega amanhã de manhã, entre 9 e 11 horas. Até logo!"
 
 
@@ -39,6 +39,17 @@ class Talk:
     sender: User
     recipient: User | None  # None: an external person
     request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A request that says something in several conversations of one sender."""
+
+    request: bytes
+    messages: int
+
+
+Post = Talk | Parcel
 
 
 def users(api_url: str, count: int, *, prefix: str) -> list[User]:
@@ -65,15 +76,39 @@ def _opened(api_url: str, conversation_id: str, sender: User, recipient: User) -
     return Talk(conversation_id, sender, recipient, request)
 
 
+def crowd(api_url: str, senders: int, conversations: int, *, prefix: str) -> tuple[list[Talk], list[User]]:
+    """Each sender has as many conversations, each with another of the listeners; and the listeners."""
+    writing = users(api_url, senders, prefix=f"{prefix}-from")
+    listening = users(api_url, conversations, prefix=f"{prefix}-to")
+    pairs = [(sender, listener) for sender in writing for listener in listening]
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda each: _opened(api_url, f"{prefix}-{each[0]}", *each[1]), enumerate(pairs))
+        return list(found), listening
+
+
+def parcels(talks: Sequence[Talk], size: int) -> list[Parcel]:
+    """One for each sender: ``size`` messages, in turn to each of their conversations."""
+    by_sender: dict[User, list[str]] = {}
+    for talk in talks:
+        by_sender.setdefault(talk.sender, []).append(talk.conversation_id)
+    found = []
+    for sender, names in by_sender.items():
+        said = [{"conversation_id": names[number % len(names)], "content": TEXT} for number in range(size)]
+        found.append(Parcel(post("/v1/messages/batch", sender.token, {"messages": said}), size))
+    return found
+
+
 def external_talks(api_url: str, senders: Sequence[User], count: int, *, prefix: str) -> list[Talk]:
     """Conversations of these users with people on WhatsApp, one each."""
-    found = []
-    for number in range(count):
+
+    def one(number: int) -> Talk:
         sender, conversation_id = senders[number % len(senders)], f"{prefix}-{number}"
         _open(api_url, conversation_id, sender, f"whatsapp:+55119{80000000 + number}")
         request = post("/v1/messages", sender.token, {"conversation_id": conversation_id, "content": TEXT})
-        found.append(Talk(conversation_id, sender, None, request))
-    return found
+        return Talk(conversation_id, sender, None, request)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(count)))
 
 
 def _open(api_url: str, conversation_id: str, sender: User, member: str) -> None:
@@ -85,18 +120,20 @@ def _open(api_url: str, conversation_id: str, sender: User, member: str) -> None
     ).raise_for_status()
 
 
+def tell_simulator(simulator_url: str, webhook_url: str) -> None:
+    """Of the account, and to batch its webhooks as Meta does."""
+    secrets = {name.removeprefix("BENCH_").lower(): value for name, value in WHATSAPP_SECRETS.items()}
+    account = {"channel": "whatsapp", "account_id": WHATSAPP_ACCOUNT, "webhook_url": webhook_url, **secrets}
+    httpx.post(f"{simulator_url}/_control/accounts", json=account, timeout=30).raise_for_status()
+    switches = {"webhook_linger_ms": LINGER_MS}
+    httpx.put(f"{simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
+
+
 def set_up_whatsapp(system: LocalSystem) -> None:
     """The same account at the hub and at the simulator, whose webhooks come back to the hub."""
-    secrets = {name.removeprefix("BENCH_").lower(): value for name, value in WHATSAPP_SECRETS.items()}
-    webhook_url = f"{system.api_url}/webhooks/whatsapp/{WHATSAPP_ACCOUNT}"
-    account = {"channel": "whatsapp", "account_id": WHATSAPP_ACCOUNT, "webhook_url": webhook_url, **secrets}
-    httpx.post(f"{system.simulator_url}/_control/accounts", json=account, timeout=30).raise_for_status()
+    tell_simulator(system.simulator_url, f"{system.api_url}/webhooks/whatsapp/{WHATSAPP_ACCOUNT}")
     system.manage(
         *("add_channel_account", "--channel", "whatsapp", "--account-id", WHATSAPP_ACCOUNT, "--default"),
         *("--base-url", system.simulator_url),
         *(each for name in WHATSAPP_SECRETS for each in ("--credential", f"{name[6:].lower()}={name}")),
     )
-
-
-def accepted_id(body: bytes) -> str:
-    return str(json.loads(body)["message_id"])

@@ -12,11 +12,7 @@ import argparse
 import os
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID, uuid4
 
 import django
@@ -24,85 +20,21 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 django.setup(set_prefix=False)
 
-from cassandra.query import BatchStatement, BatchType  # noqa: E402 - set up above
-
-from bench.figures import Figure, Spread  # noqa: E402
+from bench.figures import Figure, Spread  # noqa: E402 - set up above
 from bench.people import TEXT  # noqa: E402
+from bench.statements import BareDriver, Recorder, Template  # noqa: E402
 from core.ids import uuid7, uuid7_ms  # noqa: E402
 from messaging.domain import Conversation, Message, Status, StatusChange  # noqa: E402
 from messaging.stores.cassandra import CassandraStore, messages, setup  # noqa: E402
-from messaging.stores.cassandra import session as sessions  # noqa: E402
 from messaging.stores.cassandra.address import Address  # noqa: E402
 from messaging.stores.cassandra.keys import DAY_MS, HOUR_MS, PERIOD_HOURS, bucket  # noqa: E402
-from messaging.stores.cassandra.session import Call, Database, SamePartition, Statement, Write  # noqa: E402
+from messaging.stores.cassandra.session import Database, SamePartition, Statement  # noqa: E402
 
 BATCH = 100  # what a lane takes at most
 CONVERSATIONS = 20  # in a batch
 PAGE = 50
 SIZES = (100, 10_000)
 ALICE, BOB = "user_alice", "user_bob"
-
-
-@dataclass(slots=True)
-class Recorder:
-    """What the store asks Cassandra for, call by call, while it is recording."""
-
-    steps: list[list[Write]] = field(default_factory=list)
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        each, write = Call.each, Call.write
-
-        def recorded_each(call: Call, cql: str, many: Iterable[Any]) -> list[Any]:
-            listed = list(many)
-            self.steps.append([Statement(cql, values) for values in listed])
-            return each(call, cql, listed)
-
-        def recorded_write(call: Call, writes: Iterable[Write]) -> None:
-            listed = list(writes)
-            self.steps.append(listed)
-            write(call, listed)
-
-        Call.each, Call.write = recorded_each, recorded_write  # type: ignore[assignment, method-assign]
-        try:
-            yield
-        finally:
-            Call.each, Call.write = each, write  # type: ignore[method-assign]
-
-
-class BareDriver:
-    """A loop around the driver that does nothing else."""
-
-    def __init__(self, url: str) -> None:
-        self.database = Database(Address.parse(url), timeout_s=10)
-        self._prepared: dict[str, Any] = {}
-
-    def run(self, steps: Sequence[Sequence[Write]]) -> None:
-        with self.database.call(60) as call:
-            for step in steps:
-                self._step(call._session, step)
-
-    def _step(self, session: Any, step: Sequence[Write]) -> None:
-        flight: deque[Any] = deque()
-        for write in step:
-            if len(flight) >= sessions.WINDOW:
-                list(flight.popleft().result())
-            flight.append(session.execute_async(self._bound(session, write)))
-        for future in flight:
-            list(future.result())
-
-    def _bound(self, session: Any, write: Write) -> Any:
-        if isinstance(write, Statement):
-            return self._prepare(session, write.cql).bind(write.values)
-        batch = BatchStatement(BatchType.UNLOGGED)
-        for each in write.statements:
-            batch.add(self._prepare(session, each.cql), each.values)
-        return batch
-
-    def _prepare(self, session: Any, cql: str) -> Any:
-        if cql not in self._prepared:
-            self._prepared[cql] = session.prepare(self.database.qualified(cql))
-        return self._prepared[cql]
 
 
 def a_conversation() -> Conversation:
@@ -163,9 +95,8 @@ def writing(store: CassandraStore, bare: BareDriver, *, seconds: float) -> Itera
         recorder, batch, recorded = Recorder(), fresh(), fresh()
         with recorder.recording():
             work(store, recorded)
-        steps = _renamed(
-            recorder.steps, {each.message_id: uuid7() for each in recorded}
-        )  # as new to the server as ours
+        others = {each.message_id: uuid7() for each in recorded}  # as new to the server as ours
+        steps = Template(recorder.steps, others).filled(others)
         turns: list[tuple[str, Callable[[], None]]] = [
             ("store", lambda batch=batch: work(store, batch)),  # type: ignore[misc]
             ("bare", lambda steps=steps: bare.run(steps)),  # type: ignore[misc]
@@ -191,22 +122,6 @@ def writing(store: CassandraStore, bare: BareDriver, *, seconds: float) -> Itera
         f"the bare driver with the same {statements} requests a batch",
         f"{rate['bare']:,.0f} messages/s, {cpu_ms['bare']:.2f} ms of CPU each",
     )
-
-
-def _renamed(steps: Sequence[Sequence[Write]], ids: dict[UUID, UUID]) -> list[list[Write]]:
-    """The same statements about other messages."""
-
-    def value(old: Any) -> Any:
-        if isinstance(old, list | tuple):
-            return type(old)(map(value, old))
-        return ids.get(old, old) if isinstance(old, UUID) else old
-
-    def write(old: Write) -> Write:
-        if isinstance(old, Statement):
-            return Statement(old.cql, value(tuple(old.values)))
-        return SamePartition([Statement(each.cql, value(tuple(each.values))) for each in old.statements])
-
-    return [list(map(write, step)) for step in steps]
 
 
 def load(database: Database, conversation: Conversation, count: int) -> list[UUID]:
@@ -271,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     url = f"{os.environ['TEST_CASSANDRA_URL'].rstrip('/')}/bench_{uuid4().hex[:8]}"
     setup.SetUp(Address.parse(url), say=print, timeout_s=60).run(setup.Replication({setup.SIMPLE: 1}))
-    store, bare = CassandraStore(url, timeout_s=10), BareDriver(url)
+    store, bare = CassandraStore(url, timeout_s=10), BareDriver(Database(Address.parse(url), timeout_s=10))
     try:
         for figure in writing(store, bare, seconds=options.seconds):
             print(figure, flush=True)

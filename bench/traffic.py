@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from pathlib import Path
-from typing import Final
-from uuid import UUID
+from typing import Final, Self
 
 import msgspec
 
 from bench.client import Answer, Loop, Pool, WebSocket
-from bench.people import Talk, User
-from demo.supervisor import LocalSystem
-from messaging.eventlog.redis_streams import RedisStreamsLog
+from bench.people import Parcel, Post, User
+from bench.profiles import event_log
+from demo.supervisor import CHANNELS, LocalSystem
 from messaging.ports import TopicPartition
 from messaging.topics import PARTITIONS, work_topics
 
@@ -28,8 +26,14 @@ SAMPLE_S: Final = 1.0
 class Head(msgspec.Struct):
     """A message as an answer or a frame names it."""
 
-    message_id: str
+    message_id: str = ""  # empty: it was refused
     sender_id: str = ""
+
+
+class Heads(msgspec.Struct):
+    """The answer to a batch."""
+
+    items: list[Head]
 
 
 class Frame(msgspec.Struct):
@@ -47,6 +51,7 @@ Arrival = Callable[[User, Frame], str]
 
 _frame: Final = msgspec.json.Decoder(Frame).decode
 _head: Final = msgspec.json.Decoder(Head).decode
+_heads: Final = msgspec.json.Decoder(Heads).decode
 
 
 def pushed(user: User, frame: Frame) -> str:
@@ -87,45 +92,50 @@ class Traffic:
         self._arrival = arrival
         self._acknowledge = acknowledge
         self._arrive: Callable[[str], None] = self._note
-        self._lag = Lag(system)
+        self._system = system
         self.watched = Watched()
         self._greeted: set[User] = set()
         self._sockets = {user: self._socket(system, user) for user in listeners}
         if not self._loop.run_until(lambda: len(self._greeted) == len(self._sockets), timeout_s=LATE_S):
             raise TimeoutError("not every socket was greeted")
 
-    def open_loop(self, talks: Sequence[Talk], *, per_s: float, seconds: float) -> list[int]:
+    def open_loop(self, posts: Sequence[Post], *, per_s: float, seconds: float) -> list[int]:
         """Post ``per_s`` a second whatever happens, then wait for the rest; the lag each second while posting."""
-        turns, lags = cycle(talks), []
-        started_s = time.perf_counter()
-        sample_s, count = started_s, 0
-        while count < per_s * seconds:
-            now_s = time.perf_counter()
-            while (due_s := started_s + count / per_s) <= now_s:
-                self._post(next(turns), due_s)
-                count += 1
-            if now_s >= sample_s:
-                sample_s += SAMPLE_S
-                lags.append(self._lag())
-            self._loop.turn(min(due_s, sample_s) - time.perf_counter())
+        turns = cycle(posts)
+        with LagSamples(self._system) as samples:
+            started_s = time.perf_counter()
+            count = 0
+            while count < per_s * seconds:
+                now_s = time.perf_counter()
+                while (due_s := started_s + count / per_s) <= now_s:
+                    self._post(next(turns), due_s)
+                    count += 1
+                self._loop.turn(due_s - time.perf_counter())
         self._settle()
-        return lags
+        return samples.found
 
-    def closed_window(self, talks: Sequence[Talk], *, window: int, seconds: float) -> float:
-        """Keep ``window`` messages under way: the next goes out when one arrives. How many arrived a second, from when
-        the first ``window`` had: until then the stages fill."""
-        turns, before = cycle(talks), len(self.watched.arrived_s)
-        posting = True
+    def closed_window(self, posts: Sequence[Post], *, window: int, seconds: float) -> float:
+        """Keep ``window`` messages under way: the next post goes out when as many as it holds arrived. How many arrived
+        a second, from when the first ``window`` had: until then the stages fill."""
+        turns, before = cycle(posts), len(self.watched.arrived_s)
+        posting, room = True, window
 
-        def arrive(message_id: str) -> None:
-            self._note(message_id)
-            if posting:
+        def fill() -> None:
+            nonlocal room
+            while posting and room >= (size := _size(posts[0])):
+                room -= size
                 self._post(next(turns), time.perf_counter())
 
+        def arrive(message_id: str) -> None:
+            nonlocal room
+            self._note(message_id)
+            room += 1
+            fill()
+
         self._arrive = arrive
-        for _ in range(window):
-            self._post(next(turns), time.perf_counter())
-        self._loop.run_until(lambda: len(self.watched.arrived_s) >= before + window, timeout_s=LATE_S)
+        fill()
+        if not self._loop.run_until(lambda: len(self.watched.arrived_s) >= before + window, timeout_s=LATE_S):
+            raise TimeoutError(f"of the first {window} messages {len(self.watched.arrived_s) - before} arrived")
         full_s, full = time.perf_counter(), len(self.watched.arrived_s)
         self._loop.run_until(lambda: False, timeout_s=seconds)
         elapsed_s, arrived = time.perf_counter() - full_s, len(self.watched.arrived_s) - full
@@ -138,7 +148,6 @@ class Traffic:
         for socket in self._sockets.values():
             socket.close()
         self._pool.close()
-        self._lag.close()
 
     def _socket(self, system: LocalSystem, user: User) -> WebSocket:
         return WebSocket(self._loop, system.gateway_url, user.token, lambda text: self._got(user, text))
@@ -154,15 +163,20 @@ class Traffic:
             if self._acknowledge:
                 self._sockets[user].send_text(b'{"type":"ack","seq":%d}' % frame.seq)
 
-    def _post(self, talk: Talk, due_s: float) -> None:
-        self._pool.send(talk.request, lambda answer: self._answered(answer, due_s), due_s=due_s)
+    def _post(self, post: Post, due_s: float) -> None:
+        many = isinstance(post, Parcel)
+        self._pool.send(post.request, lambda answer: self._answered(answer, due_s, many=many), due_s=due_s)
 
-    def _answered(self, answer: Answer, due_s: float) -> None:
+    def _answered(self, answer: Answer, due_s: float, *, many: bool) -> None:
         self.watched.answer_s.append(answer.took_s)
-        if answer.status == 202:
-            self.watched.due_s[_head(answer.body).message_id] = due_s
-        else:
+        if answer.status not in (202, 207):
             self.watched.refused += 1
+            return
+        for head in _heads(answer.body).items if many else (_head(answer.body),):
+            if head.message_id:
+                self.watched.due_s[head.message_id] = due_s
+            else:
+                self.watched.refused += 1
 
     def _note(self, message_id: str) -> None:
         if message_id in self.watched.arrived_s:
@@ -174,16 +188,21 @@ class Traffic:
         self._loop.run_until(lambda: not self._pool.under_way and not self.watched.lost(), timeout_s=LATE_S)
 
 
+def _size(post: Post) -> int:
+    return post.messages if isinstance(post, Parcel) else 1
+
+
 class Lag:
     """How many records wait between the log's end and what the bridge finished, over all topics."""
 
     def __init__(self, system: LocalSystem) -> None:
-        self._log = RedisStreamsLog(system.env["EVENT_LOG_URL"])
-        topics = work_topics(("whatsapp", "instagram"))
-        self._sources = [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
+        self._log = event_log(system)
+        topics = work_topics(CHANNELS)
+        partitions = int(system.env.get("PARTITIONS", PARTITIONS))
+        self._sources = [TopicPartition(topic, number) for topic in topics for number in range(partitions)]
 
     def __call__(self) -> int:
-        return sum(self._log.end_offset(each) - self._log.committed("bridge", each) for each in self._sources)
+        return sum(max(0, self._log.end_offset(each) - self._log.committed("bridge", each)) for each in self._sources)
 
     def wait_for_none(self, timeout_s: float) -> None:
         deadline_s = time.perf_counter() + timeout_s
@@ -196,7 +215,24 @@ class Lag:
         self._log.close()
 
 
-def stored_ids(state_dir: Path) -> set[str]:
-    """The messages that the store holds, read beside the system."""
-    with sqlite3.connect(f"file:{state_dir}/messages.sqlite3?mode=ro", uri=True) as database:
-        return {str(UUID(each)) for (each,) in database.execute("SELECT message_id FROM messaging_message")}
+class LagSamples:
+    """The lag each second, seen from a thread: to ask Kafka for it takes longer than messages may be late."""
+
+    def __init__(self, system: LocalSystem) -> None:
+        self._lag = Lag(system)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.found: list[int] = []
+
+    def _sample(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            self.found.append(self._lag())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._lag.close()

@@ -24,6 +24,7 @@ KAFKA: Final = "4.1.0"
 CASSANDRA: Final = "5.0.5"
 MINIO: Final = "v0.0.0-20260212201848-7aac2a2c5b7c"  # its releases are tags that Go cannot read as versions
 TOXIPROXY: Final = "v2.5.0"
+K6: Final = "v1.8.1"
 _MAVEN_DEPENDENCY_PLUGIN: Final = "3.8.1"
 
 _TIMEOUT_S: Final = 1200.0  # MinIO compiles for 2.5 minutes on two free cores
@@ -57,6 +58,11 @@ def minio() -> Path:
 def toxiproxy() -> Path:
     """The program."""
     return _go_program("toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", TOXIPROXY)
+
+
+def k6() -> Path:
+    """The program."""
+    return _go_program("k6", "go.k6.io/k6", K6)
 
 
 def abort() -> None:

@@ -1,0 +1,40 @@
+"""How long and how large: the short form fits a quarter of an hour, the full one measures what the targets name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    name: str
+    time: float  # of what each measurement takes by itself
+    reference_s: float  # of k6's load
+    steady_s: float  # of the whole loop at its target
+    conversations: tuple[int, ...]
+    stored: int  # messages
+    connected: tuple[int, ...]
+    backlog: int  # records
+
+
+SHORT: Final = Scale(
+    "short",
+    time=0.5,
+    reference_s=30,
+    steady_s=20,
+    conversations=(1, 100, 1_000),
+    stored=100_000,
+    connected=(1, 100, 300),
+    backlog=20_000,
+)
+FULL: Final = Scale(
+    "full",
+    time=2.0,
+    reference_s=300,
+    steady_s=600,
+    conversations=(1, 100, 1_000, 10_000),
+    stored=10_000_000,
+    connected=(1, 10, 100, 1_000),
+    backlog=1_000_000,
+)

@@ -1,0 +1,132 @@
+"""The Cassandra statements that our store issues for a piece of work, recorded, and run again about other messages.
+
+So the floor does what the product does, whatever that is today, with nothing but the driver around it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cassandra.query import BatchStatement, BatchType
+
+from messaging.stores.cassandra import session as sessions
+from messaging.stores.cassandra.session import Call, Conditional, Database, SamePartition, Statement, Write
+
+Step = Sequence[Write]
+"""Statements that are under way together; a step begins when the one before it is answered."""
+
+
+@dataclass(slots=True)
+class Recorder:
+    """What the store asks Cassandra for, call by call, while it is recording."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        each, write, conditionally = Call.each, Call.write, Call.conditionally
+
+        def recorded_each(call: Call, cql: str, many: Iterable[Any]) -> list[Any]:
+            listed = list(many)
+            self.steps.append([Statement(cql, values) for values in listed])
+            return each(call, cql, listed)
+
+        def recorded_write(call: Call, writes: Iterable[Write]) -> None:
+            listed = list(writes)
+            self.steps.append(listed)
+            write(call, listed)
+
+        def recorded_conditionally(call: Call, writes: Sequence[Conditional]) -> list[bool | None]:
+            self.steps.append([each.write for each in writes])
+            return conditionally(call, writes)
+
+        Call.each = recorded_each  # type: ignore[assignment, method-assign]
+        Call.write = recorded_write  # type: ignore[assignment, method-assign]
+        Call.conditionally = recorded_conditionally  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            Call.each, Call.write, Call.conditionally = each, write, conditionally  # type: ignore[method-assign]
+
+
+class BareDriver:
+    """A loop around the driver that does nothing else."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._prepared: dict[str, Any] = {}
+
+    def run(self, steps: Sequence[Step]) -> None:
+        with self.database.call(60) as call:
+            for step in steps:
+                self._step(call._session, step)
+
+    def _step(self, session: Any, step: Step) -> None:
+        flight: deque[Any] = deque()
+        for write in step:
+            if len(flight) >= sessions.WINDOW:
+                list(flight.popleft().result())
+            flight.append(session.execute_async(self._bound(session, write)))
+        for future in flight:
+            list(future.result())
+
+    def _bound(self, session: Any, write: Write) -> Any:
+        if isinstance(write, Statement):
+            return self._prepare(session, write.cql).bind(write.values)
+        batch = BatchStatement(BatchType.UNLOGGED)
+        for each in write.statements:
+            batch.add(self._prepare(session, each.cql), each.values)
+        return batch
+
+    def _prepare(self, session: Any, cql: str) -> Any:
+        if cql not in self._prepared:
+            self._prepared[cql] = session.prepare(self.database.qualified(cql))
+        return self._prepared[cql]
+
+
+class Template:
+    """Recorded statements, to be run about other things: what is in ``variables`` is replaced wherever it stands.
+
+    Where it stands is found once, so that filling in costs next to nothing.
+    """
+
+    def __init__(self, steps: Sequence[Step], variables: Collection[Any]) -> None:
+        def varies(value: Any) -> bool:
+            return any(map(varies, value)) if isinstance(value, list | tuple) else value in variables
+
+        def places(statement: Statement) -> tuple[int, ...]:
+            return tuple(place for place, value in enumerate(statement.values) if varies(value))
+
+        self._steps = [
+            [(isinstance(write, SamePartition), [(each, places(each)) for each in write]) for write in step]
+            for step in steps
+        ]
+
+    def filled(self, names: Mapping[Any, Any]) -> list[Step]:
+        """``names``: what stands for each of the variables now."""
+
+        def value(old: Any) -> Any:
+            return type(old)(map(value, old)) if isinstance(old, list | tuple) else names.get(old, old)
+
+        def statement(old: Statement, places: Sequence[int]) -> Statement:
+            values = list(old.values)
+            for place in places:
+                values[place] = value(values[place])
+            return Statement(old.cql, values)
+
+        return [
+            [
+                SamePartition([statement(*each) for each in statements]) if together else statement(*statements[0])
+                for together, statements in step
+            ]
+            for step in self._steps
+        ]
+
+
+def together(many: Sequence[Sequence[Step]]) -> list[Step]:
+    """Several pieces of the same work as one: their first steps at once, then their second ones, …"""
+    return [[write for step in steps for write in step] for steps in zip(*many, strict=True)]
