@@ -23,7 +23,7 @@ from messaging.services.deliver import MAX_AGE_MS, deliver
 from messaging.services.replay import Fate, Letter, Mark, Place, Replayed, Wanted
 from messaging.work import DONE, EXPIRED, Work
 from tests.contracts.message_stores import CARLA
-from tests.messaging.workbench import CHANNELS, WORKSPACE, FreeLease, Fuse, Killed, Workbench, items
+from tests.messaging.workbench import CHANNELS, EVERYWHERE, WORKSPACE, FreeLease, Fuse, Killed, Workbench, items
 
 pytestmark = pytest.mark.django_db
 OUTBOUND = topics.outbound("whatsapp")
@@ -85,6 +85,7 @@ def standing(bench: Workbench, message: Message) -> list[Status]:
 # --- what is replayed ----------------------------------------------------------------------------------------------
 
 
+@EVERYWHERE
 def test_a_letter_goes_back_to_its_topic_as_it_was(bench: Workbench) -> None:
     message = bench.message(bench.conversation())
     [record] = bench.append(topics.MESSAGES, [message])
@@ -96,6 +97,7 @@ def test_a_letter_goes_back_to_its_topic_as_it_was(bench: Workbench) -> None:
     assert bench.store.message(message.message_id) == message
 
 
+@EVERYWHERE
 def test_a_second_run_replays_nothing(bench: Workbench) -> None:
     bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation()) for _ in range(45)]))
     assert run(bench) == [Fate.REPLAYED] * 45
@@ -113,6 +115,7 @@ def test_what_comes_after_is_replayed_though_others_were(bench: Workbench) -> No
     assert run(bench) == [Fate.REPLAYED, Fate.ALREADY]
 
 
+@EVERYWHERE
 def test_a_replay_that_dies_before_its_marks_is_repeated_and_changes_nothing(bench: Workbench) -> None:
     message = bench.message(bench.conversation())
     bury(bench, bench.append(topics.MESSAGES, [message]))
@@ -127,6 +130,7 @@ def test_a_replay_that_dies_before_its_marks_is_repeated_and_changes_nothing(ben
     assert bench.platform.texts == ["hi"]
 
 
+@EVERYWHERE
 def test_a_letter_that_comes_back_dead_is_a_new_one(bench: Workbench) -> None:
     bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation())]))
     run(bench)
@@ -134,6 +138,7 @@ def test_a_letter_that_comes_back_dead_is_a_new_one(bench: Workbench) -> None:
     assert run(bench) == [Fate.ALREADY, Fate.REPLAYED]
 
 
+@EVERYWHERE
 def test_broken_bytes_go_back_too(bench: Workbench) -> None:
     """A release that can read them may be there by now."""
     [place] = bench.log.append([NewRecord(topics.MESSAGES, "k", b"\x00not ours")])
@@ -191,6 +196,7 @@ def test_too_late_sends_do_not_use_up_the_rate_of_dead_letters(bench: Workbench)
     assert [buried.bury(work, "ValueError") for work in works[2:]] == [True, False]
 
 
+@EVERYWHERE
 def test_a_failed_send_is_replayed_as_a_new_attempt_and_its_status_moves_on(bench: Workbench) -> None:
     message = expired(bench)
     assert run(bench, wanted(OUTBOUND)) == [Fate.REPLAYED]
@@ -251,6 +257,7 @@ def test_a_dead_letter_is_written_before_the_send_ends(bench: Workbench) -> None
     raise AssertionError("it never came through")
 
 
+@EVERYWHERE
 def test_a_send_that_was_delivered_meanwhile_is_left_alone(bench: Workbench) -> None:
     message = expired(bench)
     bench.append(
@@ -270,6 +277,7 @@ def test_a_send_that_was_delivered_meanwhile_is_left_alone(bench: Workbench) -> 
     assert len(on(bench, OUTBOUND)) == 1
 
 
+@EVERYWHERE
 def test_a_send_whose_worker_died_is_the_same_attempt_so_that_its_claim_counts(bench: Workbench) -> None:
     [record] = bench.outbound(bench.conversation(), "a1")
     key = DeliveryKey(bench.on_log(OUTBOUND, Outbound)[0].message.message_id, CARLA)
@@ -396,6 +404,7 @@ def test_the_command_replays_and_tells(mixed: Workbench, command: Callable[..., 
     assert (events[0].target, events[0].details) == ("dead letters", "messages:0:0, messages:0:1")
 
 
+@EVERYWHERE
 def test_a_dry_run_changes_nothing_and_shows_no_text(bench: Workbench, command: Callable[..., list[str]]) -> None:
     message = bench.message(bench.conversation(), "a secret")
     bury(bench, bench.append(topics.MESSAGES, [message]), "KeyError")
@@ -408,6 +417,7 @@ def test_a_dry_run_changes_nothing_and_shows_no_text(bench: Workbench, command: 
     assert not AuditEvent.objects.exists()
 
 
+@EVERYWHERE
 def test_a_limit_counts_what_is_replayed(bench: Workbench, command: Callable[..., list[str]]) -> None:
     bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation()) for _ in range(30)]))
     assert command("--limit", "5")[-1] == "5 replayed"

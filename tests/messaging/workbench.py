@@ -7,13 +7,15 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar, cast
 from uuid import UUID, uuid4
+
+import pytest
 
 from connectors.base import Account, Capabilities, Outgoing
 from connectors.breaker import CircuitBreaker, Outcome
 from connectors.errors import AmbiguousDeliveryError, DeliveryError, PausedDeliveryError
-from core.clock import ManualClock
+from core.clock import SYSTEM_CLOCK, ManualClock
 from core.ids import uuid7
 from messaging import codec, topics
 from messaging.bridge import DeadLetters
@@ -25,13 +27,32 @@ from messaging.eventlog.memory import MemoryLog
 from messaging.ports import MessageStore, NewRecord, Push, Record, TopicPartition
 from messaging.services.batches import Lease
 from messaging.services.deliver import Delivery
+from messaging.wiring import ManagedLog
 from tests.contracts.message_stores import ALICE, BOB, CARLA, NOON_MS
 
 CHANNELS: Final = ("whatsapp", "instagram")
 WORKSPACE: Final = uuid4()
 WHATSAPP: Final = Account("whatsapp", "1055", "http://platform.test", {"access_token": "secret"})
 
+EVERYWHERE: Final = pytest.mark.parametrize(
+    "bench", ["local", pytest.param("cluster", marks=pytest.mark.cluster)], indirect=True
+)
+"""A test of services that also runs on Kafka and Cassandra, where times of records are the real ones."""
+
 Port = TypeVar("Port")
+
+
+class ShiftedClock(ManualClock):
+    """The real time, moved by `advance`."""
+
+    _ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return SYSTEM_CLOCK.now_ms() + self._ahead_ms
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        self._ahead_ms += int(seconds * 1000)
 
 
 class Killed(BaseException):
@@ -211,10 +232,12 @@ class Breakers:
 class Workbench:
     """A store, a log, a clock, and what hangs on them."""
 
-    def __init__(self, store: MessageStore, clock: ManualClock, *, partitions: int = 1) -> None:
+    def __init__(
+        self, store: MessageStore, clock: ManualClock, *, partitions: int = 1, log: ManagedLog | None = None
+    ) -> None:
         self.store = store
         self.clock = clock
-        self.log = MemoryLog(clock=clock)
+        self.log = cast(MemoryLog, log or MemoryLog(clock=clock))  # more than the port only for tests in memory
         self.log.ensure_topics(topics.all_topics(CHANNELS, partitions))
         self.sockets = Sockets()
         self.platform = Platform()
