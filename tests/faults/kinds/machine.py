@@ -21,7 +21,8 @@ from tests.faults.rounds import Fault
 from tests.faults.world import Pace, Profile, World
 from tests.town import eventually, phone
 
-LOCAL: Final = frozenset[Profile]({"local"})
+LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
+CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 MINUTES_S: Final = 7 * 60  # more than any lease, claim, token's grace or look-back has
 APART_S: Final = 4.0  # of two API processes: within the lease of an idempotency claim, so that both are in it
 
@@ -114,11 +115,14 @@ def goes_on(world: World, *kinds: str, beyond: int = 10, within_s: float = 60) -
 
 
 def jumps(world: World, pace: Pace) -> None:
-    """All clocks of the machine go forth by minutes, back by as many, and behind: work goes on each time."""
+    """All clocks of the machine go forth by minutes, back by twice as many, and forth again: work goes on each time,
+    also in the hands of a bridge that is new."""
     try:
         with wrong(world) as set_clock:
             for ahead_s in (MINUTES_S, -MINUTES_S, MINUTES_S / 2):
                 set_clock("", ahead_s)
+                world.system.kill("bridge")
+                world.system.restart("bridge")
                 goes_on(world, "user", "whatsapp", within_s=pace.outage_s + 60)
                 assert _id_is_ahead_s(world) > MINUTES_S / 4, "ids never go back"
             world.mended()
@@ -141,6 +145,11 @@ def differ(world: World, pace: Pace) -> None:
         for one in (1, -1):  # both take their turns
             eventually(lambda one=one: _id_is_ahead_s(world) * one > APART_S / 2, within_s=60)  # type: ignore[misc]
         world.mended()
+
+
+def in_every_way(world: World, pace: Pace) -> None:
+    differ(world, pace)
+    jumps(world, pace)
 
 
 def _id_is_ahead_s(world: World) -> float:
@@ -167,8 +176,7 @@ def _answers_requests(pid: int) -> bool:
 
 MACHINE: Final = (
     Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read, target_s=30),
-    Fault("the clock jumps by minutes", jumps, short=frozenset({"cluster"}), afterwards=all_read),
-    Fault(
-        "the clocks of two API processes differ by seconds", differ, short=frozenset({"cluster"}), afterwards=all_read
-    ),
+    Fault("clocks are wrong in every way", in_every_way, short=CLUSTER, afterwards=all_read),
+    Fault("the clock jumps by minutes", jumps, short=frozenset(), afterwards=all_read),
+    Fault("the clocks of two API processes differ by seconds", differ, short=frozenset(), afterwards=all_read),
 )
