@@ -184,7 +184,7 @@ class Watcher:
         try:
             message = codec.decode(Message, record.value)
         except UndecodableRecord:
-            return True
+            return self._is_dead(record)
         if self._reader.user_id not in message.audience:
             return True
         answer = self._reader.api.get(f"/v1/messages/{message.message_id}")

@@ -1,16 +1,13 @@
-"""What can break together: several strikes at once, in one round."""
+"""What can break together: several strikes at once, or one after the other, in one round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults.checker import Report
-from tests.faults.history import History
 from tests.faults.world import Pace, World
 
 Strike = Callable[[World, Pace], None]
-Afterwards = Callable[[World, History, Report], None]
 
 
 def together(*strikes: Strike) -> Strike:
@@ -25,9 +22,11 @@ def together(*strikes: Strike) -> Strike:
     return strike
 
 
-def both(*checks: Afterwards) -> Afterwards:
-    def check(world: World, history: History, report: Report) -> None:
-        for each in checks:
-            each(world, history, report)
+def one_by_one(*strikes: Strike) -> Strike:
+    """Each when the one before it has ended, with the load going on: `make test` spares itself a round for each."""
 
-    return check
+    def strike(world: World, pace: Pace) -> None:
+        for each in strikes:
+            each(world, pace)
+
+    return strike

@@ -40,7 +40,7 @@ def away(channel: str) -> Strike:
         others = ("user", *(each for each in CHANNELS if each != channel), *(f"from {each}" for each in CHANNELS))
         try:
             with town.switches_of(world.accounts[channel], outage=True):
-                eventually(lambda: town.breakers().get(name) is BreakerState.OPEN, within_s=90)
+                eventually(lambda: town.breakers().get(name) == BreakerState.OPEN, within_s=90)
                 _lasts(pace.outage_s / 2)
                 refused, since_s = refusals(world)[UNAVAILABLE], time.monotonic()
                 _lasts(pace.outage_s / 2)
@@ -52,7 +52,7 @@ def away(channel: str) -> Strike:
         finally:
             world.mended()
         all_arrive(world, waiting, within_s=OUTAGE_TAKES_S + pace.outage_s)
-        eventually(lambda: town.breakers()[name] is BreakerState.CLOSED, within_s=OUTAGE_TAKES_S)
+        eventually(lambda: town.breakers()[name] == BreakerState.CLOSED, within_s=OUTAGE_TAKES_S)
 
     return strike
 
@@ -137,7 +137,7 @@ PLATFORM: Final = (
     Fault(
         "the platforms stumble in every way",
         unanswering(**EVERYTHING),
-        short=frozenset(),
+        short=frozenset({"cluster"}),
         afterwards=only_unknown_buried,
     ),
     *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),

@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 from demo.supervisor import ROOT
 from messaging import topics
 from messaging.bridge import BridgeLimits
+from messaging.bridge.core import MAX_CRASHES
 from messaging.eventlog.kafka_link import KafkaUrl
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.ports import NewRecord, Record, TopicPartition
@@ -62,7 +63,7 @@ def broken_release(world: World, _pace: Pace) -> None:
     begin, key = log.end_offset(grave), _busy_keys(world)[topics.MESSAGES]
     places = log.append([NewRecord(topics.MESSAGES, key, b"of a broken release")] * (MOST + 10))
     [source] = {source for source, _ in places}
-    eventually(lambda: log.end_offset(grave) - begin >= MOST, within_s=60)
+    eventually(lambda: log.end_offset(grave) - begin >= MOST, within_s=90)  # the last minute may have had some
     since_s = time.monotonic()
     all_arrive(world, load.texts("user", *CHANNELS))
     if time.monotonic() - since_s < 30:  # on a machine so busy that a minute went by, nothing can be told
@@ -147,7 +148,8 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
             assert (each.key, each.value) == (record.key, record.value)
             assert (headers["trace"], headers["dl-error"]) == ("poison", "undecodable")
         elif killer in each.value:
-            assert (headers["dl-error"], headers["dl-attempts"]) == ("worker_lost", "3")
+            assert headers["dl-error"] == "worker_lost"
+            assert int(headers["dl-attempts"]) >= MAX_CRASHES  # more where a death was told late, as the next one died
         else:
             assert (len(each.value), headers["dl-cut"]) == (MAX_RECORD_BYTES, str(MAX_RECORD_BYTES + 1_000))
     assert set(places) >= written.keys()
@@ -155,6 +157,6 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
 
 
 POISON: Final = (
-    Fault("records are poison", poison, short=frozenset({"local"})),
+    Fault("records are poison", poison),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

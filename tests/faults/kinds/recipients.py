@@ -9,8 +9,8 @@ from messaging import topics
 from messaging.bridge import BridgeLimits
 from messaging.ports import TopicPartition
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.combined import Strike
-from tests.faults.kinds.platform import all_arrive, no_send_buried, refusals
+from tests.faults.kinds.combined import Strike, together
+from tests.faults.kinds.platform import all_arrive, away, no_send_buried, refusals
 from tests.faults.kinds.processes import names_of
 from tests.faults.rounds import Fault
 from tests.faults.world import Pace, World
@@ -36,7 +36,7 @@ def unreachable(channel: str) -> Strike:
                 refused, ends = refusals(world)[BUSY], {each: world.town.log.end_offset(each) for each in outbound}
                 for text in texts:
                     load.write(conversation, text, to, kind=KIND)
-                eventually(lambda: refusals(world)[BUSY] > refused, within_s=60)
+                eventually(lambda: refusals(world)[BUSY] > refused, within_s=120)
                 source, offset = eventually(lambda: _place(world, ends, texts[0].encode()), within_s=30)
                 _bridges_die(world, outbound)
                 eventually(lambda: world.town.log.committed(GROUP, source) > offset, within_s=PARKED_WITHIN_S)
@@ -73,7 +73,20 @@ def _bridges_die(world: World, outbound: list[TopicPartition]) -> None:
     assert max(spans.values()) <= MAY_REPEAT
 
 
-RECIPIENTS: Final = tuple(
-    Fault(f"a person on {channel} can't be reached", unreachable(channel), short=frozenset(), afterwards=no_send_buried)
-    for channel in CHANNELS
+RECIPIENTS: Final = (
+    *(
+        Fault(
+            f"a person on {channel} can't be reached",
+            unreachable(channel),
+            short=frozenset(),
+            afterwards=no_send_buried,
+        )
+        for channel in CHANNELS
+    ),
+    Fault(
+        "WhatsApp is away, and a person on Instagram can't be reached",
+        together(away("whatsapp"), unreachable("instagram")),
+        short=frozenset({"cluster"}),
+        afterwards=no_send_buried,
+    ),
 )
