@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import api, figures, floor, live, loop, plots
+from bench import api, figures, floor, footprint, growth, live, loop, plots
 from bench.figures import Figure, Measured, Section
 from bench.scale import FULL, SHORT, Scale
 
@@ -48,6 +48,11 @@ BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
     "loop": (
         "The whole loop, cluster profile",
         lambda folder, scale: loop.everything("cluster", folder, scale=scale.time, steady_s=scale.steady_s),
+    ),
+    "growth": ("Growth, cluster profile", lambda folder, scale: growth.everything("cluster", folder, scale)),
+    "footprint": (
+        "Footprint, cluster profile",
+        lambda folder, scale: footprint.everything("cluster", folder, scale=scale.time),
     ),
     "local": ("Local profile", _local),
 }

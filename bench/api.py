@@ -114,10 +114,14 @@ def bare_views(system: LocalSystem) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _wait_until_it_listens(url: str, timeout_s: float = 20) -> None:
+def _wait_until_it_listens(url: str, timeout_s: float = 120) -> None:
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:

@@ -21,6 +21,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 django.setup(set_prefix=False)
 
 from bench.figures import Figure, Spread  # noqa: E402 - set up above
+from bench.fill import id_at_us  # noqa: E402
 from bench.people import TEXT  # noqa: E402
 from bench.statements import BareDriver, Recorder, Template  # noqa: E402
 from core.ids import uuid7, uuid7_ms  # noqa: E402
@@ -130,7 +131,7 @@ def load(database: Database, conversation: Conversation, count: int) -> list[UUI
     begin_ms = bucket(uuid7()) * HOUR_MS - PERIOD_HOURS * HOUR_MS  # the period that is over
     assert begin_ms + PERIOD_HOURS * HOUR_MS <= now_ms
     gap_us = PERIOD_HOURS * HOUR_MS * 1000 // (count + 1)
-    ids = [_id_at_us(begin_ms * 1000 + number * gap_us) for number in range(1, count + 1)]
+    ids = [id_at_us(begin_ms * 1000 + number * gap_us) for number in range(1, count + 1)]
     with database.call(24 * 3600) as call:
         call.write([Statement(messages.INSERT_BUCKET, (conversation.conversation_id, bucket(ids[0]), 1))])
         for start in range(0, count, 5_000):
@@ -146,11 +147,6 @@ def _rows(conversation: Conversation, ids: Sequence[UUID]) -> Iterator[SameParti
         for each in some:
             by_day.setdefault(uuid7_ms(each.message_id) // DAY_MS, []).extend(messages._sent(each))
         yield from map(SamePartition, by_day.values())
-
-
-def _id_at_us(us: int) -> UUID:
-    ms, rest_us = divmod(us, 1000)
-    return UUID(int=ms << 80 | 0x7 << 76 | (rest_us * 4096 // 1000) << 64 | uuid7().int & ((1 << 64) - 1))
 
 
 def paging(store: CassandraStore, database: Database, sizes: Sequence[int], *, seconds: float) -> Iterator[Figure]:

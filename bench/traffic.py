@@ -19,7 +19,7 @@ from messaging.ports import TopicPartition
 from messaging.topics import PARTITIONS, work_topics
 
 CONNECTIONS: Final = 64
-LATE_S: Final = 30.0
+LATE_S: Final = 120.0
 SAMPLE_S: Final = 1.0
 
 
@@ -101,17 +101,24 @@ class Traffic:
 
     def open_loop(self, posts: Sequence[Post], *, per_s: float, seconds: float) -> list[int]:
         """Post ``per_s`` a second whatever happens, then wait for the rest; the lag each second while posting."""
+        end_s = time.perf_counter() + seconds
+        return self.open_until(posts, per_s=per_s, over=lambda _: time.perf_counter() >= end_s)
+
+    def open_until(
+        self, posts: Sequence[Post], *, per_s: float, over: Callable[[Sequence[int]], bool], late_s: float = LATE_S
+    ) -> list[int]:
+        """The same until ``over``, which is shown the lags so far."""
         turns = cycle(posts)
         with LagSamples(self._system) as samples:
             started_s = time.perf_counter()
             count = 0
-            while count < per_s * seconds:
+            while not over(samples.found):
                 now_s = time.perf_counter()
                 while (due_s := started_s + count / per_s) <= now_s:
                     self._post(next(turns), due_s)
                     count += 1
                 self._loop.turn(due_s - time.perf_counter())
-        self._settle()
+        self._settle(late_s)
         return samples.found
 
     def closed_window(self, posts: Sequence[Post], *, window: int, seconds: float) -> float:
@@ -184,8 +191,8 @@ class Traffic:
         else:
             self.watched.arrived_s[message_id] = time.perf_counter()
 
-    def _settle(self) -> None:
-        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.lost(), timeout_s=LATE_S)
+    def _settle(self, late_s: float = LATE_S) -> None:
+        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.lost(), timeout_s=late_s)
 
 
 def _size(post: Post) -> int:

@@ -1,0 +1,267 @@
+"""What a message costs as things grow: conversations, stored messages, connected users, a backlog, workers.
+
+    python -m bench.growth [--profile cluster] [--full] [--only conversations,stored,connected,backlog,workers]
+
+Costs are CPU milliseconds of all processes and servers, which another program on the machine changes less than times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import httpx
+
+from bench.api import closed_loop
+from bench.figures import Curve, Figure, Line, Measured, Spread
+from bench.live import kept, listeners_of
+from bench.loop import people_on_whatsapp
+from bench.people import WHATSAPP_SECRETS, Talk, crowd, external_talks, parcels, talks, users
+from bench.profiles import Profile, add_profile, profile_of, running
+from bench.scale import FULL, SHORT, Scale
+from bench.traffic import Lag, Traffic, pushed, read
+from bench.usage import Usage, family, rss_mb
+from demo.supervisor import ROOT, LocalSystem
+
+SHAPES: Final = {1: (1, 1), 10: (2, 5), 100: (5, 20), 1_000: (20, 50), 10_000: (50, 200)}  # senders, listeners
+PARCEL: Final = 50
+WINDOW: Final = 500
+PAIRS: Final = 20
+LIVE_PER_S: Final = 100
+BACKLOG_BATCH: Final = 500
+BACKLOG_CLIENTS: Final = 4
+CATCH_UP_S: Final = 7200.0
+WORKERS: Final = (8, 4, 2, 1)
+PARTITIONS: Final = 16  # so that each of eight workers finds lanes
+PLATFORM_MS: Final = 1000  # of each send: a worker sends 16 at once, and waits
+PER_WORKER: Final = 48  # messages under way for each worker: one wave is sent, others queue
+
+
+def conversations(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    """The same number under way, spread over ever more conversations."""
+    costs: dict[int, float] = {}
+    with running(profile, directory) as system:
+        for count in scale.conversations:
+            many, listeners = crowd(system.api_url, *SHAPES[count], prefix=f"many{count}")
+            posts, seconds = parcels(many, PARCEL), 10 * scale.time
+            traffic, usage = Traffic(system, listeners, pushed), Usage(system)
+            per_s = traffic.closed_window(posts, window=WINDOW, seconds=seconds)
+            seen, spent = traffic.watched, usage.spent()
+            traffic.close()
+            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
+            value = f"{costs[count]:.2f} ms of CPU a message, {per_s:,.0f}/s"
+            yield Figure(f"{count:,} conversations, {WINDOW} messages under way", value, spent.shared)
+    yield from _flatness("conversations", costs)
+
+
+def stored(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    """The same traffic on an empty store, and on one with many messages in the same conversations."""
+    costs: dict[int, float] = {}
+    with running(profile, directory) as system:
+        many, listeners = crowd(system.api_url, *SHAPES[100], prefix="stored")
+        posts = parcels(many, PARCEL)
+        for count in (0, scale.stored):
+            if count:
+                took_s = _fill(system, many, count)
+                yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
+            traffic, usage = Traffic(system, listeners, pushed), Usage(system)
+            per_s = traffic.closed_window(posts, window=WINDOW, seconds=10 * scale.time)
+            seen, spent = traffic.watched, usage.spent()
+            traffic.close()
+            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
+            value = f"{costs[count]:.2f} ms of CPU a message, {per_s:,.0f}/s"
+            yield Figure(f"with {count:,} messages stored", f"{value}; newest page {_page(system, many)}", spent.shared)
+    yield from _flatness("stored messages", costs)
+
+
+def _fill(system: LocalSystem, many: Sequence[Talk], count: int) -> float:
+    lines = [
+        f"{each.conversation_id} {each.sender.user_id} {each.recipient.user_id}" for each in many if each.recipient
+    ]
+    started_s = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "bench.fill", str(count)],
+        cwd=ROOT,
+        env={**system.env, "SERVICE": "manage"},
+        input="\n".join(lines),
+        text=True,
+        check=True,
+    )
+    return time.perf_counter() - started_s
+
+
+def _page(system: LocalSystem, many: Sequence[Talk]) -> Spread:
+    """Of 50 messages with their statuses, over HTTP."""
+    took_s = []
+    with httpx.Client(base_url=system.api_url, timeout=30) as http:
+        for talk in many:
+            headers = {"Authorization": f"Bearer {talk.sender.token}"}
+            started_s = time.perf_counter()
+            path = f"/v1/conversations/{talk.conversation_id}/messages"
+            http.get(path, headers=headers, params={"limit": 50}).raise_for_status()
+            took_s.append(time.perf_counter() - started_s)
+    return Spread.of(took_s)
+
+
+def connected(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    """The same traffic while ever more users are connected, most of them silent."""
+    costs: dict[int, float] = {}
+    with running(profile, directory) as system:
+        people = talks(system.api_url, PAIRS, prefix="talking")
+        listeners = listeners_of(people)
+        silent = users(system.api_url, max(0, max(scale.connected) - PAIRS), prefix="silent")
+        for count in scale.connected:
+            some = people[: min(PAIRS, count)]
+            everybody = [*listeners[: len(some)], *silent[: count - len(some)]]
+            traffic = Traffic(system, everybody, pushed)
+            traffic.open_loop(some, per_s=20, seconds=2)  # warm up
+            traffic.watched.due_s.clear()
+            usage = Usage(system)
+            traffic.open_loop(some, per_s=50, seconds=16 * scale.time)
+            seen, spent = traffic.watched, usage.spent()
+            gateway_mb = rss_mb(family(system.pid("gateway")))
+            traffic.close()
+            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
+            value = f"{costs[count]:.2f} ms of CPU a message at 50/s, {Spread.of(seen.latencies_s())}"
+            yield Figure(f"{count:,} connected", value, f"gateway {gateway_mb:.0f} MB; {spent.shared}")
+    yield from _flatness("connected users", costs)
+
+
+def backlog(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    """Many records wait when the bridge comes back, and others go on posting."""
+    with running(profile, directory) as system:
+        people = talks(system.api_url, PAIRS, prefix="live")
+        many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
+        lag = Lag(system)
+        system.end("bridge")
+        while (before := lag()) < scale.backlog:
+            seconds = max(1.0, min(60.0, (scale.backlog - before) / 10_000))
+            closed_loop(system.api_url, [each.request for each in parcels(many, BACKLOG_BATCH)], seconds=seconds)
+        traffic = Traffic(system, listeners_of(people), pushed)
+        usage = Usage(system)
+        with Memory(system) as memory:
+            started_s = time.perf_counter()
+            system.restart("bridge")
+            deadline_s = started_s + CATCH_UP_S
+            lags = traffic.open_until(
+                people,
+                per_s=LIVE_PER_S,
+                over=lambda lags: (bool(lags) and lags[-1] < 2 * LIVE_PER_S) or time.perf_counter() > deadline_s,
+            )
+            took_s = time.perf_counter() - started_s
+        seen, spent = traffic.watched, usage.spent()
+        traffic.close()
+        lag.close()
+        caught_up = before + len(seen.due_s)
+        what = f"a backlog of {before:,} records, {LIVE_PER_S}/s arrive meanwhile"
+        yield Figure(f"{what}: caught up", f"in {took_s:.0f} s, {caught_up / took_s:,.0f}/s", spent.shared)
+        yield kept(what, system, seen)
+        grown = ", ".join(f"{name} {first:.0f} → {most_mb:.0f}" for name, (first, most_mb) in memory.found.items())
+        yield Figure(f"{what}: memory, before and at most, MB", grown)
+        title = f"Catching up with {before:,} records, {profile} profile"
+        line = Line("lag", tuple((float(second), float(value)) for second, value in enumerate(lags)))
+        yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
+
+
+def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    """Sends a second to a platform that takes its time, with ever fewer workers of that channel."""
+    rates: dict[int, float] = {}
+    env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
+    with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
+        senders, some = people_on_whatsapp(system)
+        more = external_talks(system.api_url, senders, PER_WORKER * max(WORKERS) - len(some), prefix="more")
+        slow = {"latency_ms": PLATFORM_MS}
+        httpx.put(f"{system.simulator_url}/_control/switches", json=slow, timeout=30).raise_for_status()
+        for count in WORKERS:
+            for number in range(count + 1, max(WORKERS) + 1):
+                if system.is_running(f"worker-whatsapp-{number}"):
+                    system.end(f"worker-whatsapp-{number}")
+            traffic = Traffic(system, senders, read)
+            rates[count] = traffic.closed_window(
+                [*some, *more], window=PER_WORKER * count, seconds=max(10, 20 * scale.time)
+            )
+            traffic.close()
+    for count in sorted(rates):
+        doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
+        yield Figure(f"{count} workers, {PLATFORM_MS} ms a send", f"{rates[count]:,.1f} messages/s", doubled)
+    per_doubling = (rates[8] / rates[1]) ** (1 / 3)
+    yield Figure(
+        "each doubling, 1 to 8", f"{per_doubling:.2f} times", "target 1.9", name="workers", ratio=per_doubling / 2
+    )
+
+
+def _flatness(what: str, costs: dict[int, float]) -> Iterator[Measured]:
+    """How the cost at most compares to that at least."""
+    least, largest = min(costs), max(costs)
+    ratio = costs[least] / costs[largest]
+    value = f"{costs[largest] / costs[least]:.2f} times the cost"
+    name = what.replace(" ", "-")
+    yield Figure(f"{largest:,} {what} instead of {least:,}", value, "target: flat", name=name, ratio=ratio)
+
+
+class Memory:
+    """What each process held when it began, and the most since then: megabytes, by name."""
+
+    def __init__(self, system: LocalSystem) -> None:
+        self._system = system
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.found: dict[str, tuple[float, float]] = {}
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        for name in self._system.processes:
+            if self._system.is_running(name):
+                now = rss_mb(family(self._system.pid(name)))
+                first, most_mb = self.found.get(name, (now, now))
+                self.found[name] = first, max(most_mb, now)
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+PARTS: Final[dict[str, Callable[[Profile, Path, Scale], Iterator[Measured]]]] = {
+    "conversations": conversations,
+    "stored": stored,
+    "connected": connected,
+    "backlog": backlog,
+    "workers": workers,
+}
+
+
+def everything(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+    for name, part in PARTS.items():
+        yield from part(profile, directory / name, scale)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--full", action="store_true", help="the long form, which takes hours")
+    parser.add_argument("--only", default=",".join(PARTS), help="some of %(default)s")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
+        for name in options.only.split(","):
+            part = PARTS[name](profile_of(options), Path(folder) / name, FULL if options.full else SHORT)
+            for measured in part:
+                print(measured, flush=True)
+
+
+if __name__ == "__main__":
+    main()
