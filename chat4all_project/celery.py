@@ -37,6 +37,9 @@ app.conf.update(
         "socket_keepalive": True,
         "health_check_interval": 10,
         "global_keyprefix": "",
+        # What a worker took is lost with it, and dispatched again. Kept in Redis until it is acknowledged, a task whose
+        # acknowledgement fails counts as held for ever: a worker that may hold one never asks for another.
+        "ack_emulation": False,
     },
 )
 app.config_from_object("django.conf:settings", namespace="CELERY")
