@@ -33,7 +33,7 @@ test: $(VENV)/.dev-installed ## all tests on real servers (T=path runs a part, S
 	@T='$(T)' LOCAL='$(LOCAL)' STACK='$(STACK)' REQUIRE='$(REQUIRE)' .ci/run-tests
 
 soak: $(VENV)/.dev-installed ## every fault again and again until 200,000 messages were acknowledged (SOAK='--profile local --seed 7'; SOAK=--help)
-	@$(if $(findstring local,$(SOAK)),,.ci/system-parts)
+	@$(if $(filter local --help,$(SOAK)),,.ci/system-parts)
 	@$(BIN)/python -m tests.faults.soak $(SOAK)
 
 stack: $(VENV)/.dev-installed ## Kafka, Cassandra, MinIO, PostgreSQL and Redis, until Ctrl-C (ONLY=kafka,redis picks)

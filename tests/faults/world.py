@@ -24,6 +24,7 @@ from tests.stack.toxiproxy import Proxy, Toxiproxy
 from tests.town import Resident, Town, eventually
 
 Profile = Literal["local", "cluster"]
+LOG_PARTITION_BYTES: Final = 16 * 1024 * 1024  # several rounds; a soak must not fill the log's Redis beyond its bound
 SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
 
@@ -123,7 +124,7 @@ class World:
 
 @contextmanager
 def local_world(folder: Path) -> Iterator[World]:
-    with LocalSystem(folder, env=_failpoints(folder)) as system:
+    with LocalSystem(folder, env={**_failpoints(folder), "LOG_PARTITION_BYTES": str(LOG_PARTITION_BYTES)}) as system:
         yield from _peopled("local", system)
 
 
