@@ -8,18 +8,16 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.aftermath import all_read
+from tests.faults.kinds.aftermath import CLUSTER, of_all
 from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.processes import names_of
-from tests.faults.rounds import Fault
 from tests.faults.world import Pace, World
 from tests.town import eventually
 
@@ -116,17 +114,8 @@ def _all_back(world: World) -> None:
             world.system.restart(name)
 
 
-def _change(name: str, strike: Callable[[World, Pace], None], **more: Any) -> Fault:
-    return Fault(name, strike, afterwards=all_read, **more)
-
-
 MEMBERSHIP: Final = (
-    _change("bridges come and go", storm, short=frozenset({"cluster"})),
-    _change("a bridge is killed while it hands over", killed_in_revoke, short=frozenset({"cluster"})),
-    _change(
-        "a bridge sleeps through the loss of its partitions",
-        zombie,
-        profiles=frozenset({"cluster"}),
-        short=frozenset({"cluster"}),
-    ),
+    of_all("bridges come and go", storm, short=CLUSTER),
+    of_all("a bridge is killed while it hands over", killed_in_revoke, short=CLUSTER),
+    of_all("a bridge sleeps through the loss of its partitions", zombie, profiles=CLUSTER),
 )

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from tests.faults.kinds.aftermath import all_read
+from tests.faults.kinds.aftermath import of_all, of_soak
+from tests.faults.kinds.combined import one_by_one, together
 from tests.faults.kinds.onlookers import asking, metric
-from tests.faults.rounds import Fault
 from tests.faults.world import Pace, World
 from tests.town import eventually
 
@@ -173,30 +173,31 @@ WORKERS: Final = ("worker-core", "worker-inbound", "worker-whatsapp", "worker-in
 SENDERS: Final = ("worker-whatsapp", "worker-instagram")
 
 
-def _killing(name: str, strike: Strike, **more: Any) -> Fault:
-    return Fault(name, strike, afterwards=all_read, **more)
-
+FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
+KILLS: Final = {
+    "an API process is killed before a client hears of its message": killed_at("accept.appended", names=["api"]),
+    "a sender is killed between the platform's yes and our write": group_killed_at("deliver.sent", SENDERS),
+    "the bridge is killed between work and commit": group_killed_at("bridge.uncommitted", ["bridge"]),
+    "workers are killed between store and push, store and log": killed_at(
+        "persist.stored", "statuses.stored", "inbound.resolved", names=WORKERS
+    ),
+    "the API and the gateway are killed": all_killed(["api", "gateway"]),
+    "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS)),
+}
+FREEZES: Final = {
+    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored")),
+    "a sender freezes between the platform's yes and our write": nobody_hung(frozen_at("deliver.sent")),
+}
+NOW_AND_THEN: Final = {
+    "the API and the gateway freeze": FRONT_FROZEN,
+    "a child of the core worker is killed": child_killed("worker-core"),
+    "the gateway is killed": all_killed(["gateway"]),
+    "all workers freeze": nobody_hung(frozen(WORKERS)),
+    "all bridges freeze": nobody_hung(frozen(["bridge"])),
+}
 
 PROCESSES: Final = (
-    _killing("the API is killed", all_killed(["api"])),
-    _killing(
-        "an API process is killed before a client hears of its message", killed_at("accept.appended", names=["api"])
-    ),
-    _killing("the API and the gateway freeze", frozen(["api", "gateway"])),
-    _killing("the gateway is killed", all_killed(["gateway"])),
-    _killing("the bridge is killed between work and commit", group_killed_at("bridge.uncommitted", ["bridge"])),
-    _killing(
-        "workers are killed between store and push, store and log",
-        killed_at("persist.stored", "statuses.stored", "inbound.resolved", names=WORKERS),
-    ),
-    _killing(
-        "a sender is killed between the platform's yes and our write",
-        group_killed_at("deliver.sent", SENDERS),
-    ),
-    _killing("a child of the core worker is killed", child_killed("worker-core")),
-    _killing("all workers are killed, parents and children", nobody_hung(all_killed(WORKERS))),
-    _killing("a core worker freezes between store and push", nobody_hung(frozen_at("persist.stored"))),
-    _killing("a sender freezes between the platform's yes and our write", nobody_hung(frozen_at("deliver.sent"))),
-    _killing("all workers freeze", nobody_hung(frozen(WORKERS)), short=frozenset()),
-    _killing("all bridges freeze", nobody_hung(frozen(["bridge"])), short=frozenset()),
+    of_all("our processes are killed, one after the other", one_by_one(*KILLS.values())),
+    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), FRONT_FROZEN)),
+    *(of_soak(name, strike) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
 )

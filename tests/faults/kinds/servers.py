@@ -11,7 +11,8 @@ from typing import Final
 
 import redis
 
-from tests.faults.kinds.aftermath import all_read
+from tests.faults.kinds.aftermath import CLUSTER, LOCAL, of_all, of_soak
+from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import asking
 from tests.faults.rounds import Fault
 from tests.faults.world import Pace, Profile, World
@@ -197,25 +198,40 @@ def _nobody_ended(world: World) -> None:
     assert [each for each in world.system.processes if not world.system.is_running(each)] == []
 
 
-LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
-CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
+BUS: Final = {
+    "the bus is flushed": flushed,
+    "the bus resets its connections": reset,
+    "the bus freezes": redis_frozen("redis-bus"),
+    "the bus is killed": redis_killed("redis-bus"),
+}
+LOG: Final = {
+    "the log's Redis freezes": redis_frozen("redis-log"),
+    "the log's Redis is killed": redis_killed("redis-log"),
+}
+KAFKA: Final = {
+    "Kafka freezes": frozen("kafka"),
+    "Kafka is slow, then cut off": slow_then_cut("kafka"),
+    "Kafka is killed": killed("kafka", away=False),
+}
+CASSANDRA: Final = {
+    "Cassandra is slow, then cut off": slow_then_cut("cassandra"),
+    "Cassandra is away": killed("cassandra", away=True),
+}
 
 
-def _outage(name: str, strike: Strike, where: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
-    return Fault(name, strike, profiles=where, short=where, afterwards=all_read, target_s=30)
+def _all_and_each(
+    name: str, strikes: Mapping[str, Strike], profiles: frozenset[Profile], *, target_s: float
+) -> Iterator[Fault]:
+    """One round of `make test` with all of them, and rounds of the soak with each."""
+    yield of_all(name, one_by_one(*strikes.values()), profiles=profiles, target_s=target_s)
+    for each, strike in strikes.items():
+        yield of_soak(each, strike, profiles=profiles, target_s=target_s)
 
 
 SERVERS: Final = (
-    _outage("the bus is flushed", flushed),
-    _outage("the bus resets its connections", reset),
-    _outage("the bus is killed", redis_killed("redis-bus")),
-    _outage("the bus freezes", redis_frozen("redis-bus")),
-    _outage("the log's Redis is killed", redis_killed("redis-log"), LOCAL),
-    _outage("the log's Redis freezes", redis_frozen("redis-log"), LOCAL),
-    _outage("Kafka is killed", killed("kafka", away=False), CLUSTER),
-    _outage("Kafka freezes", frozen("kafka"), CLUSTER),
-    _outage("Kafka is slow, then cut off", slow_then_cut("kafka"), CLUSTER),
-    _outage("Cassandra is away", killed("cassandra", away=True), CLUSTER),
-    _outage("Cassandra is slow, then cut off", slow_then_cut("cassandra"), CLUSTER),
-    _outage("PostgreSQL and S3 are away", accounts_and_files_away, CLUSTER),
+    *_all_and_each("the bus fails in every way", BUS, LOCAL | CLUSTER, target_s=10),
+    *_all_and_each("the log's Redis fails in every way", LOG, LOCAL, target_s=30),
+    *_all_and_each("Kafka fails in every way", KAFKA, CLUSTER, target_s=30),
+    *_all_and_each("Cassandra fails in every way", CASSANDRA, CLUSTER, target_s=30),
+    of_all("PostgreSQL and S3 are away", accounts_and_files_away, profiles=CLUSTER),
 )
