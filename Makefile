@@ -1,6 +1,6 @@
 # Chat4All: `make help` lists the targets. All a newcomer needs is Python 3.11 or 3.12 and this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo run install install-dev test soak lint format bench requirements stack clean clean-cache
+.PHONY: help demo run install install-dev test soak lint format bench bench-full bench-gate requirements stack clean clean-cache
 SHELL := /bin/sh
 
 VENV := .venv
@@ -9,7 +9,8 @@ PROFILE ?= local
 STATE_DIR ?= .chat4all$(if $(filter cluster,$(PROFILE)),/cluster)
 # What `demo` and `run` need: the cluster profile more packages, and servers unless the environment names some.
 PARTS := $(if $(filter cluster,$(PROFILE)),dev,local)
-ON_STACK := $(if $(filter cluster,$(PROFILE)),$(if $(EVENT_LOG_URL),,$(BIN)/python -m tests.stack run --only kafka,cassandra,minio,postgres --))
+ON_SERVERS := $(BIN)/python -m tests.stack run --only kafka,cassandra,minio,postgres --
+ON_STACK := $(if $(filter cluster,$(PROFILE)),$(if $(EVENT_LOG_URL),,$(ON_SERVERS)))
 PACKAGES := chat4all_project core accounts messaging connectors files realtime web simulator demo tests bench
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --prefer-binary --no-compile --require-hashes
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
@@ -52,8 +53,16 @@ format: $(VENV)/.dev-installed ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev-installed ## measure the running local profile; numbers go to bench/
-	@$(BIN)/python -m bench
+bench: $(VENV)/.dev-installed ## measure both profiles beside their floors into docs/performance.md, a quarter of an hour (BENCH='--only api')
+	@.ci/system-parts
+	@$(ON_SERVERS) $(BIN)/python -m bench --write $(BENCH)
+
+bench-full: $(VENV)/.dev-installed ## the long form of all of it: hours
+	@.ci/system-parts
+	@$(ON_SERVERS) $(BIN)/python -m bench --full --write $(BENCH)
+
+bench-gate: $(VENV)/.dev-installed ## fail when the last `make bench` found a ratio to a floor below bench/gate.json
+	@$(BIN)/python -m bench.gate
 
 requirements: $(VENV)/.dev-installed ## pin requirements/*.in again (UPGRADE=--upgrade takes newer releases)
 	$(UV_COMPILE) $(UPGRADE) requirements/base.in -o requirements/base.txt

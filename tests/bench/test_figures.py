@@ -1,0 +1,80 @@
+"""What becomes of figures: tables, the page, pictures, the file that the gate reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import figures, plots
+from bench.figures import BEGIN, END, Curve, Figure, Line, Section, Spread, Stages
+
+API = Figure("POST", "643/s", "target 0.8", name="api", ratio=0.79)
+BARE = Figure("bare", "812/s")
+CURVE = Curve(
+    "a.svg", "Latency <&>", "requests/s", "ms", (Line("ours", ((10, 1.5), (250, 40))), Line("bare", ((9, 1),)))
+)
+STAGES = Stages("b.svg", "CPU", (("a message", (("api", 2.0), ("bridge & co", 0.5))),))
+
+
+def test_a_spread_is_told_in_milliseconds() -> None:
+    spread = Spread.of([each / 1000 for each in range(1, 101)])
+    assert (round(spread.p50, 1), round(spread.p95), round(spread.p99)) == (50.5, 96, 100)
+
+
+def test_a_table_has_a_line_for_each_figure() -> None:
+    assert figures.table([API, BARE]).splitlines()[2:] == ["| POST | 643/s | target 0.8 |", "| bare | 812/s |  |"]
+
+
+def test_a_page_has_what_each_section_found_and_why_one_broke_off() -> None:
+    page = figures.page([Section("API", [API], [CURVE]), Section("Loop", failure="TimeoutError: late")], about="Here.")
+    assert page.startswith("Here.")
+    assert "### API" in page
+    assert "![Latency <&>](img/a.svg)" in page
+    assert "It broke off: TimeoutError: late" in page
+
+
+def test_only_what_is_between_the_markers_is_replaced() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert figures.put_between_markers(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+
+
+def test_a_page_without_markers_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="has no"):
+        figures.put_between_markers(f"{BEGIN} and no end", "new")
+
+
+def test_ratios_of_a_run_are_kept_for_the_gate(tmp_path: Path) -> None:
+    kept = tmp_path / "results" / "bench.json"
+    figures.keep([Section("API", [API, BARE], [CURVE, STAGES])], kept)
+    assert figures.ratios(kept) == {"api": 0.79}
+
+
+def test_our_page_has_a_place_for_figures() -> None:
+    figures.put_between_markers(figures.PAGE.read_text(), "")
+
+
+@pytest.mark.parametrize("plot", [CURVE, STAGES])
+def test_a_plot_is_well_formed_and_stays_within_its_frame(plot: Curve | Stages) -> None:
+    picture = ElementTree.fromstring(plots.svg(plot))
+    _, _, width, height = map(float, picture.attrib["viewBox"].split())
+    marks = [each for each in picture.iter() if each.tag.endswith(("circle", "rect"))]
+    assert len([each for each in marks if list(each)]) == (3 if isinstance(plot, Curve) else 2)  # those with a title
+    for mark in marks:
+        right = float(mark.get("cx") or float(mark.get("x", 0)) + float(mark.get("width", 0)))
+        assert 0 <= right <= width
+        assert 0 <= float(mark.get("cy") or mark.get("y") or 0) <= height
+
+
+@pytest.mark.parametrize(
+    ("highest", "expected"),
+    [
+        pytest.param(0.0, [0.0], id="nothing"),
+        pytest.param(4.0, [0, 1, 2, 3, 4], id="ones"),
+        pytest.param(930.0, [0, 200, 400, 600, 800, 1000], id="hundreds"),
+        pytest.param(0.033, [0, 0.01, 0.02, 0.03, 0.04], id="hundredths"),
+    ],
+)
+def test_an_axis_has_round_numbers(highest: float, expected: list[float]) -> None:
+    assert plots.ticks(highest) == pytest.approx(expected)
