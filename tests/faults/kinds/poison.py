@@ -45,7 +45,7 @@ def poison(world: World, _pace: Pace) -> None:
         written = dict(zip(log.append(records), records, strict=True))
         load.write(line.conversation, killer, line.to, kind=KIND)
         expected = len(records) + 1 + _write_larger(world, keys)
-        letters = eventually(lambda: _letters(world, ends, at_least=expected), within_s=120)
+        letters = eventually(lambda: _letters(world, ends, at_least=expected), within_s=240)
         all_arrive(world, load.texts("user", *CHANNELS, *(f"from {each}" for each in CHANNELS)))
     world.mended()
     assert len(letters) == expected
