@@ -190,7 +190,9 @@ class Town:
 
     def __init__(self, system: LocalSystem) -> None:
         self.system = system
-        self.platform = httpx.Client(base_url=f"{system.simulator_url}/_control", timeout=10)
+        # Many threads ask, now and then: one was seen to read from an idle connection that another was closing.
+        alone = httpx.Limits(max_keepalive_connections=0)
+        self.platform = httpx.Client(base_url=f"{system.simulator_url}/_control", timeout=10, limits=alone)
         self.log = log_at(system.env["EVENT_LOG_URL"])
         self.secrets: dict[str, dict[str, str]] = {}  # by account id
         self._residents: list[Resident] = []
