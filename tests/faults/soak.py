@@ -28,6 +28,7 @@ from tests.faults.world import FULL, SHORT, Pace, Profile, World, cluster_world,
 ROOT: Final = Path(tests.conftest.__file__).resolve().parents[1]
 GUARANTEES: Final = ROOT / "docs" / "guarantees.md"
 KEPT: Final = ROOT / "test-results" / "soak"
+STARTS: Final = 3  # in vain, one after the other: then the profile's lap is over
 PACES: Final = {"full": FULL, "short": SHORT}
 PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
     "local": ("local",),
@@ -102,12 +103,17 @@ class Soak:
 
     def _through(self, profile: Profile, lap: int) -> None:
         todo = deque(self.plan.order(profile, lap, self.faults))
+        bad_starts = 0
         while todo and not (lap and self._has_enough):  # the first lap has every fault, whatever was acknowledged
+            before = len(todo)
             try:
                 self._in_a_world(profile, lap, todo)
-            except Exception as error:
-                self._note(Failure("the system's start or end", profile, self.plan.seed_of(lap), repr(error), ""))
-                todo.popleft() if todo else None
+            except Exception as error:  # the next world may have better luck
+                why = f"{type(error).__name__}: {error}"
+                self._note(Failure("the system's start or end", profile, self.plan.seed_of(lap), why))
+            bad_starts = bad_starts + 1 if len(todo) == before else 0
+            if bad_starts == STARTS:
+                return
 
     def _in_a_world(self, profile: Profile, lap: int, todo: deque[Fault]) -> None:
         """Until nothing is left to do, or a round fails."""
@@ -130,7 +136,8 @@ class Soak:
 
     def _note(self, failure: Failure) -> None:
         self.failures.append(failure)
-        self.say(f"FAILED {failure.profile}: {failure.fault}\n{failure.why[:4000]}\nagain: {failure.again}")
+        again = f"\nagain: {failure.again}" if failure.again else ""
+        self.say(f"FAILED {failure.profile}: {failure.fault}\n{failure.why[:4000]}{again}")
 
     def _progress(self, done: Outcome, lap: int, left: int) -> None:
         seen = done.report

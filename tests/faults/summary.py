@@ -59,7 +59,7 @@ class Failure:
     profile: str
     seed: int
     why: str
-    again: str
+    again: str = ""
     report: Report | None = None
 
 

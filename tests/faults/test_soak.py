@@ -135,8 +135,22 @@ def test_a_world_that_does_not_start_is_a_failure_and_ends_it_in_time() -> None:
     rounds = Rounds()
     done = Soak(Plan(3, "local", messages=500), FAULTS, rounds.strike, opened, rounds.said.append)
     done.run()
-    assert done.failures
+    assert len(done.failures) == soak.STARTS
     assert not done.outcomes
+
+
+def test_a_world_that_starts_the_second_time_costs_no_round() -> None:
+    rounds, tries = Rounds(), iter([OSError("busy"), None, None])
+
+    def opened(profile: Profile) -> AbstractContextManager[World]:
+        if error := next(tries):
+            raise error
+        return rounds.opened(profile)
+
+    done = Soak(Plan(3, "local", messages=500), FAULTS, rounds.strike, opened, rounds.said.append)
+    done.run()
+    assert len(done.failures) == 1
+    assert sorted(rounds.names()) == [each.name for each in FAULTS]
 
 
 def test_each_round_says_how_much_is_done() -> None:
