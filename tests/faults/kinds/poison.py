@@ -20,6 +20,7 @@ from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.platform import all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.rounds import Fault
@@ -80,9 +81,11 @@ def core_workers_that_die_of(world: World, text: str) -> Iterator[None]:
     system, names = world.system, names_of(world, ["worker-core"])
     command = [sys.executable, "-m", "celery", "-A", "tests.faults.killer_app", "worker", "-Q", "core", "-c", "2"]
     env = {**system.env, "SERVICE": "worker-core", "KILLER_TEXT": text, "PYTHONPATH": str(ROOT)}
-    with (system.state_dir / "logs" / "killer.log").open("ab") as log:
-        worker = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    with (system.state_dir / "logs" / "killer.log").open("ab") as printed:
+        says = Log.of(system, "killer").says
+        worker = subprocess.Popen(command, cwd=ROOT, env=env, stdout=printed, stderr=printed)
         try:
+            eventually(lambda: says(" ready."), within_s=120)
             for name in names:
                 system.end(name)
             yield
