@@ -43,7 +43,10 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread:
-        cuts = statistics.quantiles(seconds, n=100)
+        """Raises ValueError when nothing was measured."""
+        if not seconds:
+            raise ValueError("nothing came in time to be measured")
+        cuts = statistics.quantiles(seconds if len(seconds) > 1 else [*seconds, *seconds], n=100)
         return cls(cuts[49] * 1000, cuts[94] * 1000, cuts[98] * 1000)
 
     def __str__(self) -> str:

@@ -243,6 +243,7 @@ class FloorLoop:
         self._known: dict[str, Names] = {}  # by external id
         self._heard: deque[tuple[str, str]] = deque()  # external id, status
         self.read = 0
+        self.last: Names = {}
 
     def run(self, until_s: float) -> None:
         while time.perf_counter() < until_s:
@@ -307,6 +308,7 @@ class FloorLoop:
 
     def _end(self, messages: Sequence[Names]) -> None:
         self.read += len(messages)
+        self.last = messages[-1]
         self._under_way -= len(messages)
         for names in messages:
             del self._known[names["the external id"]]
@@ -323,6 +325,14 @@ class FloorLoop:
             pipeline.ltrim(f"floor:{SENDER}", -500, -1)
             pipeline.publish(SENDER, frame)
         pipeline.execute()
+
+
+def check(store: Any, names: Names) -> None:
+    """A floor that did not do the work would be no floor: what it wrote is there for our store."""
+    message = store.message(names["the message"])
+    standing = [each.status for each in store.statuses([message])[message.message_id]] if message else []
+    if standing != [Status.READ]:
+        raise RuntimeError(f"the floor's last message stands at {standing}")
 
 
 def main() -> None:
@@ -350,6 +360,7 @@ def main() -> None:
     floor.run(started_s + seconds)
     count = floor.read - read
     took_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
+    check(store, floor.last)
     print(json.dumps({"per_s": count / took_s, "cpu_ms": 1000 * cpu_s / max(1, count)}))
     driver.database.close()
     store.close()

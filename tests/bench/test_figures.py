@@ -23,6 +23,12 @@ def test_a_spread_is_told_in_milliseconds() -> None:
     assert (round(spread.p50, 1), round(spread.p95), round(spread.p99)) == (50.5, 96, 100)
 
 
+def test_a_spread_of_one_is_that_one_and_of_none_an_error() -> None:
+    assert Spread.of([0.002]) == Spread(2, 2, 2)
+    with pytest.raises(ValueError, match="nothing came"):
+        Spread.of([])
+
+
 def test_a_table_has_a_line_for_each_figure() -> None:
     assert figures.table([API, BARE]).splitlines()[2:] == ["| POST | 643/s | target 0.8 |", "| bare | 812/s |  |"]
 
