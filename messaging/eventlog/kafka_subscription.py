@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from messaging.eventlog.kafka_link import KafkaLink, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.records import weight
 from messaging.ports import RebalanceListener, Record, TopicPartition
+
+logger = logging.getLogger(__name__)
 
 POLL_RECORDS: Final = 1000
 POLL_BYTES: Final = 4 * 1024 * 1024
@@ -49,6 +52,7 @@ class _Owned:
 
     epoch: int
     committed: int
+    next: int  # the offset that is expected; nothing of ours leaves holes (no compaction, no transactions)
     fetched: deque[Record] = field(default_factory=deque)
     paused: bool = False
 
@@ -283,7 +287,7 @@ class KafkaSubscription:
                     raise KafkaException(place.error)
                 offset = place.offset if place.offset >= 0 else self._start(place)
                 epoch = max(_epoch_of(place) + 1, SYSTEM_CLOCK.now_ms())
-                claims[self._source(place)] = _Owned(epoch, offset)
+                claims[self._source(place)] = _Owned(epoch, offset, offset)
         self._commit({source: (claim.epoch, claim.committed) for source, claim in claims.items()})
         return claims
 
@@ -356,9 +360,24 @@ class KafkaSubscription:
                 continue
             record = self._record(message)
             if owned := self._owned.get(record.source):
+                self._check_for_a_gap(owned, record)
                 owned.fetched.append(record)
                 self._probe_s = self._awake_s + PROBE_EVERY_S
         return len(messages)
+
+    def _check_for_a_gap(self, owned: _Owned, record: Record) -> None:
+        """librdkafka goes on in silence where the log begins, when retention took what was not read yet."""
+        if record.offset > owned.next:
+            logger.error(
+                "records are gone that were never read: retention is shorter than the lag",
+                extra={
+                    "topic": record.source.topic,
+                    "partition": record.source.partition,
+                    "offset": owned.next,
+                    "count": record.offset - owned.next,
+                },
+            )
+        owned.next = record.offset + 1
 
     def _take(self) -> list[Record]:
         """What may be returned, within the bounds of one poll."""

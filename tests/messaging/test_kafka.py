@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogUnavailable, RecordTooLarge
@@ -441,3 +442,25 @@ def test_handles_of_a_process_open_only_on_use() -> None:
     log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
     assert KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1).url.servers == "127.0.0.1:1"
     assert threading.active_count() == before
+
+
+@pytest.mark.cluster
+def test_records_that_retention_took_before_they_were_read_are_told(
+    server: Kafka, url: str, log: KafkaLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.append([record() for _ in range(6)])
+    first = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    poll_until(lambda: bool(first._owned), first.poll)
+    first.commit({ONE: 2})
+    first.close()
+    admin = AdminClient({"bootstrap.servers": server.bootstrap})
+    [done] = admin.delete_records([Place(KafkaUrl.parse(url).prefix + "messages", 0, 5)]).values()
+    done.result(PATIENCE_S)
+    second = log.subscribe(["messages"], group="bridge", member="b", listener=Owner())
+    found: list[Record] = []
+    with caplog.at_level(logging.ERROR, logger="messaging"):
+        poll_until(lambda: bool(found), lambda timeout_s: found.extend(second.poll(timeout_s)) or [])
+    second.close()
+    assert [each.offset for each in found] == [5]
+    [told] = [each for each in caplog.records if "never read" in each.message]
+    assert (told.__dict__["topic"], told.__dict__["offset"], told.__dict__["count"]) == ("messages", 2, 3)
