@@ -116,12 +116,12 @@ class HttpConnection:
             return
         self._received += data
         head, blank, rest = self._received.partition(b"\r\n\r\n")
-        if not blank or len(rest) < (length := _content_length(head)):
+        if not blank or (body := whole_body(head, rest)) is None:
             return
         then, self._then = self._then, None
-        self._received = rest[length:]
+        self._received = b""
         if then is not None:
-            then(Answer(int(head[9:12]), rest[:length], time.perf_counter() - self._due_s))
+            then(Answer(int(head[9:12]), body, time.perf_counter() - self._due_s))
 
     def _closed(self) -> None:
         """By the server: it may, after a while without requests."""
@@ -135,10 +135,22 @@ class HttpConnection:
         self._socket.close()
 
 
-def _content_length(head: bytes) -> int:
+def whole_body(head: bytes, rest: bytes) -> bytes | None:
+    """The body of the one answer that is awaited; None while a part of it is missing."""
     lower = head.lower()
-    start = lower.index(b"content-length:") + 15
-    return int(lower[start:].split(b"\r\n", 1)[0])
+    if (start := lower.find(b"content-length:")) >= 0:
+        length = int(lower[start + 15 :].split(b"\r\n", 1)[0])
+        return rest[:length] if len(rest) >= length else None
+    if b"transfer-encoding: chunked" not in lower:
+        return b""
+    body = b""
+    while True:
+        size, line_end, rest = rest.partition(b"\r\n")
+        if not line_end or len(rest) < (length := int(size, 16)) + 2:
+            return None
+        if not length:
+            return body
+        body, rest = body + rest[:length], rest[length + 2 :]
 
 
 @dataclass(slots=True)

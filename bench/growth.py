@@ -40,9 +40,9 @@ BACKLOG_BATCH: Final = 500
 BACKLOG_CLIENTS: Final = 4
 CATCH_UP_S: Final = 7200.0
 WORKERS: Final = (8, 4, 2, 1)
-PARTITIONS: Final = 16  # so that each of eight workers finds lanes
+PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
 PLATFORM_MS: Final = 1000  # of each send: a worker sends 16 at once, and waits
-PER_WORKER: Final = 48  # messages under way for each worker: one wave is sent, others queue
+WAITING: Final = 400  # messages under way, of as many conversations: 25 a lane, more than a worker sends at once
 
 
 def conversations(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
@@ -173,7 +173,7 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
     with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
         senders, some = people_on_whatsapp(system)
-        more = external_talks(system.api_url, senders, PER_WORKER * max(WORKERS) - len(some), prefix="more")
+        more = external_talks(system.api_url, senders, WAITING - len(some), prefix="more")
         slow = {"latency_ms": PLATFORM_MS}
         httpx.put(f"{system.simulator_url}/_control/switches", json=slow, timeout=30).raise_for_status()
         for count in WORKERS:
@@ -181,9 +181,7 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
                 if system.is_running(f"worker-whatsapp-{number}"):
                     system.end(f"worker-whatsapp-{number}")
             traffic = Traffic(system, senders, read)
-            rates[count] = traffic.closed_window(
-                [*some, *more], window=PER_WORKER * count, seconds=max(10, 20 * scale.time)
-            )
+            rates[count] = traffic.closed_window([*some, *more], window=WAITING, seconds=max(10, 20 * scale.time))
             traffic.close()
     for count in sorted(rates):
         doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
