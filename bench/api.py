@@ -170,14 +170,14 @@ def reference(
     return Figure(f"k6, {len(people)} clients, {seconds:.0f} s, acks=all", value, beside)
 
 
-def saturated(views: Views, *, seconds: float) -> Iterator[Measured]:
+def saturated(views: Views, *, profile: Profile, seconds: float) -> Iterator[Measured]:
     """Ours and the bare views in turn, several times: machines drift. The best of each counts."""
     turns: tuple[Callable[[int, float], Load], ...] = (views.ours, views.producing, views.bare)
     rounds = [[turn(CLIENTS, seconds) for turn in turns] for _ in range(ROUNDS)]
     ours, producing, bare = (max(loads, key=lambda load: load.per_s) for loads in zip(*rounds, strict=True))
     ratio = ours.per_s / producing.per_s
     beside = f"{ratio:.2f} of the bare view with the same produce (target 0.8)"
-    yield Figure(f"POST /v1/messages, {CLIENTS} clients", f"{ours}", beside, name="api", ratio=ratio)
+    yield Figure(f"POST /v1/messages, {CLIENTS} clients", f"{ours}", beside, name=f"api-{profile}", ratio=ratio)
     yield Figure("a bare DRF view with the same token check and produce", f"{producing}")
     yield Figure("the same view without a produce", f"{bare}", f"ours is {ours.per_s / bare.per_s:.2f} of it")
 
@@ -210,7 +210,7 @@ def everything(profile: Profile, directory: Path, *, scale: float, reference_s: 
         yield reference(system, people[:CLIENTS], directory / "k6", profile=profile, seconds=reference_s)
         with bare_views(system) as bare_url:
             views = Views(system.api_url, bare_url, people)
-            yield from saturated(views, seconds=6 * scale)
+            yield from saturated(views, profile=profile, seconds=6 * scale)
             yield curve(views, profile=profile, seconds=3 * scale)
         yield batches(system, profile=profile, seconds=8 * scale)
 
