@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 """Of `page`."""
 
+TRIES: Final = 5
 _SLOT_BYTES: Final = 16  # in the file of slots: its owner's process id
 
 
@@ -97,9 +99,19 @@ class _Shared(Collector):
 
     def collect(self) -> Iterator[Metric]:
         living = self.slots.living()
-        files = [str(file) for file in self.folder.glob("*.db") if _counts(file, living)]
-        yield from MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        yield from self._merged(living)
         yield from _of_processes(living)
+
+    def _merged(self, living: Mapping[int, int]) -> list[Metric]:
+        """A file that its process replaces while we read has nothing in it for an instant: look again."""
+        for tries_left in reversed(range(TRIES)):
+            files = [str(file) for file in self.folder.glob("*.db") if _counts(file, living)]
+            try:
+                return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+            except (struct.error, FileNotFoundError):
+                if not tries_left:
+                    raise
+        raise AssertionError("not reached")
 
 
 def _counts(file: Path, living: Mapping[int, int]) -> bool:

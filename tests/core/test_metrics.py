@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from core.metrics import Sampled, Slots
 # A service's process: it counts what it is told to, line by line, and shows the page.
 SERVICE = """
 import sys
+import threading
 from pathlib import Path
 from core import metrics
 metrics.share(Path(sys.argv[1]))
@@ -222,3 +224,29 @@ def test_a_measured_gauge_vanishes_when_nobody_measures_it_any_more() -> None:
     assert shown() == [("messages", 2)]
     clock.advance(1)
     assert shown() == []
+
+
+def test_a_page_is_whole_while_a_process_makes_its_file(service: Service) -> None:
+    process = service.starts()
+    process.does("sell tea 3")
+    [counts] = [path for path in service.folder.iterdir() if path.name.startswith("counter_")]
+    content, enough = counts.read_bytes(), threading.Event()
+
+    def begin_again() -> None:
+        """As a process does that takes a dead one's slot: there, with nothing in it, and then with everything."""
+        other = counts.with_name("counter_7.db")
+        while not enough.is_set():
+            other.unlink(missing_ok=True)
+            with other.open("wb", buffering=0) as file:
+                file.truncate(1)
+                file.truncate(0)
+                file.write(content)
+
+    writer = threading.Thread(target=begin_again)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert process.shows('sold_total{what="tea"}') in (3, 6)
+    finally:
+        enough.set()
+        writer.join()
