@@ -59,12 +59,19 @@ def _log_tails(system: LocalSystem) -> list[tuple[str, str]]:
     return [(f"end of the log of {name}", tail) for name, tail in tails if tail]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system.
+
+    Whether xdist took notice is looked at: with versions of pytest that it does not know it silently does not, and
+    then both processes have every system there is (pytest-dev/pytest-xdist#1386).
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(_group(item.path)))
+    yield
+    if config.getoption("loadgroup", default=False) and not all("@" in item.nodeid for item in items):
+        raise pytest.UsageError("xdist does not group tests: its version and pytest's do not fit (requirements/dev.in)")
 
 
 def _group(path: Path) -> str:
