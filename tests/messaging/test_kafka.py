@@ -458,8 +458,13 @@ def test_records_that_retention_took_before_they_were_read_are_told(
     done.result(PATIENCE_S)
     second = log.subscribe(["messages"], group="bridge", member="b", listener=Owner())
     found: list[Record] = []
+
+    def take(timeout_s: float) -> list[Record]:
+        found.extend(second.poll(timeout_s))
+        return found
+
     with caplog.at_level(logging.ERROR, logger="messaging"):
-        poll_until(lambda: bool(found), lambda timeout_s: found.extend(second.poll(timeout_s)) or [])
+        poll_until(lambda: bool(found), take)
     second.close()
     assert [each.offset for each in found] == [5]
     [told] = [each for each in caplog.records if "never read" in each.message]
