@@ -137,7 +137,7 @@ PLATFORM: Final = (
     Fault(
         "the platforms stumble in every way",
         unanswering(**EVERYTHING),
-        short=frozenset({"cluster"}),
+        short=frozenset({"local"}),
         afterwards=only_unknown_buried,
     ),
     *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),

@@ -160,6 +160,6 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
 
 
 POISON: Final = (
-    Fault("records are poison", poison),
+    Fault("records are poison", poison, short=frozenset({"local"})),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

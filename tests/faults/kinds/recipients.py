@@ -86,7 +86,7 @@ RECIPIENTS: Final = (
     Fault(
         "WhatsApp is away, and a person on Instagram can't be reached",
         together(away("whatsapp"), unreachable("instagram")),
-        short=frozenset({"cluster"}),
+        short=frozenset({"local"}),
         afterwards=no_send_buried,
     ),
 )
