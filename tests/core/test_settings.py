@@ -128,7 +128,9 @@ def test_a_misspelt_profile_is_no_local_one(load: Load, profile: str) -> None:
         load(CHAT4ALL_ENV=profile)
 
 
-@pytest.mark.parametrize("value", ["garbage", RSA_PEM[:400], EC_PEM, "\N{SNOWMAN}"])
+@pytest.mark.parametrize(
+    "value", ["garbage", RSA_PEM[:400], EC_PEM, "\N{SNOWMAN}"], ids=["garbage", "cut off", "EC", "not ASCII"]
+)
 @pytest.mark.parametrize("environment", [{}, GOOD], ids=["local", "production"])
 def test_a_key_that_is_none_is_told_with_a_hint(load: Load, environment: dict[str, str], value: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"JWT_PRIVATE_KEY .*Hint: ") as refusal:
