@@ -37,11 +37,12 @@ CHUNK_BYTES: Final = 1024 * 1024
 OWED_USERS: Final = 10_000
 QUIET_S: Final = 1.0
 
-# Everything in one script, so that no two frames swap between taking a number, the history and the publish.
+# Everything in one script, so that no two frames swap between taking a number, the history and the publish. The oldest
+# events go by their numbers: by the time a clock that was set back would have the newest forgotten at once.
 PUSH_SCRIPT: Final = """
 local state_key, history_key, events_key = KEYS[1], KEYS[2], KEYS[3]
-local event, tail, new_epoch, channel, now_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local ttl_s, max_frames, max_bytes, max_events = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local event, tail, new_epoch, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local ttl_s, max_frames, max_bytes, max_events = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local state = redis.call('HMGET', state_key, 'epoch', 'seq', 'bytes')
 local epoch, seq, bytes = state[1], tonumber(state[2]) or 0, tonumber(state[3]) or 0
 if not epoch then
@@ -59,7 +60,7 @@ while held > 1 and (held > max_frames or bytes > max_bytes) do
   held = held - 1
 end
 redis.call('HSET', state_key, 'epoch', epoch, 'seq', string.format('%d', seq), 'bytes', string.format('%d', bytes))
-redis.call('ZADD', events_key, now_ms, event)
+redis.call('ZADD', events_key, seq, event)
 redis.call('ZREMRANGEBYRANK', events_key, 0, -(max_events + 1))
 for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ttl_s) end
 redis.call('PUBLISH', channel, '{"type":"user.frame","frame":' .. cjson.encode(frame) .. '}')
@@ -145,7 +146,6 @@ class RedisNotifier:
         yield chunk
 
     def _send(self, client: redis.Redis, chunk: Sequence[tuple[Push, bytes]]) -> None:
-        now_ms = self._clock.now_ms()
         pipeline = client.pipeline(transaction=False)
         # EVAL first: it loads the script, so that the EVALSHA behind it cannot miss it and no frame overtakes another
         run = itertools.chain([pipeline.eval], itertools.repeat(pipeline.evalsha))
@@ -154,7 +154,7 @@ class RedisNotifier:
             keys = UserKeys.of(push.user_id)
             call(
                 script, 3, keys.state, keys.history, keys.events,
-                push.event_id, tail, secrets.token_hex(8), redis_channel(push.user_id), now_ms,
+                push.event_id, tail, secrets.token_hex(8), redis_channel(push.user_id),
                 HISTORY_TTL_S, HISTORY_FRAMES, HISTORY_BYTES, DEDUPE_EVENTS,
             )  # fmt: skip
         results = pipeline.execute()

@@ -373,7 +373,7 @@ def push_unheard(gateway: GatewayProcess, *numbers: int) -> None:
         keys = UserKeys.of(gateway.user("alice"))
         for n in numbers:
             push = gateway.message("alice", n)
-            args = (push.event_id, frame_tail(push.body, at=""), "epoch", "nowhere", 0, 3600, 1000, 1_000_000, 1000)
+            args = (push.event_id, frame_tail(push.body, at=""), "epoch", "nowhere", 3600, 1000, 1_000_000, 1000)
             bus.eval(PUSH_SCRIPT, 3, keys.state, keys.history, keys.events, *args)
 
 

@@ -104,6 +104,16 @@ def test_a_replayed_event_makes_no_second_frame(notifier: RedisNotifier, bus: re
     assert len(history(bus, BOB)) == 1
 
 
+def test_of_many_events_the_newest_are_known_whatever_the_clock_says(
+    notifier: RedisNotifier, bus: redis.Redis, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "DEDUPE_EVENTS", 3)
+    notifier.push([news(number) for number in range(5)])
+    clock.advance(-600)
+    notifier.push([news(5), news(5), news(4), news(3)])
+    assert [frame["n"] for frame in history(bus)] == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     "text", ['a/b\\c"d\n\t\x00\x7f', "olá, tudo bem? 👍🏽", "\u2028\u2029", "[[nested]] {} %s %d", "x" * 65_536]
 )
