@@ -19,12 +19,27 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "chat4all_project.settings"
 
 import django  # noqa: E402
 import pytest  # noqa: E402
+from django.apps import apps  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.db.models.signals import post_migrate  # noqa: E402
 
 from demo.redis_server import BUS_RULES, LOG_RULES, RedisServer, find_redis_server  # noqa: E402
 
 django.setup()  # before the conftests of the packages, which import models
 assert str(settings.STATE_DIR) == _STATE
+
+
+def _default_workspace_again(*, using: str, plan: object = None, **_: object) -> None:
+    """A transactional test ends with a flush, which takes what a migration put there. pytest-django would run such
+    tests last; grouped by their files they have others behind them."""
+    from accounts.models import DEFAULT_WORKSPACE_ID, DEFAULT_WORKSPACE_SLUG, Workspace
+
+    if plan is None and using == "default":  # a flush has no plan
+        defaults = {"slug": DEFAULT_WORKSPACE_SLUG, "name": "Default", "open_registration": True}
+        Workspace.objects.get_or_create(id=DEFAULT_WORKSPACE_ID, defaults=defaults)
+
+
+post_migrate.connect(_default_workspace_again, sender=apps.get_app_config("accounts"))
 
 pytest_plugins = ["tests.system"]  # the fixture `system`: the whole local profile, running
 

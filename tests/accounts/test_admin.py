@@ -66,7 +66,7 @@ def test_stops_guessing_at_an_operator_through_either_door(
     assert post("/auth/token", {"username": "operator", "password": PASSWORD}).status_code == 429
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "messages"], serialized_rollback=True)
+@pytest.mark.django_db(transaction=True, databases=["default", "messages"])
 async def test_authenticates_from_async_code_alike(operator: User) -> None:
     found = await aauthenticate(None, username="operator", password=PASSWORD)
     assert found == operator

@@ -138,7 +138,7 @@ def test_keeps_no_name_and_no_address_in_redis(post: Post, bus: redis.Redis) -> 
     assert b"127.0.0.1" not in keys
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "messages"], serialized_rollback=True)
+@pytest.mark.django_db(transaction=True, databases=["default", "messages"])
 def test_gives_a_name_to_exactly_one_of_many_who_want_it_at_once() -> None:
     results: list[int] = []
     start = threading.Barrier(6)

@@ -252,7 +252,7 @@ def test_puts_an_account_right_whose_key_was_lost(admin: Client, settings: Setti
     assert ChannelAccount.objects.get(pk=account.pk).credentials["app_secret"] == SECRETS["credential_app_secret"]
 
 
-@pytest.mark.django_db(databases=["default"], transaction=True, serialized_rollback=True)
+@pytest.mark.django_db(databases=["default"], transaction=True)
 def test_a_change_counts_at_once(admin: Client) -> None:
     assert channels.account("whatsapp", "1055") is None
     account = add_account(admin)
