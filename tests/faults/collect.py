@@ -57,32 +57,39 @@ class Writer:
         self.accepted = 0
         self._lock = threading.Lock()
 
-    def write(self, conversation: str, text: str, to: str, *, within_s: float = 60) -> str | None:
-        """The id of the accepted message; None when nobody can tell in time, or when it was refused."""
-        body = {"conversation_id": conversation, "recipient_id": to, "content": text}
+    def write(self, conversation: str, texts: Sequence[str], to: str, *, within_s: float = 60) -> bool:
+        """One of them by itself, several in one request. Whether they were accepted: not when nobody can tell in time,
+        or when they were refused."""
+        messages = [{"conversation_id": conversation, "recipient_id": to, "content": text} for text in texts]
+        if len(messages) == 1:
+            answer, undecided = self._insist("/v1/messages", messages[0], within_s=within_s)
+        else:
+            answer, undecided = self._insist("/v1/messages/batch", {"messages": messages}, within_s=within_s)
+        ids = [each["message_id"] for each in answer.get("items", [answer])] if answer else [None] * len(texts)
+        with self._lock:
+            for text, message_id in zip(texts, ids, strict=True):
+                self.requests.append(Request(conversation, self.author.user_id, text, message_id, undecided))
+            self.accepted += len(texts) if answer else 0
+        return answer is not None
+
+    def _insist(self, path: str, body: Mapping[str, object], *, within_s: float) -> tuple[Any, bool]:
+        """What a 202 said, None without one; and whether it is open what came of it."""
         headers = {"Idempotency-Key": secrets.token_hex(8)}
         deadline_s = time.monotonic() + within_s
         pause, undecided = threading.Event(), False
         while time.monotonic() < deadline_s:
             try:
-                answer = self.author.api.post("/v1/messages", json=body, headers=headers)
+                answer = self.author.api.post(path, json=body, headers=headers)
             except httpx.TransportError:
                 undecided = True
             else:
                 if answer.status_code not in ADVICE:
                     break
-                if answer.status_code == 202:
-                    return self._told(conversation, text, str(answer.json()["message_id"]))
+                if answer.status_code == httpx.codes.ACCEPTED:
+                    return answer.json(), False
                 undecided = True
             pause.wait(0.1)
-        self.requests.append(Request(conversation, self.author.user_id, text, None, undecided))
-        return None
-
-    def _told(self, conversation: str, text: str, message_id: str) -> str:
-        with self._lock:
-            self.requests.append(Request(conversation, self.author.user_id, text, message_id))
-            self.accepted += 1
-        return message_id
+        return None, undecided
 
 
 class Device(Socket):

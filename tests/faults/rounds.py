@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,7 +23,8 @@ from tests.town import eventually, insta_id, phone
 
 EACH_PER_SECOND: Final = 8.0  # what a writer, who waits for its answers, has no trouble to write
 AFTERWARDS: Final = 30  # accepted after the strike at least: they tell when work goes on
-PERSONS_SHARE: Final = 0.2  # of what the writers try; persons on the platforms try that much together
+BATCHES: Final = 0.2  # of the requests to users: they carry several messages
+PERSONS_SHARE: Final = 0.2  # of the writers' requests; persons on the platforms write that much together
 BOUNDS: Final = {"rss_mb": 900.0, "bus_mb": 128.0, "queue": 1_000.0}
 _names = itertools.count(1)
 
@@ -34,8 +35,9 @@ class Fault:
 
     ``strike`` runs while people write, and asserts what must hold meanwhile. ``afterwards`` sees the whole history and
     the report of a round that kept its promises, and asserts what must hold in addition. ``short`` names the profiles
-    whose every `make test` has it; the soak has it on all of ``profiles``. ``target_s`` is how soon work shall go on
-    after the mending; the report names who missed it.
+    whose every `make test` has it; the soak has it on all of ``profiles``, unless ``joined``: then its parts are
+    faults of their own there. ``target_s`` is how soon work shall go on after the mending; the report names who missed
+    it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Fault:
     short: frozenset[Profile] = frozenset({"local", "cluster"})
     afterwards: Callable[[World, History, Report], None] | None = None
     target_s: float = 10.0
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +147,11 @@ class Round:
         taken = [each.content for each in list(self.writer.requests) if each.message_id is not None]
         return frozenset(text for text in (*taken, *list(self.said)) if self.began[text][1] in kinds)
 
-    def write(self, conversation: str, text: str, to: str, *, kind: str) -> None:
-        """Have alice say this as well; judged like everything else."""
-        self.began[text] = time.monotonic(), kind
-        self.writer.write(conversation, text, to, within_s=self._patience_s)
+    def write(self, conversation: str, texts: Sequence[str], to: str, *, kind: str) -> None:
+        """Have alice say these as well, in one request; judged like everything else."""
+        began_s = time.monotonic()
+        self.began |= dict.fromkeys(texts, (began_s, kind))
+        self.writer.write(conversation, texts, to, within_s=self._patience_s)
 
     def history(self) -> History:
         accounts = list(self.world.accounts.values())
@@ -181,8 +185,11 @@ class Round:
             if self._enough.wait(chance.expovariate(self.pace.per_second / self.writers)):
                 return
             line = chance.choice(mine)
-            text = f"{line.conversation} {number}.{count}"
-            self.write(line.conversation, text, line.to, kind=line.kind)
+            several = line.kind == "user" and chance.random() < BATCHES
+            texts = [
+                f"{line.conversation} {number}.{count}.{each}" for each in range(self.pace.batch if several else 1)
+            ]
+            self.write(line.conversation, texts, line.to, kind=line.kind)
 
     def _say(self) -> None:
         chance, pause_s = random.Random(f"{self.seed} persons"), 1 / (self.pace.per_second * PERSONS_SHARE)

@@ -55,10 +55,13 @@ class Plan:
         return self.seed + lap
 
     def order(self, profile: Profile, lap: int, faults: Iterable[Fault]) -> list[Fault]:
-        """The same for the same seed, whatever else is run."""
-        chosen = [each for each in faults if profile in each.profiles and self.only.lower() in each.name.lower()]
+        """The same for the same seed, whatever else is run. What is joined has to be asked for by name."""
+        chosen = [each for each in faults if profile in each.profiles and self._wants(each)]
         random.Random(f"{self.seed_of(lap)} {profile}").shuffle(chosen)
         return chosen
+
+    def _wants(self, fault: Fault) -> bool:
+        return self.only.lower() in fault.name.lower() if self.only else not fault.joined
 
     def repeats(self, profile: Profile, fault: Fault, lap: int) -> str:
         """The line that runs this one round again."""

@@ -13,9 +13,9 @@ from tests.faults.rounds import Outcome
 OUTCOMES: Final[list[Outcome]] = []  # of this process
 
 HEAD: Final = (
-    "| profile | fault | acknowledged | lost | twice at a platform | ambiguous | dead letters "
+    "| profile | fault | acknowledged | heard | lost | twice at a platform | ambiguous | dead letters "
     "| goes on after | caught up after |",
-    "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
 
 
@@ -45,9 +45,9 @@ def _total(outcomes: Sequence[Outcome]) -> str:
 BEGIN: Final = "<!-- soak: `make soak` writes from here -->"
 END: Final = "<!-- soak: to here -->"
 SOAK_HEAD: Final = (
-    "| profile | fault | times | acknowledged | lost | twice at a platform | ambiguous | dead letters "
+    "| profile | fault | times | acknowledged | heard | lost | twice at a platform | ambiguous | dead letters "
     "| went on after, at most | target |",
-    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
 
 
@@ -96,6 +96,7 @@ def _kind_line(same: Sequence[Outcome]) -> str:
 def _counts(reports: Sequence[Report], form: str) -> str:
     counts = (
         sum(each.acknowledged for each in reports),
+        sum(each.heard for each in reports),
         sum(each.lost for each in reports),
         sum(each.duplicated for each in reports),
         sum(each.ambiguous for each in reports),

@@ -93,6 +93,15 @@ def test_every_fault_once_and_then_laps_until_enough_was_acknowledged() -> None:
     assert {seed for *_, seed in rounds.struck[8:]} == {4}, "a later lap is repeated by its own seed"
 
 
+def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
+    both = Fault("part 1 and part 2 break", nothing, joined=True)
+    rounds = Rounds()
+    rounds.soak(Plan(3, "local", messages=1), (*FAULTS, both))
+    assert both.name not in rounds.names()
+    rounds.soak(Plan(3, "local", messages=1, only="and part 2"), (*FAULTS, both))
+    assert rounds.names()[-1] == both.name
+
+
 def test_a_profile_has_its_own_world_and_its_own_faults() -> None:
     rounds = Rounds()
     rounds.soak(Plan(3, "both", messages=1), (*FAULTS, LOCAL_ONLY))
@@ -171,9 +180,11 @@ def test_the_table_has_a_line_for_each_kind_and_names_who_was_late_or_failed() -
         summary.Failure("three", "local", 9, "PromisesBroken: 40 acknowledged, 1 lost\nmore", "…", seen(40, lost=1))
     ]
     told = summary.soak(outcomes, failures)
-    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 11.5 s | 10 s |" in told
-    assert "| local | two | 1 | 100 | 0 | 1 | 2 | 0 | 1.0 s | 10 s |" in told
-    assert "| | **all** | **4** | **2,240** | **1** | **1** | **2** | **0** | 11.5 s | |" in told, "what failed counts"
+    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 0 | 11.5 s | 10 s |" in told
+    assert "| local | two | 1 | 100 | 0 | 0 | 1 | 2 | 0 | 1.0 s | 10 s |" in told
+    assert "| | **all** | **4** | **2,240** | **0** | **1** | **1** | **2** | **0** | 11.5 s | |" in told, (
+        "what failed counts"
+    )
     assert "- one (local): 11.5 s, not 10 s" in told
     assert "two (local)" not in told
     assert "- three (local), seed 9: PromisesBroken: 40 acknowledged, 1 lost" in told.splitlines()

@@ -33,13 +33,15 @@ class Pace:
     """How long faults last and how much is written meanwhile."""
 
     pause_s: float  # of a frozen process
-    outage_s: float  # of a server that is away
-    per_second: float  # messages that the writers try together
+    outage_s: float  # of a server or a platform that is away
+    spell_s: float  # of platforms that misbehave, answers that come late, bridges that come and go
+    per_second: float  # requests that the writers try together
+    batch: int  # messages in those requests that carry several
     messages: int  # accepted in one round at least
 
 
-SHORT: Final = Pace(pause_s=10, outage_s=15, per_second=25, messages=120)
-FULL: Final = Pace(pause_s=60, outage_s=180, per_second=200, messages=8_000)
+SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=15, per_second=25, batch=5, messages=120)
+FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class Load(Protocol):
     def arrivals(self) -> Mapping[str, float]:
         """When each text was first at its reader's (monotonic seconds)."""
 
-    def write(self, conversation: str, text: str, to: str, *, kind: str) -> None:
-        """Have alice say this as well; judged like everything else."""
+    def write(self, conversation: str, texts: Sequence[str], to: str, *, kind: str) -> None:
+        """Have alice say these as well, in one request; judged like everything else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,10 @@ def of_all(
     profiles: frozenset[Profile] = LOCAL | CLUSTER,
     short: frozenset[Profile] | None = None,
     target_s: float = 10,
+    joined: bool = False,
 ) -> Fault:
     """A fault of every `make test`, and of the soak, after which all was read."""
-    return Fault(name, strike, profiles, profiles if short is None else short, all_read, target_s)
+    return Fault(name, strike, profiles, profiles if short is None else short, all_read, target_s, joined)
 
 
 def of_soak(

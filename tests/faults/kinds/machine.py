@@ -177,7 +177,7 @@ def _answers_requests(pid: int) -> bool:
 
 MACHINE: Final = (
     Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read, target_s=30),
-    Fault("clocks are wrong in every way", in_every_way, short=LOCAL, afterwards=all_read),
+    Fault("clocks are wrong in every way", in_every_way, afterwards=all_read, joined=True),
     Fault("the clock jumps by minutes", jumps, short=frozenset(), afterwards=all_read),
     Fault("the clocks of two API processes differ by seconds", differ, short=frozenset(), afterwards=all_read),
 )

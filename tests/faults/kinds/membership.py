@@ -28,7 +28,7 @@ TAKEN_OVER_WITHIN_S: Final = 40.0  # the group misses a member after 6 s; the re
 def storm(world: World, pace: Pace) -> None:
     """Each bridge for itself is killed, or ended politely, and started again every few seconds."""
     names = bridges(world)
-    until_s = time.monotonic() + pace.outage_s
+    until_s = time.monotonic() + pace.spell_s
 
     def come_and_go(number: int, name: str) -> None:
         chance = random.Random(number)

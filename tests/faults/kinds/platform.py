@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Final
 
 from connectors.breaker import BreakerState, Rules
@@ -63,7 +64,7 @@ def stumbling(**switches: Any) -> Strike:
     def strike(world: World, pace: Pace) -> None:
         before = stumbles(world)
         with world.town.switches(**switches):
-            _lasts(pace.outage_s)
+            _lasts(pace.spell_s)
             expected = _expected(switches)
             eventually(lambda: all(stumbles(world)[each] > before[each] for each in expected), within_s=60)
             told = world.load.texts(*CHANNELS, *(f"from {each}" for each in CHANNELS))
@@ -78,7 +79,9 @@ def unanswering(**switches: Any) -> Strike:
 
     def strike(world: World, pace: Pace) -> None:
         for mode in MODES:
-            stumbling(**UNANSWERED, ambiguous_mode=mode, **switches)(world, Pace(0, pace.outage_s / 3, 0, 0))
+            stumbling(**UNANSWERED, ambiguous_mode=mode, **switches)(
+                world, replace(pace, spell_s=pace.spell_s / len(MODES))
+            )
 
     return strike
 
@@ -137,7 +140,6 @@ PLATFORM: Final = (
     Fault(
         "the platforms stumble in every way",
         unanswering(**EVERYTHING),
-        short=frozenset({"local"}),
         afterwards=only_unknown_buried,
     ),
     *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),

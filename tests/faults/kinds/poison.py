@@ -44,7 +44,7 @@ def poison(world: World, _pace: Pace) -> None:
     with core_workers_that_die_of(world, killer):
         records = [_record(topic, keys, value) for topic in WORKS for value in _unreadable()]
         written = dict(zip(log.append(records), records, strict=True))
-        load.write(line.conversation, killer, line.to, kind=KIND)
+        load.write(line.conversation, [killer], line.to, kind=KIND)
         expected = len(records) + 1 + _write_larger(world, keys)
         letters = eventually(lambda: _letters(world, ends, at_least=expected), within_s=240)
         all_arrive(world, load.texts("user", *CHANNELS, *(f"from {each}" for each in CHANNELS)))
@@ -160,6 +160,6 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
 
 
 POISON: Final = (
-    Fault("records are poison", poison, short=frozenset({"local"})),
+    Fault("records are poison", poison),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

@@ -197,7 +197,7 @@ NOW_AND_THEN: Final = {
 }
 
 PROCESSES: Final = (
-    of_all("our processes are killed, one after the other", one_by_one(*KILLS.values())),
-    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), FRONT_FROZEN)),
+    of_all("our processes are killed, one after the other", one_by_one(*KILLS.values()), joined=True),
+    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), FRONT_FROZEN), joined=True),
     *(of_soak(name, strike) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
 )

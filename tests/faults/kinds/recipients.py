@@ -35,7 +35,7 @@ def unreachable(channel: str) -> Strike:
             with world.town.switches_of(world.accounts[channel], busy_numbers=[person]):
                 refused, ends = refusals(world)[BUSY], {each: world.town.log.end_offset(each) for each in outbound}
                 for text in texts:
-                    load.write(conversation, text, to, kind=KIND)
+                    load.write(conversation, [text], to, kind=KIND)
                 eventually(lambda: refusals(world)[BUSY] > refused, within_s=120)
                 source, offset = eventually(lambda: _place(world, ends, texts[0].encode()), within_s=30)
                 _bridges_die(world, outbound)
@@ -86,7 +86,7 @@ RECIPIENTS: Final = (
     Fault(
         "WhatsApp is away, and a person on Instagram can't be reached",
         together(away("whatsapp"), unreachable("instagram")),
-        short=frozenset({"local"}),
         afterwards=no_send_buried,
+        joined=True,
     ),
 )

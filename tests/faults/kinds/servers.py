@@ -125,7 +125,7 @@ def slow_then_cut(name: str) -> Strike:
         with asking(world) as client:
             try:
                 way.slow(LATENCY_MS)
-                _lasts(pace.outage_s)
+                _lasts(pace.spell_s)
                 way.cut()
                 client.hears(503)
                 _lasts(pace.pause_s)
@@ -223,7 +223,7 @@ def _all_and_each(
     name: str, strikes: Mapping[str, Strike], profiles: frozenset[Profile], *, target_s: float
 ) -> Iterator[Fault]:
     """One round of `make test` with all of them, and rounds of the soak with each."""
-    yield of_all(name, one_by_one(*strikes.values()), profiles=profiles, target_s=target_s)
+    yield of_all(name, one_by_one(*strikes.values()), profiles=profiles, target_s=target_s, joined=True)
     for each, strike in strikes.items():
         yield of_soak(each, strike, profiles=profiles, target_s=target_s)
 
