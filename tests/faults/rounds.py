@@ -18,7 +18,7 @@ from messaging import topics
 from tests.faults.checker import Report, report
 from tests.faults.collect import CHANNELS, GROUP, Device, Mark, Watcher, Writer, collect, devices, sources
 from tests.faults.history import History
-from tests.faults.world import Line, Pace, Profile, World
+from tests.faults.world import CLUSTER, LOCAL, Line, Pace, Profile, World
 from tests.town import eventually, insta_id, phone
 
 EACH_PER_SECOND: Final = 8.0  # what a writer, who waits for its answers, has no trouble to write
@@ -42,8 +42,8 @@ class Fault:
 
     name: str
     strike: Callable[[World, Pace], None]
-    profiles: frozenset[Profile] = frozenset({"local", "cluster"})
-    short: frozenset[Profile] = frozenset({"local", "cluster"})
+    profiles: frozenset[Profile] = LOCAL | CLUSTER
+    short: frozenset[Profile] = LOCAL | CLUSTER
     afterwards: Callable[[World, History, Report], None] | None = None
     target_s: float = 10.0
     joined: bool = False

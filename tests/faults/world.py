@@ -24,6 +24,8 @@ from tests.stack.toxiproxy import Proxy, Toxiproxy
 from tests.town import Resident, Town, eventually
 
 Profile = Literal["local", "cluster"]
+LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
+CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 LOG_PARTITION_BYTES: Final = 16 * 1024 * 1024  # several rounds; a soak must not fill the log's Redis beyond its bound
 SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 

@@ -10,12 +10,10 @@ from messaging.services.deliver import UNKNOWN
 from tests.faults.checker import Report
 from tests.faults.history import History
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, Profile, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
 from tests.town import eventually
 
 READ: Final = rank(Status.READ)
-LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
-CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 NOWHERE: Final[frozenset[Profile]] = frozenset()
 
 Strike = Callable[[World, Pace], None]

@@ -18,11 +18,9 @@ from tests.faults.kinds.aftermath import all_read
 from tests.faults.kinds.onlookers import asking
 from tests.faults.kinds.processes import children, family
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, Profile, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, World
 from tests.town import eventually, phone
 
-LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
-CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 STARTS_S: Final = 90.0  # a process of ours, on a busy machine
 MINUTES_S: Final = 7 * 60  # more than any lease, claim, token's grace or look-back has
 APART_S: Final = 4.0  # of two API processes: within the lease of an idempotency claim, so that both are in it
@@ -177,7 +175,7 @@ def _answers_requests(pid: int) -> bool:
 
 MACHINE: Final = (
     Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read, target_s=30),
-    Fault("clocks are wrong in every way", in_every_way, afterwards=all_read, joined=True),
+    Fault("clocks are wrong in every way", in_every_way, short=CLUSTER, afterwards=all_read, joined=True),
     Fault("the clock jumps by minutes", jumps, short=frozenset(), afterwards=all_read),
     Fault("the clocks of two API processes differ by seconds", differ, short=frozenset(), afterwards=all_read),
 )

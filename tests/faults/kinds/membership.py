@@ -15,10 +15,10 @@ from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.aftermath import CLUSTER, of_all
+from tests.faults.kinds.aftermath import of_all
 from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.processes import names_of
-from tests.faults.world import Pace, World
+from tests.faults.world import CLUSTER, Pace, World
 from tests.town import eventually
 
 STAYS_S: Final = 2.0  # a bridge, at most, before it goes again

@@ -16,7 +16,7 @@ from tests.faults.collect import CHANNELS
 from tests.faults.history import History
 from tests.faults.kinds.combined import Strike
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, World
+from tests.faults.world import CLUSTER, Pace, World
 from tests.town import eventually
 
 UNAVAILABLE, THROTTLED = "131016", "130429"
@@ -140,6 +140,7 @@ PLATFORM: Final = (
     Fault(
         "the platforms stumble in every way",
         unanswering(**EVERYTHING),
+        short=CLUSTER,
         afterwards=only_unknown_buried,
     ),
     *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),

@@ -24,7 +24,7 @@ from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.platform import all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, World
+from tests.faults.world import CLUSTER, Pace, World
 from tests.town import eventually
 
 KIND: Final = "killer"
@@ -160,6 +160,6 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
 
 
 POISON: Final = (
-    Fault("records are poison", poison),
+    Fault("records are poison", poison, short=CLUSTER),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

@@ -13,7 +13,7 @@ from tests.faults.kinds.combined import Strike, together
 from tests.faults.kinds.platform import all_arrive, away, no_send_buried, refusals
 from tests.faults.kinds.processes import names_of
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, World
+from tests.faults.world import CLUSTER, Pace, World
 from tests.town import eventually, insta_id, phone
 
 KIND: Final = "unreachable"
@@ -86,6 +86,7 @@ RECIPIENTS: Final = (
     Fault(
         "WhatsApp is away, and a person on Instagram can't be reached",
         together(away("whatsapp"), unreachable("instagram")),
+        short=CLUSTER,
         afterwards=no_send_buried,
         joined=True,
     ),

@@ -11,11 +11,11 @@ from typing import Final
 
 import redis
 
-from tests.faults.kinds.aftermath import CLUSTER, LOCAL, of_all, of_soak
+from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import asking
 from tests.faults.rounds import Fault
-from tests.faults.world import Pace, Profile, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
 from tests.stack.server import Server
 from tests.stack.toxiproxy import Proxy
 from tests.town import eventually, phone
