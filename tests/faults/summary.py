@@ -42,8 +42,8 @@ def _total(outcomes: Sequence[Outcome]) -> str:
 
 # --- the soak --------------------------------------------------------------------------------------------------------
 
-BEGIN: Final = "<!-- soak: `make soak` writes from here -->"
-END: Final = "<!-- soak: to here -->"
+BEGIN: Final = "<!-- {profile}: `make soak` writes from here -->"
+END: Final = "<!-- {profile}: to here -->"
 SOAK_HEAD: Final = (
     "| profile | fault | times | acknowledged | heard | lost | twice at a platform | ambiguous | dead letters "
     "| went on after, at most | target |",
@@ -74,13 +74,14 @@ def soak(outcomes: Sequence[Outcome], failures: Sequence[Failure]) -> str:
     return "\n".join((*SOAK_HEAD, *rows, total, *_missed(kinds), *_failed(failures)))
 
 
-def between_marks(text: str, told: str) -> str:
-    """``text`` with this between its marks. Raises ValueError when it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def between_marks(text: str, profile: str, told: str) -> str:
+    """``text`` with this between the profile's marks. Raises ValueError when it has none."""
+    marks = BEGIN.format(profile=profile), END.format(profile=profile)
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{told}\n\n{END}{after}"
+        raise ValueError(f"no {marks[0]} … {marks[1]}")
+    return f"{before}{begin}\n\n{told}\n\n{end}{after}"
 
 
 def _kind(each: Outcome) -> tuple[str, str]:

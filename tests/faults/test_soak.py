@@ -14,7 +14,7 @@ from tests.faults import soak, summary
 from tests.faults.checker import Report, Rule, Violation, report
 from tests.faults.history import History
 from tests.faults.rounds import Fault, Outcome, PromisesBroken
-from tests.faults.soak import Plan, Soak
+from tests.faults.soak import PROFILES, Plan, Soak
 from tests.faults.world import Pace, Profile, World
 
 
@@ -191,15 +191,20 @@ def test_the_table_has_a_line_for_each_kind_and_names_who_was_late_or_failed() -
 
 
 def test_what_is_written_stays_between_its_marks_and_replaces_what_was_there() -> None:
-    text = f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter"
-    once = summary.between_marks(text, "first")
-    assert summary.between_marks(once, "new") == f"before\n{summary.BEGIN}\n\nnew\n\n{summary.END}\nafter"
+    local, cluster = (
+        (summary.BEGIN.format(profile=each), summary.END.format(profile=each)) for each in PROFILES["both"]
+    )
+    text = f"before\n{local[0]}\nold\n{local[1]}\n{cluster[0]}{cluster[1]}"
+    once = summary.between_marks(text, "local", "first")
+    both = summary.between_marks(summary.between_marks(once, "local", "new"), "cluster", "other")
+    assert both == f"before\n{local[0]}\n\nnew\n\n{local[1]}\n{cluster[0]}\n\nother\n\n{cluster[1]}"
     with pytest.raises(ValueError, match="soak"):
-        summary.between_marks("no marks", "new")
+        summary.between_marks("no marks", "local", "new")
 
 
-def test_the_guarantees_have_a_place_for_it() -> None:
-    assert summary.between_marks(soak.GUARANTEES.read_text(), "new")
+@pytest.mark.parametrize("profile", PROFILES["both"])
+def test_the_guarantees_have_a_place_for_it(profile: Profile) -> None:
+    assert summary.between_marks(soak.GUARANTEES.read_text(), profile, "new")
 
 
 def test_words_that_no_fault_has_are_told(capsys: pytest.CaptureFixture[str]) -> None:
