@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ from core.clock import SYSTEM_CLOCK, Clock
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 """Of `page`."""
 
-TRIES: Final = 5
+TRIES: Final = 10
+FIRST_PAUSE_S: Final = 0.001  # between two tries, and twice as long each time: half a second over all of them
 _SLOT_BYTES: Final = 16  # in the file of slots: its owner's process id
 
 
@@ -104,13 +106,14 @@ class _Shared(Collector):
 
     def _merged(self, living: Mapping[int, int]) -> list[Metric]:
         """A file that its process replaces while we read has nothing in it for an instant: look again."""
-        for tries_left in reversed(range(TRIES)):
+        for tries in range(1, TRIES + 1):
             files = [str(file) for file in self.folder.glob("*.db") if _counts(file, living)]
             try:
                 return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
             except (struct.error, FileNotFoundError):
-                if not tries_left:
+                if tries == TRIES:
                     raise
+                time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
         raise AssertionError("not reached")
 
 
