@@ -140,12 +140,14 @@ def _told(error: Exception) -> str:
 
 
 def _process(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> dict[int, Outcome]:
-    store, log = wiring.message_store(), wiring.event_log()
+    store, recent = wiring.message_store(), wiring.recent_messages()
     match topic:
         case topics.MESSAGES:
-            return persist.persist(items, store=store, log=log, notify=wiring.notify(), lease=lease)
+            return persist.persist(
+                items, store=store, log=wiring.event_log(), notify=wiring.notify(), lease=lease, recent=recent
+            )
         case topics.STATUS_UPDATES:
-            return statuses.apply_statuses(items, store=store, notify=wiring.notify(), lease=lease)
+            return statuses.apply_statuses(items, store=store, notify=wiring.notify(), lease=lease, recent=recent)
         case topics.INBOUND:
             return inbound.resolve(items, wiring.inbound(), lease=lease, deadline_s=_deadline_s())
         case _:

@@ -37,6 +37,7 @@ from messaging.services.conversations import ConversationCache
 from messaging.services.deliver import Delivery
 from messaging.services.inbound import Inbound, Inbox
 from messaging.services.reading import acknowledge as acknowledge_messages
+from messaging.services.recent import RecentMessages
 from messaging.stores.orm import OrmStore
 from realtime.notify import RedisNotifier
 
@@ -116,6 +117,11 @@ def known_parties() -> parties.KnownParties:
 @functools.cache
 def conversation_cache() -> ConversationCache:
     return ConversationCache()
+
+
+@functools.cache
+def recent_messages() -> RecentMessages:
+    return RecentMessages()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from messaging import codec, metrics, topics
 from messaging.domain import Message, Outbound, Party, RecipientStatus
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
+from messaging.services.recent import RecentMessages
 from messaging.services.render import message_json
 from messaging.work import DONE
 
@@ -22,6 +23,7 @@ def persist(
     log: EventLog,
     notify: Notify,
     lease: Lease,
+    recent: RecentMessages,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Outcomes:
     """Raises Unavailable (nothing is done then, all may be repeated) and LeaseLost."""
@@ -31,6 +33,7 @@ def persist(
         return outcomes
     lease.check()
     store.save_messages(messages)
+    recent.remember(messages)
     failpoint("persist.stored")
     statuses = store.statuses(messages)
     lease.check()

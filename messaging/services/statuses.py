@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from core.clock import iso_utc
 from core.failpoints import failpoint
 from messaging import metrics
-from messaging.domain import Message, Party, RecipientStatus, StatusChange, overall
+from messaging.domain import Message, Party, RecipientStatus, Status, StatusChange, overall
 from messaging.ports import MessageStore, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
+from messaging.services.recent import RecentMessages
 from messaging.work import DONE
 
+News = tuple[StatusChange, RecipientStatus]  # and what stands after it
 
-def apply_statuses(items: Sequence[Item], *, store: MessageStore, notify: Notify, lease: Lease) -> Outcomes:
+
+def apply_statuses(
+    items: Sequence[Item], *, store: MessageStore, notify: Notify, lease: Lease, recent: RecentMessages
+) -> Outcomes:
     """Raises Unavailable and LeaseLost."""
     values, outcomes = decoded(StatusChange, items)
     changes = [change for _, change in values]
@@ -26,14 +31,22 @@ def apply_statuses(items: Sequence[Item], *, store: MessageStore, notify: Notify
     failpoint("statuses.stored")
     # Told by what stands, not by what this call moved: a worker killed between the two steps leaves a replay that
     # moves nothing and still has to tell.
-    news = [change for change, stands in zip(changes, standing, strict=True) if stands.rank == change.rank]
-    _count(news)
-    messages = store.messages({change.message_id for change in news})
-    statuses = store.statuses(list(messages.values()))
-    known = [change for change in news if change.message_id in messages]  # the frame of one that is to come shows it
+    news = [(change, stands) for change, stands in zip(changes, standing, strict=True) if stands.rank == change.rank]
+    _count([change for change, _ in news])
+    messages = recent.get({change.message_id for change, _ in news}, store)
+    known = [each for each in news if each[0].message_id in messages]  # the frame of one that is to come shows it
+    overalls = _overalls(known, messages, store)
     lease.check()
-    notify([push for change in known for push in _pushes(change, messages[change.message_id], statuses)])
+    notify([push for change, _ in known for push in _pushes(change, messages[change.message_id], overalls)])
     return outcomes | all_of(values, DONE)
+
+
+def _overalls(news: Sequence[News], messages: Mapping[UUID, Message], store: MessageStore) -> dict[UUID, Status]:
+    """What each message shows as a whole. Of one recipient that is what stands, and needs no look."""
+    to_many = [message for message in messages.values() if len(message.recipients) > 1]
+    shown = {change.message_id: stands.status for change, stands in news}
+    statuses = store.statuses(to_many) if to_many else {}
+    return shown | {message_id: overall(each) for message_id, each in statuses.items()}
 
 
 def _count(news: Sequence[StatusChange]) -> None:
@@ -42,7 +55,7 @@ def _count(news: Sequence[StatusChange]) -> None:
         metrics.STATUSES.labels(channel or metrics.USERS, status.value).inc(count)
 
 
-def _pushes(change: StatusChange, message: Message, statuses: dict[UUID, list[RecipientStatus]]) -> list[Push]:
+def _pushes(change: StatusChange, message: Message, overalls: Mapping[UUID, Status]) -> list[Push]:
     """The sender sees the tick turn, the recipient's other devices see that it was read."""
     body = {
         "type": "status",
@@ -50,7 +63,7 @@ def _pushes(change: StatusChange, message: Message, statuses: dict[UUID, list[Re
         "conversation_id": message.conversation,
         "recipient_id": change.recipient,
         "status": change.status.value,
-        "overall": overall(statuses[message.message_id]).value,
+        "overall": overalls[message.message_id].value,
         "at": iso_utc(change.at_ms),
         "reason": change.reason,
     }

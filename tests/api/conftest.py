@@ -146,11 +146,12 @@ class Log:
 
     def work_off(self) -> None:
         """Store what was accepted and apply what was reported."""
-        store, log = wiring.message_store(), wiring.event_log()
+        store, log, notify = wiring.message_store(), wiring.event_log(), wiring.notify()
+        recent = wiring.recent_messages()
         messages = [_Item(each) for each in self.new(topics.MESSAGES)]
-        done = persist.persist(messages, store=store, log=log, notify=wiring.notify(), lease=_Lease())
+        done = persist.persist(messages, store=store, log=log, notify=notify, lease=_Lease(), recent=recent)
         news = [_Item(each) for each in self.new(topics.STATUS_UPDATES)]
-        done |= statuses.apply_statuses(news, store=store, notify=wiring.notify(), lease=_Lease())
+        done |= statuses.apply_statuses(news, store=store, notify=notify, lease=_Lease(), recent=recent)
         assert {outcome.verdict for outcome in done.values()} <= {Verdict.DONE}
         self.mark()
 

@@ -10,6 +10,7 @@ from messaging.domain import Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import NewRecord, Record
 from messaging.services.persist import persist
+from messaging.services.recent import RecentMessages
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
 from tests.messaging.workbench import FreeLease, Fuse, Killed, Workbench, every_step, items
@@ -27,6 +28,7 @@ def run(
         log=fuse.through(bench.log),
         notify=fuse.around(bench.sockets, "notify"),
         lease=FreeLease(checks),
+        recent=RecentMessages(),
         clock=bench.clock,
     )
     return [outcomes.get(record.offset) for record in records]

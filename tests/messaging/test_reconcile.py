@@ -20,6 +20,7 @@ from messaging.eventlog.memory import MemoryLog
 from messaging.management.commands import verify_log
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.services import persist, reconcile, statuses
+from messaging.services.recent import RecentMessages
 from messaging.services.reconcile import Counts, Fault, Places, Span
 from messaging.work import Work
 from tests.contracts.message_stores import ALICE, CARLA
@@ -89,11 +90,21 @@ def work_off(bench: Workbench) -> None:
     def on(topic: str) -> Sequence[Record]:
         return bench.log.read(TopicPartition(topic, 0), start=0, limit=10_000)
 
+    recent = RecentMessages()
     persist.persist(
-        items(on(topics.MESSAGES)), store=bench.store, log=bench.log, notify=bench.sockets, lease=FreeLease()
+        items(on(topics.MESSAGES)),
+        store=bench.store,
+        log=bench.log,
+        notify=bench.sockets,
+        lease=FreeLease(),
+        recent=recent,
     )
     statuses.apply_statuses(
-        items(on(topics.STATUS_UPDATES)), store=bench.store, notify=bench.sockets, lease=FreeLease()
+        items(on(topics.STATUS_UPDATES)),
+        store=bench.store,
+        notify=bench.sockets,
+        lease=FreeLease(),
+        recent=recent,
     )
 
 

@@ -20,6 +20,7 @@ from messaging.ports import DeliveryKey, NewRecord, Record, TopicPartition
 from messaging.replays import SqlMarks
 from messaging.services import persist, replay, statuses
 from messaging.services.deliver import MAX_AGE_MS, deliver
+from messaging.services.recent import RecentMessages
 from messaging.services.replay import Fate, Letter, Mark, Place, Replayed, Wanted
 from messaging.work import DONE, EXPIRED, Work
 from tests.contracts.message_stores import CARLA
@@ -62,10 +63,21 @@ def work_off(bench: Workbench, topic: str) -> None:
     """Everything on the topic from its start, as workers do it after a replay of the log."""
     if topic == topics.MESSAGES:
         persist.persist(
-            items(on(bench, topic)), store=bench.store, log=bench.log, notify=bench.sockets, lease=FreeLease()
+            items(on(bench, topic)),
+            store=bench.store,
+            log=bench.log,
+            notify=bench.sockets,
+            lease=FreeLease(),
+            recent=RecentMessages(),
         )
     elif topic == topics.STATUS_UPDATES:
-        statuses.apply_statuses(items(on(bench, topic)), store=bench.store, notify=bench.sockets, lease=FreeLease())
+        statuses.apply_statuses(
+            items(on(bench, topic)),
+            store=bench.store,
+            notify=bench.sockets,
+            lease=FreeLease(),
+            recent=RecentMessages(),
+        )
     else:
         assert set(
             deliver(

@@ -9,6 +9,7 @@ from messaging import topics
 from messaging.domain import Message, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import NewRecord, Record
+from messaging.services.recent import RecentMessages
 from messaging.services.statuses import apply_statuses
 from messaging.work import DONE, Outcome
 from tests.contracts.message_stores import ALICE, BOB, CARLA
@@ -16,7 +17,11 @@ from tests.messaging.workbench import FreeLease, Fuse, Killed, Workbench, every_
 
 
 def run(
-    bench: Workbench, records: list[Record], fuse: Fuse | None = None, checks: int | None = None
+    bench: Workbench,
+    records: list[Record],
+    fuse: Fuse | None = None,
+    checks: int | None = None,
+    recent: RecentMessages | None = None,
 ) -> list[Outcome | None]:
     fuse = fuse or Fuse(0)
     outcomes = apply_statuses(
@@ -24,6 +29,7 @@ def run(
         store=fuse.through(bench.store),
         notify=fuse.around(bench.sockets, "notify"),
         lease=FreeLease(checks),
+        recent=recent or RecentMessages(),
     )
     return [outcomes.get(record.offset) for record in records]
 
@@ -94,6 +100,28 @@ def test_the_whole_message_shows_the_lowest_of_its_recipients(bench: Workbench) 
     assert bench.sockets.of(ALICE, "status")[-1]["overall"] == "DELIVERED"
 
 
+@pytest.mark.parametrize("members", [(ALICE, CARLA), (ALICE, BOB, CARLA)])
+def test_a_process_that_stored_a_message_tells_of_its_receipts_without_reading_it_again(
+    bench: Workbench, members: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, recent = stored(bench, *members), RecentMessages()
+    recent.remember([message])
+    monkeypatch.delattr(type(bench.store), "messages")
+    run(bench, news(bench, message, Status.READ), recent=recent)
+    [frame] = bench.sockets.of(ALICE, "status")
+    assert (frame["status"], frame["overall"]) == ("READ", "READ" if len(members) == 2 else "SENT")
+
+
+def test_what_a_process_remembers_of_messages_is_bounded(bench: Workbench) -> None:
+    many = stored(bench, ALICE, *(f"user_{number}" for number in range(20)))
+    recent = RecentMessages()
+    recent.remember([many])
+    assert recent.get([many.message_id], bench.store) == {many.message_id: many}
+    few = stored(bench)
+    recent.remember([few])
+    assert recent.get([few.message_id], bench.store)[few.message_id].content == "", "its text is not kept"
+
+
 def test_the_reader_s_other_devices_see_it_too_and_nobody_else(bench: Workbench) -> None:
     message = stored(bench, ALICE, BOB, CARLA)
     run(bench, news(bench, message, Status.READ, recipient=BOB))
@@ -127,7 +155,7 @@ def test_whatever_step_it_ends_at_a_repeat_still_tells(bench: Workbench, error: 
         assert told(bench)[before:][-1] == "READ"
         assert len(set(told(bench)[before:])) == len(told(bench)[before:])
 
-    assert every_step(once, error) >= 8
+    assert every_step(once, error) >= 6
 
 
 @pytest.mark.parametrize("checks", [0, 1])
