@@ -35,6 +35,12 @@ class TtlCache(Generic[Key, Value]):
                 del self._entries[next(iter(self._entries))]
             self._entries[key] = (self._clock.monotonic_s() + self._ttl_s, value)
 
+    def take(self, key: Key) -> Value | None:
+        """As `get`, and it is forgotten."""
+        with self._lock:
+            entry = self._entries.pop(key, None)
+        return entry[1] if entry and entry[0] > self._clock.monotonic_s() else None
+
     def forget(self, key: Key) -> None:
         with self._lock:
             self._entries.pop(key, None)

@@ -26,6 +26,16 @@ def test_counts_the_time_anew_when_something_is_put_again() -> None:
     assert cache.get("a") == 2
 
 
+def test_what_is_taken_is_gone() -> None:
+    clock = ManualClock()
+    cache: TtlCache[str, int] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("a", 1)
+    assert (cache.take("a"), cache.take("a")) == (1, None)
+    cache.put("a", 2)
+    clock.advance(5)
+    assert cache.take("a") is None
+
+
 def test_never_grows_past_its_size() -> None:
     cache: TtlCache[int, int] = TtlCache(ttl_s=5, size=3)
     for number in range(5):

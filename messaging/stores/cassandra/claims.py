@@ -6,11 +6,12 @@ told from a success by looking which revision stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from core.cache import TtlCache
 from messaging.errors import StoreUnavailable
 from messaging.ports import DeliveryClaim, DeliveryKey, DeliveryOutcome, DeliveryState, KeyClaim, KeyState
 from messaging.stores.cassandra.part import Part, grouped
@@ -176,6 +177,9 @@ class _Claimer:
 class Deliveries(Part):
     """See `MessageStore`."""
 
+    _own: TtlCache[DeliveryKey, Row]
+    """Claims as this process wrote them: settled on the revision that it left, without reading it again first."""
+
     def claim_deliveries(
         self,
         keys: Sequence[DeliveryKey],
@@ -192,12 +196,16 @@ class Deliveries(Part):
         answers: dict[DeliveryKey, DeliveryClaim] = {}
         with self._db.call() as call:
             fresh = claimer.taken(now_ms)
-            inserted = call.conditionally([_written(key, fresh, INSERT_CLAIM) for key in open_])
+            fresh_writes = [_written(key, fresh, INSERT_CLAIM) for key in open_]
+            inserted = call.conditionally(fresh_writes)
             answers |= {
                 key: DeliveryClaim(key, DeliveryState.CLAIMED)
                 for key, ours in zip(open_, inserted, strict=True)
                 if ours
             }
+            for write, key in zip(fresh_writes, open_, strict=True):
+                if key in answers:
+                    self._own.put(key, _as_row(fresh, write.leaves))
             _change(call, [key for key in open_ if key not in answers], claimer.claim, answers)
         return [answers[key] for key in keys]
 
@@ -210,8 +218,9 @@ class Deliveries(Part):
             return held, None
 
         if by_key:
+            known = {key: row for key in by_key if (row := self._own.take(key))}
             with self._db.call() as call:
-                _change(call, list(by_key), settle, {}, only_existing=True)
+                _change(call, list(by_key), settle, {}, only_existing=True, known=known)
 
 
 def _settled(held: Held, outcome: DeliveryOutcome, *, owner: str) -> Held:
@@ -235,17 +244,26 @@ def _change(
     answers: dict[DeliveryKey, Any],
     *,
     only_existing: bool = False,
+    known: Mapping[DeliveryKey, Row] | None = None,
 ) -> None:
-    """Store what ``decide`` makes of each claim, over again for those where somebody was faster; fills ``answers``."""
+    """Store what ``decide`` makes of each claim, over again for those where somebody was faster; fills ``answers``.
+
+    ``known``: claims as they were last seen, which need not be read unless they changed.
+    """
     open_ = list(keys)
+    seen = known or {}
     written: dict[UUID | str | None, Any] = {}  # by revision what was decided with it
     for _ in range(ROUNDS):
         if not open_:
             return
-        found = call.each(SELECT_CLAIM, [(key.message_id, key.recipient, key.attempt) for key in open_])
+        unseen = [key for key in open_ if key not in seen]
+        read = call.each(SELECT_CLAIM, [(key.message_id, key.recipient, key.attempt) for key in unseen])
+        found = dict(zip(unseen, read, strict=True)) | {key: [row] for key, row in seen.items()}
+        seen = {}
         writes: dict[DeliveryKey, Conditional] = {}
         decided: dict[DeliveryKey, Any] = {}
-        for key, rows in zip(open_, found, strict=True):
+        for key in open_:
+            rows = found[key]
             if not rows and only_existing:
                 continue
             if rows and rows[0]["revision"] in written:
@@ -273,6 +291,11 @@ def _written(
     values = (held.stage, held.owner, held.since_ms, held.lease_until_ms, held.external_id, held.reason, ours, *where)
     write = Statement(cql, (*values, revision) if is_update else values)
     return Conditional(write, Statement(SELECT_CLAIM_REVISION, where), ours)
+
+
+def _as_row(held: Held, revision: UUID | str | None) -> Row:
+    """As it would be read."""
+    return {**asdict(held), "revision": revision}
 
 
 def _held(row: Row) -> Held:

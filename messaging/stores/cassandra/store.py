@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from core.cache import TtlCache
 from core.clock import SYSTEM_CLOCK, Clock
 from messaging.stores.cassandra import schema
 from messaging.stores.cassandra.address import Address
@@ -15,6 +16,8 @@ from messaging.stores.cassandra.people import Contacts, ExternalIds
 from messaging.stores.cassandra.session import Database, apart
 
 PING_TIMEOUT_S: Final = 2.0
+OWN_CLAIMS: Final = 4_096  # under way in one process
+OWN_CLAIMS_S: Final = 120.0
 
 
 class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliveries, Parking):
@@ -26,6 +29,7 @@ class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliv
     def __init__(self, url: str, *, timeout_s: float = 5.0, clock: Clock = SYSTEM_CLOCK) -> None:
         self._db = Database(Address.parse(url), timeout_s=timeout_s)
         self._clock = clock
+        self._own = TtlCache(ttl_s=OWN_CLAIMS_S, size=OWN_CLAIMS, clock=clock)
 
     def prune(self, *, limit: int) -> int:  # noqa: ARG002 - keys and claims have a time to live
         return 0
