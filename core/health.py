@@ -7,6 +7,7 @@ thread. A check is a callable that raises; a Chat4AllError's detail should name 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -251,6 +252,11 @@ class HealthServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a client that keeps its connection open must not keep the process alive
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hung up before the answer was there, as a probe whose time is over does, is no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _SharedServer(_Server):

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -95,5 +96,12 @@ def _accounts(options: argparse.Namespace) -> list[Account]:
     return parse_accounts(text) if text else []
 
 
+def _end(code: int) -> NoReturn:
+    """At once: a thread of the server's (Rust) that wakes up while the interpreter goes down aborts the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

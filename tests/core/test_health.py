@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from django.test import Client
 from core.clock import ManualClock
 from core.errors import Unavailable
 from core.health import Check, HealthServer, Part, Readiness, State, serve_health
+from tests.town import eventually
 
 Serve = Callable[[Mapping[str, Check]], str]
 
@@ -265,3 +267,22 @@ def test_answers_for_the_api_too(client: Client) -> None:
     assert client.get("/ready").json()["parts"]["accounts"] == {"status": "ok"}
     assert b"# TYPE django_http_requests_latency_seconds_by_view_method histogram" in client.get("/metrics").content
     assert client.post("/health").status_code == 405
+
+
+def test_who_hangs_up_before_the_answer_leaves_no_traceback(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        asked.set()
+        assert gone.wait(20)
+
+    port = int(serve({"log": slow}).rpartition(":")[2])
+    before = threading.active_count()
+    prober = socket.create_connection(("127.0.0.1", port))
+    prober.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to close is to reset
+    prober.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert asked.wait(20)
+    prober.close()
+    gone.set()
+    eventually(lambda: threading.active_count() <= before)
+    assert "Traceback" not in capfd.readouterr().err

@@ -39,7 +39,9 @@ from messaging.ports import (
 )
 from messaging.stores.cassandra import CassandraStore, parking, schema
 from messaging.stores.cassandra import session as sessions
+from messaging.stores.cassandra import store as stores
 from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.claims import SELECT_CLAIM
 from messaging.stores.cassandra.session import Call, Database
 from tests.contracts.message_stores import (
     ALICE,
@@ -285,6 +287,33 @@ class TestCompeting:
         assert claimed_key(store) is KeyState.NEW
         assert taken_over(store) == [DeliveryState.CLAIMED, DeliveryState.ABANDONED]
 
+    def test_who_claimed_settles_without_reading_unless_somebody_took_it_over(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        each, read = Call.each, list[str]()
+
+        def counted(call: Call, cql: str, many: Any) -> Any:
+            keys = list(many)
+            read.extend(cql for _ in keys)
+            return each(call, cql, keys)
+
+        monkeypatch.setattr(Call, "each", counted)
+        mine, lost = DeliveryKey(uuid7(), CARLA), DeliveryKey(uuid7(), CARLA)
+        store.claim_deliveries([mine, lost], owner="a", now_ms=NOON_MS, lease_ms=1000)
+        with opened(cassandra_url()) as other:
+            [theirs] = other.claim_deliveries([lost], owner="b", now_ms=NOON_MS + 1000, lease_ms=1000)
+        read.clear()
+        store.settle_deliveries([DeliveryOutcome(mine, external_id="wamid.1")], owner="a")
+        assert read == []
+        store.settle_deliveries([DeliveryOutcome(lost, failed_reason="platform:1")], owner="a")
+        assert read == [SELECT_CLAIM]
+        states = store.claim_deliveries([mine, lost], owner="c", now_ms=NOON_MS + 1001, lease_ms=1000)
+        assert [theirs.state, *(claim.state for claim in states)] == [
+            DeliveryState.ABANDONED,
+            DeliveryState.SENT,
+            DeliveryState.BUSY,
+        ]
+
     def test_a_transaction_that_was_given_up_and_took_effect_late_is_told_as_what_it_was(
         self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -499,9 +528,10 @@ class TestUnavailable:
                 call(store)
             assert time.monotonic() - began_s < 2.6
 
-    def test_a_missing_keyspace_is_named_with_the_command_that_makes_it(self) -> None:
+    def test_a_missing_keyspace_is_named_with_the_command_that_makes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stores, "PING_TIMEOUT_S", 30.0)  # to open a session takes a busy machine longer than 2 s
         url = f"{needed('cassandra').rstrip('/')}/not_there"
-        with opened(url) as store:
+        with opened(url, timeout_s=30) as store:
             for call in (store.ping, partial(store.message, uuid7()), partial(store.save_messages, [a_message()])):
                 with pytest.raises(StoreUnavailable, match=r"no keyspace 'not_there'.*manage\.py setup_keyspace"):
                     call()
