@@ -534,9 +534,16 @@ async def test_a_huge_message_is_not_even_read(gateway: GatewayProcess) -> None:
 
 
 async def test_a_reader_who_never_reads_is_closed_while_others_go_on(gateway: GatewayProcess) -> None:
-    before = gateway.metric("chat4all_gateway_outbox_overflows_total")
+    before, telling = gateway.metric("chat4all_gateway_outbox_overflows_total"), None
     # It sends no pings either: one that is left unread has the kernel reset the connection, and the reason is lost.
     stalled = await gateway.connect("alice", max_queue=1, ping_interval=None)
+
+    async def told() -> None:
+        """Now it reads, what was under way and then the reason: the gateway waits 10 s for that."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await asyncio.wait_for(stalled.recv(), 20)
+
     async with gateway.connect("alice") as reader:
         await hello(reader)
         await gateway_warm(gateway)
@@ -546,12 +553,13 @@ async def test_a_reader_who_never_reads_is_closed_while_others_go_on(gateway: Ga
             sent += 10
             for _ in range(10):
                 assert (await asyncio.wait_for(read(reader), 20))["type"] == "message"
+            if telling is None and gateway.metric("chat4all_gateway_outbox_overflows_total") > before:
+                telling = asyncio.create_task(told())
         grown_mib = gateway.rss_mib() - start_mib
+    assert telling is not None, "it was never too slow"
+    await telling
     assert gateway.metric("chat4all_gateway_outbox_overflows_total") == before + 1
     assert grown_mib < 25
-    with contextlib.suppress(ConnectionClosed):  # now it reads: what was under way, then the reason
-        while True:
-            await asyncio.wait_for(stalled.recv(), 20)
     assert stalled.close_code == 4408
 
 
