@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
-from messaging.errors import LeaseLost, LogUnavailable, RecordTooLarge
+from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
 from messaging.eventlog.kafka import KafkaLog
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
@@ -173,6 +173,52 @@ def test_a_wrong_address_is_named_with_the_reason_and_the_remedy_and_logged_once
                 call()
     assert [each.message for each in caplog.records] == ["kafka is away"]
     log.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "may_pass", "what", "remedy"),
+    [
+        (
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            False,
+            "refuses the request: INVALID_REPLICATION_FACTOR",
+            "replication=N",
+        ),
+        (KafkaError.POLICY_VIOLATION, False, "refuses the request: POLICY_VIOLATION (at most 2", "create.topic.policy"),
+        (KafkaError.MSG_SIZE_TOO_LARGE, False, "refuses the request: MSG_SIZE_TOO_LARGE", "setup_topics says"),
+        (KafkaError.INVALID_CONFIG, False, "refuses the request: INVALID_CONFIG", "has to change first"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, False, "refuses us: TOPIC_AUTHORIZATION_FAILED", "credentials"),
+        (KafkaError.NOT_ENOUGH_REPLICAS, True, "does not answer: NOT_ENOUGH_REPLICAS", "see that it runs"),
+        (KafkaError._TRANSPORT, True, "does not answer: _TRANSPORT", "see that it runs"),
+    ],
+)
+def test_a_refusal_is_told_from_a_server_that_is_away(code: int, may_pass: bool, what: str, remedy: str) -> None:
+    link = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1)
+    with pytest.raises(LogUnavailable) as told, link.explained():
+        raise KafkaException(KafkaError(code, "at most 2 topics may be made"))
+    assert told.value.may_pass is may_pass
+    assert what in told.value.detail
+    assert remedy in told.value.detail.partition("Hint: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "may_pass"),
+    [
+        (KafkaError._AUTHENTICATION, "invalid credentials", False),
+        (KafkaError._SSL, "SSL handshake failed: certificate verify failed", False),
+        (KafkaError._SSL, "SSL handshake failed: Disconnected", True),
+        (KafkaError._TRANSPORT, "Connection refused", True),
+    ],
+)
+def test_a_time_out_after_wrong_credentials_is_a_refusal(code: int, said: str, may_pass: bool) -> None:
+    """A request to a server that lets nobody in only times out: why is told apart from it."""
+    link = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1)
+    hear: Any = link.config()["error_cb"]
+    hear(KafkaError(code, said))
+    told = link.unavailable("does not answer")
+    assert (told.may_pass, said in told.detail) == (may_pass, True)
+    link.presence.answered()
+    assert link.unavailable("does not answer").may_pass
 
 
 # --- appending ---------------------------------------------------------------------------------------------------
@@ -432,7 +478,7 @@ def test_topics_that_differ_from_their_declaration_are_told(log: KafkaLog, open_
 
 @pytest.mark.cluster
 def test_more_replicas_than_servers_are_refused_in_words(open_log: Callable[..., KafkaLog]) -> None:
-    with pytest.raises(LogUnavailable, match="INVALID_REPLICATION_FACTOR"):
+    with pytest.raises(LogRefused, match=r"refuses the request: INVALID_REPLICATION_FACTOR \(.*replication=N"):
         open_log("&replication=3").ensure_topics([Topic("messages")])
 
 

@@ -171,7 +171,7 @@ def test_it_does_not_grow_while_a_bridge_lives_and_says_which(
 
 def test_a_log_that_is_away_is_named_with_the_remedy() -> None:
     for scheme in ("redis", "kafka"):
-        done = subprocess.run(command(), **at(f"{scheme}://127.0.0.1:{free_ports(1)[0]}"), check=False)
+        done = subprocess.run(command("--timeout=1"), **at(f"{scheme}://127.0.0.1:{free_ports(1)[0]}"), check=False)
         assert done.returncode == 3
         assert "EVENT_LOG_URL" in done.stderr
         assert "Traceback" not in done.stderr
@@ -179,7 +179,7 @@ def test_a_log_that_is_away_is_named_with_the_remedy() -> None:
 
 def test_it_waits_for_a_server_that_is_starting_and_says_so(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "late", rules=LOG_RULES)
-    running = subprocess.Popen(command("--timeout=60"), **popen_at(server.url))
+    running = subprocess.Popen(command(), **popen_at(server.url))
     assert running.stderr
     assert "waiting for the event log" in running.stderr.readline()
     server.start()

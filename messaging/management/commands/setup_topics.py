@@ -15,7 +15,7 @@ from messaging.errors import LogUnavailable
 from messaging.ports import Drift, TopicPartition
 from messaging.topics import Topic
 
-EXIT_DRIFT: Final = 1
+EXIT_DRIFT: Final = 1  # or a refusal: somebody has to change something
 EXIT_AWAY: Final = 3  # 2 is a wrong option
 RETRY_EVERY_S: Final = 1.0
 
@@ -26,7 +26,7 @@ class Command(BaseCommand):
     help = (
         "Create every topic that the system needs in the event log, then compare partitions, retention and replicas "
         "with what is declared. Existing topics keep their partitions. "
-        "Exit code 0: all is as declared; 1: something differs, or growing was refused; 3: the event log is away."
+        "Exit code 0: all is as declared; 1: something differs, or was refused; 3: the event log is away."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -44,7 +44,11 @@ class Command(BaseCommand):
             help="replicas of each topic (Kafka; default: 3, or as many as there are servers)",
         )
         parser.add_argument(
-            "--timeout", type=float, default=0.0, metavar="SECONDS", help="wait so long for the event log (default: 0)"
+            "--timeout",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="wait so long for the event log (default: 60)",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
@@ -90,12 +94,15 @@ class Command(BaseCommand):
             self.stdout.write(f"{topic.name}: {topic.partitions} partitions, kept {topic.retention.days} days")
 
     def _waited(self, ask: Callable[[], T], *, timeout_s: float) -> T:
-        """The answer of a log that may only be starting."""
+        """The answer of a log that may only be starting. That it refuses us is told at once: that does not mend
+        itself."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
                 return ask()
             except LogUnavailable as error:
+                if not error.may_pass:
+                    raise CommandError(error.detail, returncode=EXIT_DRIFT) from error
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise CommandError(error.detail, returncode=EXIT_AWAY) from error
