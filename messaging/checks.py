@@ -115,7 +115,7 @@ def _drift(drift: Iterable[Any]) -> Iterator[CheckMessage]:
         kind, number = (Error, "E002") if each.is_shortage else (Warning, "W002")
         yield kind(
             f"Topic {each.topic}: {each.what} should be {each.declared}, found {each.found}.",
-            hint="Run manage.py setup_topics: it creates what is missing and says how to grow.",
+            hint="Run manage.py setup_topics: it creates what is missing and says how to mend the rest.",
             id=f"chat4all.{number}",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -280,7 +281,8 @@ def topics_suffice() -> None:
 
 
 def all_topics() -> tuple[topics.Topic, ...]:
-    return topics.all_topics(registry.channels(), settings.PARTITIONS, settings.LOG_PARTITION_BYTES)
+    retention = timedelta(days=settings.RETENTION_DAYS)
+    return topics.all_topics(registry.channels(), settings.PARTITIONS, settings.LOG_PARTITION_BYTES, retention)
 
 
 def work_topics() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
-from messaging.eventlog.kafka import KafkaLog
+from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES, Topic
@@ -474,6 +474,35 @@ def test_topics_that_differ_from_their_declaration_are_told(log: KafkaLog, open_
     assert [(each.what, each.declared, each.found) for each in log.lacking(wider)] == [("partitions", "4", "1")]
     assert [each.what for each in open_log("&replication=3").drift(declared[:1])] == ["replicas"]
     assert log.lacking(declared[:1]) == log.drift(declared[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "replicas", "shortages"),
+    [
+        ({}, 3, []),
+        ({"min.insync.replicas": "1"}, 3, ["min.insync.replicas"]),  # acknowledged by all may then mean by one
+        ({"min.insync.replicas": "3"}, 3, []),
+        ({"min.insync.replicas": "1"}, 1, []),  # the replicas are told, and one cannot be asked for two
+        ({"min.insync.replicas": "2"}, 1, ["min.insync.replicas"]),  # then nothing is ever accepted
+        ({"min.insync.replicas": "2"}, 5, []),
+        ({"max.message.bytes": "1048588"}, 3, ["max.message.bytes"]),
+        ({"max.message.bytes": "10485760"}, 3, []),
+        ({"cleanup.policy": "compact"}, 3, ["cleanup.policy"]),
+        ({"retention.ms": "-1", "retention.bytes": "1"}, 3, []),
+    ],
+)
+def test_a_shortage_is_what_a_promise_hangs_on(found: dict[str, str], replicas: int, shortages: list[str]) -> None:
+    topic = Topic("messages")
+    settings = {
+        "cleanup.policy": "delete",
+        "retention.ms": "604800000",
+        "retention.bytes": "-1",
+        "min.insync.replicas": "2",
+        "max.message.bytes": str(MAX_RECORD_BYTES + 128 * 1024),
+        **found,
+    }
+    drift = settings_drift(topic, settings, replicas=replicas, wanted=3)
+    assert [each.what for each in drift if each.is_shortage] == shortages
 
 
 @pytest.mark.cluster

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from demo.ports import free_ports
 from demo.redis_server import LOG_RULES, RedisServer
 from messaging import topics, wiring
+from messaging.eventlog.kafka_link import KafkaUrl
 from messaging.ports import NewRecord, TopicPartition
 from messaging.topics import MESSAGES, Topic
 from messaging.wiring import GROUP, ManagedLog
@@ -121,8 +123,43 @@ def test_fewer_partitions_than_declared_are_a_drift_that_is_told_and_not_mended(
 def test_it_never_shrinks(setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog) -> None:
     setup(partitions=5)
     done = setup("--drained", partitions=3)
-    assert done.returncode == 1
+    assert done.returncode == 0
+    assert "works so. Hint: PARTITIONS must be what is there" in done.stderr
     assert widths(log)[MESSAGES] == 5
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("changed", "status", "told"),
+    [
+        ({"retention.ms": "-1", "retention.bytes": "1000000", "max.message.bytes": "9000000"}, 0, "works so. Hint"),
+        ({"cleanup.policy": "compact,delete"}, 1, "change cleanup.policy with Kafka's own tools"),
+        ({"max.message.bytes": "1000"}, 1, "change max.message.bytes with Kafka's own tools"),
+        ({"min.insync.replicas": "2"}, 1, "change min.insync.replicas with Kafka's own tools"),
+    ],
+)
+def test_only_a_setting_that_breaks_a_promise_fails(changed: dict[str, str], status: int, told: str) -> None:
+    """Others may be what an operator wanted: they are told and hold no start back."""
+    url = f"{needed('kafka')}/{uuid.uuid4().hex}"
+    where = KafkaUrl.parse(url)
+    admin = AdminClient({"bootstrap.servers": where.servers})
+    [made] = admin.create_topics([NewTopic(f"{where.prefix}{MESSAGES}", 3, 1, config=changed)]).values()
+    made.result(PATIENCE_S)
+    done = subprocess.run(command(), **at(url), check=False)
+    assert done.returncode == status, done.stderr
+    assert told in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("messages ")]
+    assert {row[1] for row in rows} == {setting.replace("retention.ms", "retention") for setting in changed}
+
+
+def test_records_are_kept_as_long_as_the_environment_says(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETENTION_DAYS", "2")
+    assert "messages: 3 partitions, kept 2 days" in setup().stdout
+    assert {each.declared for each in log.drift(wiring.all_topics())} == {"7 days, 0:00:00"}
+    monkeypatch.setenv("RETENTION_DAYS", "15")
+    assert "RETENTION_DAYS is 1 to 14" in setup().stderr
 
 
 def test_drained_topics_grow_and_take_records_on_their_new_partitions(

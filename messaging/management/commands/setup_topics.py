@@ -15,7 +15,7 @@ from messaging.errors import LogUnavailable
 from messaging.ports import Drift, TopicPartition
 from messaging.topics import Topic
 
-EXIT_DRIFT: Final = 1  # or a refusal: somebody has to change something
+EXIT_SHORTAGE: Final = 1  # or a refusal: somebody has to change something
 EXIT_AWAY: Final = 3  # 2 is a wrong option
 RETRY_EVERY_S: Final = 1.0
 
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 class Command(BaseCommand):
     help = (
-        "Create every topic that the system needs in the event log, then compare partitions, retention and replicas "
-        "with what is declared. Existing topics keep their partitions. "
-        "Exit code 0: all is as declared; 1: something differs, or was refused; 3: the event log is away."
+        "Create every topic that the system needs in the event log, then compare partitions, replicas and settings "
+        "with what is declared. What exists is left as it is. Exit code 0: the system can work, whatever else differs; "
+        "1: something is lacking that a promise hangs on, or was refused; 3: the event log is away."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -67,7 +67,12 @@ class Command(BaseCommand):
             left = [each for each in left if not _is_mended(each, drained=options["drained"])]
         if left:
             self.stdout.write("\n".join(_table(left)))
-            raise CommandError(_remedy(left), returncode=EXIT_DRIFT)
+        if shortages := [each for each in left if each.is_shortage]:
+            raise CommandError(
+                f"the event log lacks what a promise hangs on. Hint: {_remedy(shortages)}", returncode=EXIT_SHORTAGE
+            )
+        if left:
+            self.stderr.write(f"the event log differs from what is declared, and works so. Hint: {_remedy(left)}")
 
     def _say_plan(self, drift: Sequence[Drift], *, drained: bool) -> None:
         for each in drift:
@@ -85,7 +90,7 @@ class Command(BaseCommand):
         narrow = self._asked(lambda: log.lacking(topics))
         if obstacles := self._asked(lambda: _in_the_way(narrow)):
             found = "\n".join(f"  {each}" for each in obstacles)
-            raise CommandError(f"growing moves keys, and this is in the way:\n{found}", returncode=EXIT_DRIFT)
+            raise CommandError(f"growing moves keys, and this is in the way:\n{found}", returncode=EXIT_SHORTAGE)
         names = {each.topic for each in narrow}
         self._asked(lambda: log.grow([topic for topic in topics if topic.name in names]))
 
@@ -102,7 +107,7 @@ class Command(BaseCommand):
                 return ask()
             except LogUnavailable as error:
                 if not error.may_pass:
-                    raise CommandError(error.detail, returncode=EXIT_DRIFT) from error
+                    raise CommandError(error.detail, returncode=EXIT_SHORTAGE) from error
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise CommandError(error.detail, returncode=EXIT_AWAY) from error
@@ -121,7 +126,7 @@ def _positive(text: str) -> int:
 
 def _is_mended(drift: Drift, *, drained: bool) -> bool:
     """Whether this command does something about it."""
-    return drift.what == "topic" or (drift.is_shortage and drained)
+    return drift.what == "topic" or (drift.what == "partitions" and drift.is_shortage and drained)
 
 
 def _in_the_way(drift: Sequence[Drift]) -> list[str]:
@@ -151,9 +156,8 @@ def _remedy(drift: Sequence[Drift]) -> str:
     remedies = {
         "partitions": "PARTITIONS must be what is there, or grow with everything stopped: setup_topics --drained "
         "(they never shrink)",
-        "retention": "change a topic's retention.ms with Kafka's own tools",
+        "retention": "change a topic's retention.ms with Kafka's own tools, or RETENTION_DAYS",
         "replicas": "change replicas with Kafka's own tools, or declare them (?replication=N, --replication-factor N)",
     }
     kinds = dict.fromkeys(each.what for each in drift)
-    told = "; ".join(remedies[what] for what in kinds if what in remedies)
-    return f"the event log differs from what is declared. Hint: {told}"
+    return "; ".join(remedies.get(what, f"change {what} with Kafka's own tools (kafka-configs.sh)") for what in kinds)
