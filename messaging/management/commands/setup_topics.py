@@ -11,13 +11,14 @@ from typing import Any, Final, TypeVar
 from django.core.management.base import BaseCommand, CommandError
 
 from messaging import wiring
-from messaging.errors import LogUnavailable
+from messaging.errors import LogUnavailable, StoreUnavailable
 from messaging.ports import Drift, TopicPartition
 from messaging.topics import Topic
 
 EXIT_SHORTAGE: Final = 1  # or a refusal: somebody has to change something
 EXIT_AWAY: Final = 3  # 2 is a wrong option
 RETRY_EVERY_S: Final = 1.0
+EVER_MS: Final = 2**62  # nothing is due later
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class Command(BaseCommand):
             "--drained",
             action="store_true",
             help="also add partitions that existing topics lack. Keys move: everything that appends must be stopped; "
-            "refused while the group has members or a lag",
+            "refused while the group has members or a lag, or a conversation is held back",
         )
         parser.add_argument(
             "--replication-factor",
@@ -105,7 +106,7 @@ class Command(BaseCommand):
         while True:
             try:
                 return ask()
-            except LogUnavailable as error:
+            except (LogUnavailable, StoreUnavailable) as error:
                 if not error.may_pass:
                     raise CommandError(error.detail, returncode=EXIT_SHORTAGE) from error
                 left_s = deadline_s - time.monotonic()
@@ -130,18 +131,24 @@ def _is_mended(drift: Drift, *, drained: bool) -> bool:
 
 
 def _in_the_way(drift: Sequence[Drift]) -> list[str]:
-    """Why these must not grow now: a record that waits on one partition would be overtaken by its key's next ones."""
-    log = wiring.event_log()
+    """Why these must not grow now: a record that waits on one partition, or was set aside from it (and is tried again
+    by partition and offset), would be overtaken by its key's next ones."""
+    log, store = wiring.event_log(), wiring.message_store()
     narrow = [each for each in drift if each.what == "partitions" and each.is_shortage]
     members = sorted(log.members(wiring.GROUP)) if narrow else []
     sources = [TopicPartition(each.topic, number) for each in narrow for number in range(int(each.found))]
     lags = {source: log.end_offset(source) - log.committed(wiring.GROUP, source) for source in sources}
+    held_back = [each.topic for each in narrow if store.due_scopes(topic=each.topic, now_ms=EVER_MS, limit=1)]
     return [
         *([f"the group has members ({', '.join(members)}): stop every bridge"] if members else []),
         *(
             f"{source.topic}/{source.partition} has a lag of {lag}: let bridges finish"
             for source, lag in lags.items()
             if lag
+        ),
+        *(
+            f"conversations are held back on {topic}: let bridges and workers finish, they try again"
+            for topic in held_back
         ),
     ]
 
