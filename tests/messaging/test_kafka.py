@@ -320,12 +320,66 @@ def test_every_new_owner_has_a_higher_epoch_also_after_the_offsets_were_reset_by
     assert epochs == sorted(set(epochs))
 
 
-def _reset_offsets(url: str) -> None:
+def _reset_offsets(url: str, offset: int = 0) -> None:
     """As kafka-consumer-groups.sh --reset-offsets does it: without the metadata."""
     where = KafkaUrl.parse(url)
     consumer = Consumer({"bootstrap.servers": where.servers, "group.id": where.prefix + "bridge"})
-    consumer.commit(offsets=[Place(where.prefix + "messages", 0, 0)], asynchronous=False)
+    consumer.commit(offsets=[Place(where.prefix + "messages", 0, offset)], asynchronous=False)
     consumer.close()
+
+
+@pytest.mark.cluster
+def test_a_log_that_lost_its_end_is_read_from_its_start_and_committed_again(
+    url: str, log: KafkaLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes under offsets that were committed once is news: skipped, it would be lost for good."""
+    log.append([record() for _ in range(3)])
+    _reset_offsets(url, 1000)
+    for committed, expected in ((2, [0, 1, 2]), (3, [2])):
+        member = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+        found: list[Record] = []
+
+        def take(timeout_s: float, found: list[Record] = found, member: Any = member) -> list[Record]:
+            found.extend(member.poll(timeout_s))
+            return found
+
+        with caplog.at_level(logging.ERROR, logger="messaging"):
+            poll_until(lambda found=found, expected=expected: len(found) == len(expected), take)  # type: ignore[misc]
+        assert [each.offset for each in found] == expected
+        member.commit({ONE: committed})
+        member.close()
+        assert log.committed("bridge", ONE) == committed
+    [told] = [each for each in caplog.records if "ends before what the group committed" in each.message]
+    assert (told.__dict__["committed"], told.__dict__["offset"], told.__dict__["end"]) == (1000, 0, 3)
+
+
+@pytest.mark.cluster
+def test_a_topic_that_was_made_again_is_read_from_its_start(
+    server: Kafka, url: str, log: KafkaLog, open_log: Callable[..., KafkaLog]
+) -> None:
+    log.append([record() for _ in range(5)])
+    first = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    poll_until(lambda: bool(first._owned), first.poll)
+    first.commit({ONE: 5})
+    first.close()
+    admin = AdminClient({"bootstrap.servers": server.bootstrap})
+    [done] = admin.delete_topics([KafkaUrl.parse(url).prefix + "messages"]).values()
+    done.result(PATIENCE_S)
+    again = open_log()
+    poll_until(lambda: bool(again.lacking([Topic("messages", partitions=1)])))
+    again.ensure_topics([Topic("messages", partitions=1)])
+    _reset_offsets(url, 5)  # a server that deletes a topic forgets its offsets; one that lost it does not
+    again.append([record(b"again")])
+    second = log.subscribe(["messages"], group="bridge", member="b", listener=Owner())
+    found: list[Record] = []
+
+    def take(timeout_s: float) -> list[Record]:
+        found.extend(second.poll(timeout_s))
+        return found
+
+    poll_until(lambda: bool(found), take)
+    second.close()
+    assert [(each.offset, each.value) for each in found] == [(0, b"again")]
 
 
 @pytest.mark.cluster
