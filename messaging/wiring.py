@@ -247,14 +247,17 @@ OPTIONAL: Final = frozenset({"files"})
 
 
 def checks() -> dict[str, Callable[[], None]]:
-    """What the product stands on, by name: for /ready of every process."""
+    """What the product stands on, by name: for /ready of API, bridge and workers."""
+    return {**gateway_checks(), "message store": message_store().ping, "files": storage_answers}
+
+
+def gateway_checks() -> dict[str, Callable[[], None]]:
+    """What the gateway stands on: it knows people, passes on what is pushed and appends what they acknowledge."""
     return {
         "event log": event_log().ping,
         "topics": topics_suffice,
-        "message store": message_store().ping,
         "bus": bus_answers,
         "accounts": database_answers,
-        "files": storage_answers,
     }
 
 

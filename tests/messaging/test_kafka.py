@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -253,6 +255,16 @@ def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
     started = time.monotonic()
     warm.append([record()])
     assert time.monotonic() - started < 0.3
+
+
+def test_a_gateway_warms_its_log_as_it_starts() -> None:
+    """As the API and the workers do: or the first acknowledgement waits for the producer's id."""
+    code = (
+        "import threading, chat4all_project.asgi; "
+        "assert 'kafka-deliveries' in {each.name for each in threading.enumerate()}"
+    )
+    environment = {**os.environ, "EVENT_LOG_URL": f"kafka://127.0.0.1:{free_ports(1)[0]}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
 @pytest.mark.cluster
