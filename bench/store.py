@@ -26,7 +26,7 @@ from bench.people import TEXT  # noqa: E402
 from bench.statements import BareDriver, Recorder, Template  # noqa: E402
 from core.ids import uuid7, uuid7_ms  # noqa: E402
 from messaging.domain import Conversation, Message, Status, StatusChange  # noqa: E402
-from messaging.stores.cassandra import CassandraStore, messages, setup  # noqa: E402
+from messaging.stores.cassandra import CassandraStore, messages, replication, setup  # noqa: E402
 from messaging.stores.cassandra.address import Address  # noqa: E402
 from messaging.stores.cassandra.keys import DAY_MS, HOUR_MS, PERIOD_HOURS, bucket  # noqa: E402
 from messaging.stores.cassandra.session import Database, SamePartition, Statement  # noqa: E402
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: 10)")
     options = parser.parse_args()
     url = f"{os.environ['TEST_CASSANDRA_URL'].rstrip('/')}/bench_{uuid4().hex[:8]}"
-    setup.SetUp(Address.parse(url), say=print, timeout_s=60).run(setup.Replication({setup.SIMPLE: 1}))
+    setup.SetUp(Address.parse(url), say=print, timeout_s=60).run(replication.Replication({replication.SIMPLE: 1}))
     store, bare = CassandraStore(url, timeout_s=10), BareDriver(Database(Address.parse(url), timeout_s=10))
     try:
         for figure in writing(store, bare, seconds=options.seconds):

@@ -12,4 +12,6 @@ django.setup(set_prefix=False)
 from messaging import wiring  # noqa: E402 - models need the set-up above
 from realtime.routing import application as gateway  # noqa: E402
 
-application = gateway(wiring.acknowledge)
+wiring.event_log().warm()
+
+application = gateway(wiring.acknowledge, wiring.gateway_checks())

@@ -47,6 +47,11 @@ API_URL = public_url("API_URL", local="http://127.0.0.1:8082", scheme="https", p
 GATEWAY_URL = public_url("GATEWAY_URL", local="ws://127.0.0.1:8085", scheme="wss", production=PRODUCTION)
 PARTITIONS = env.int("PARTITIONS", default=3)
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
+RETENTION_DAYS = env.int("RETENTION_DAYS", default=7)
+if not 1 <= RETENTION_DAYS <= 14:  # messaging.topics.MAX_RETENTION
+    raise ImproperlyConfigured(
+        "RETENTION_DAYS is 1 to 14: what keeps a record from being sent twice is kept so long. Hint: RETENTION_DAYS=7"
+    )
 APPEND_TIMEOUT_S = env.float("APPEND_TIMEOUT_S", default=5.0)
 STORE_TIMEOUT_S = env.float("STORE_TIMEOUT_S", default=5.0)
 

@@ -115,7 +115,7 @@ def _drift(drift: Iterable[Any]) -> Iterator[CheckMessage]:
         kind, number = (Error, "E002") if each.is_shortage else (Warning, "W002")
         yield kind(
             f"Topic {each.topic}: {each.what} should be {each.declared}, found {each.found}.",
-            hint="Run manage.py setup_topics: it creates what is missing and says how to grow.",
+            hint="Run manage.py setup_topics: it creates what is missing and says how to mend the rest.",
             id=f"chat4all.{number}",
         )
 
@@ -125,7 +125,16 @@ def _message_store() -> Iterator[CheckMessage]:
     if url.scheme == "orm" and (pending := _unapplied(url.netloc or "messages", "MESSAGES_DATABASE_URL")):
         yield _migrate(url.netloc or "messages", pending, "E012")
         return  # its ping would only say that a table is missing
-    wiring.message_store().ping()
+    store = wiring.message_store()
+    store.ping()
+    if thin := getattr(store, "thin_replication", None):  # one that has replicas
+        for where in thin():
+            yield Warning(
+                f"The message store keeps each row {where}: one that is lost or away takes messages along.",
+                hint="ALTER KEYSPACE … WITH replication = …, then nodetool repair --full on each node; "
+                "setup_keyspace --replication says what differs.",
+                id="chat4all.W011",
+            )
 
 
 def _accounts() -> Iterator[CheckMessage]:

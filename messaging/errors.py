@@ -12,6 +12,12 @@ class LogUnavailable(Unavailable):
     title = "The event log does not answer"
 
 
+class LogRefused(LogUnavailable):
+    """It answers, and refuses us or what we ask for."""
+
+    may_pass = False
+
+
 class StoreUnavailable(Unavailable):
     """The message store does not answer."""
 

@@ -97,14 +97,18 @@ class Drift:
     """One thing in which a topic on the log differs from its declaration; both values in words for people."""
 
     topic: str
-    what: str  # "topic", "partitions", "retention", "replicas", "bytes"
+    what: str  # "topic", "partitions", "retention", "replicas", "bytes", else a setting as Kafka calls it
     declared: str
     found: str
+    is_shortage: bool = False  # a promise does not hold so: acknowledged records may go, or none is accepted
 
-    @property
-    def is_shortage(self) -> bool:
-        """Whether the system cannot work so: the topic, or partitions of it, are missing."""
-        return self.what == "topic" or (self.what == "partitions" and int(self.found) < int(self.declared))
+    @classmethod
+    def missing(cls, topic: str) -> Drift:
+        return cls(topic, "topic", "there", "missing", is_shortage=True)
+
+    @classmethod
+    def of_partitions(cls, topic: str, declared: int, found: int) -> Drift:
+        return cls(topic, "partitions", str(declared), str(found), is_shortage=found < declared)
 
 
 class TopicAdmin(Protocol):
@@ -114,7 +118,7 @@ class TopicAdmin(Protocol):
         """Where the log differs from these, by topic in the order given; changes nothing."""
 
     def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
-        """The shortages among them. Answers, or raises, within 2 s: probes ask."""
+        """Topics that are missing, and too few partitions. Answers, or raises, within 2 s: probes ask."""
 
     def grow(self, topics: Sequence[Topic]) -> None:
         """Add the partitions that existing topics lack. Keys move: only while nobody appends and no group has a lag."""
@@ -416,8 +420,8 @@ class MessageStore(Protocol):
         a record parked later opens it anew)."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete what nothing needs any more: Idempotency-Keys after 24 h, delivery claims after 14 days (twice as long
-        as a record stays on the log). At most ``limit`` of each kind at a time; how many, 0 when nothing is left. A
+        """Delete what nothing needs any more: Idempotency-Keys after 24 h, delivery claims after 14 days (as long as a
+        record may stay on the log). At most ``limit`` of each kind at a time; how many, 0 when nothing is left. A
         store that forgets by itself answers 0."""
 
     def ping(self) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 MAX_RECORD_BYTES: Final = 1024 * 1024
 PARTITIONS: Final = 3
 RETENTION: Final = timedelta(days=7)
+MAX_RETENTION: Final = timedelta(days=14)  # delivery claims are kept so long: what is on the log finds its own
 PARTITION_BYTES: Final = 64 * 1024 * 1024
 
 INBOUND: Final = "inbound"  # key account:contact, value InboundEvent
@@ -49,9 +50,12 @@ def work_topics(channels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def all_topics(
-    channels: tuple[str, ...], partitions: int = PARTITIONS, max_bytes: int = PARTITION_BYTES
+    channels: tuple[str, ...],
+    partitions: int = PARTITIONS,
+    max_bytes: int = PARTITION_BYTES,
+    retention: timedelta = RETENTION,
 ) -> tuple[Topic, ...]:
     """Every topic of a system with these channels; dead letters have one partition: they are few and read by people."""
     work = work_topics(channels)
     counts = {**dict.fromkeys(work, partitions), **{dead_letters(name): 1 for name in work}}
-    return tuple(Topic(name, count, max_bytes=max_bytes) for name, count in counts.items())
+    return tuple(Topic(name, count, retention, max_bytes) for name, count in counts.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -252,14 +253,17 @@ OPTIONAL: Final = frozenset({"files"})
 
 
 def checks() -> dict[str, Callable[[], None]]:
-    """What the product stands on, by name: for /ready of every process."""
+    """What the product stands on, by name: for /ready of API, bridge and workers."""
+    return {**gateway_checks(), "message store": message_store().ping, "files": storage_answers}
+
+
+def gateway_checks() -> dict[str, Callable[[], None]]:
+    """What the gateway stands on: it knows people, passes on what is pushed and appends what they acknowledge."""
     return {
         "event log": event_log().ping,
         "topics": topics_suffice,
-        "message store": message_store().ping,
         "bus": bus_answers,
         "accounts": database_answers,
-        "files": storage_answers,
     }
 
 
@@ -286,7 +290,8 @@ def topics_suffice() -> None:
 
 
 def all_topics() -> tuple[topics.Topic, ...]:
-    return topics.all_topics(registry.channels(), settings.PARTITIONS, settings.LOG_PARTITION_BYTES)
+    retention = timedelta(days=settings.RETENTION_DAYS)
+    return topics.all_topics(registry.channels(), settings.PARTITIONS, settings.LOG_PARTITION_BYTES, retention)
 
 
 def work_topics() -> tuple[str, ...]:

@@ -2,62 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from django.conf import settings
-from redis.exceptions import RedisError
 
-from core import metrics
-from realtime.replay import History
+from core.health import Check, Page, Readiness, health_page, metrics_page, ready_page
 
-Answer = tuple[int, str, bytes]
-JSON = "application/json"
+SERVICE: Final = "gateway"
 
 
 class HealthApp:
-    """``/health`` 200 while the process lives, ``/ready`` 503 when the bus does not answer, ``/metrics``.
+    """``/health`` 200 while the process lives, ``/ready`` 503 when one of ``checks`` fails, ``/metrics``.
 
     The last two only on the port for health, unless PUBLIC_PROBES.
     """
 
-    def __init__(self, history: Callable[[], History]) -> None:
-        self._history = history
+    def __init__(self, checks: Mapping[str, Check]) -> None:
+        self._readiness = Readiness()
+        for name, check in checks.items():
+            self._readiness.register(name, check)
 
     async def __call__(self, scope: dict[str, Any], _receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         path = scope["path"] if _may_see(scope) else "/hidden"
-        status, content_type, body = await self._answer(scope["method"], path)
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-        if status == 405:
+        page = await self._answer(scope["method"], path)
+        headers = [(b"content-type", page.content_type.encode()), (b"content-length", str(len(page.body)).encode())]
+        if page.status == 405:
             headers.append((b"allow", b"GET, HEAD"))
-        if status == 426:
+        if page.status == 426:
             headers.append((b"upgrade", b"websocket"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else page.body})
 
-    async def _answer(self, method: str, path: str) -> Answer:
+    async def _answer(self, method: str, path: str) -> Page:
+        """Checks block: they are waited for on another thread than the one that serves the sockets."""
         if path not in {"/", "/ws", "/health", "/ready", "/metrics"}:
             return _problem(404, "not_found", "Not found")
         if method not in {"GET", "HEAD"}:
             return _problem(405, "method_not_allowed", "Only GET here")
         match path:
             case "/health":
-                return 200, JSON, _json({"status": "ok", "service": "gateway"})
+                return health_page(SERVICE)
             case "/ready":
-                return await self._ready()
+                return await asyncio.to_thread(ready_page, SERVICE, self._readiness)
             case "/metrics":
-                return 200, metrics.CONTENT_TYPE, metrics.page()
+                return await asyncio.to_thread(metrics_page, self._readiness)
             case _:
                 return _problem(426, "upgrade_required", "This address speaks WebSocket")
-
-    async def _ready(self) -> Answer:
-        try:
-            await self._history().ping()
-        except (RedisError, OSError):
-            remedy = "start the bus' redis-server, or set BUS_URL to the one that runs"
-            return 503, JSON, _json({"status": "failed", "checks": {"bus": {"status": "failed", "remedy": remedy}}})
-        return 200, JSON, _json({"status": "ok", "checks": {"bus": {"status": "ok"}}})
 
 
 def _may_see(scope: dict[str, Any]) -> bool:
@@ -67,10 +60,6 @@ def _may_see(scope: dict[str, Any]) -> bool:
     return port is not None and port == scope.get("state", {}).get("health_port")
 
 
-def _problem(status: int, code: str, title: str) -> Answer:
+def _problem(status: int, code: str, title: str) -> Page:
     body = {"type": "about:blank", "title": title, "status": status, "code": code}
-    return status, "application/problem+json", _json(body)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
+    return Page(status, "application/problem+json", json.dumps(body).encode())

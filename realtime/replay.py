@@ -70,9 +70,6 @@ class History:
         """
         await self._call(_MARK, user_id, redis_channel(user_id), mark)
 
-    async def ping(self) -> None:
-        await self._redis.ping()
-
     async def close(self) -> None:
         await self._redis.aclose()
 

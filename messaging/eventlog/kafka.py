@@ -122,21 +122,23 @@ class KafkaLog:
                 self.end_offset(TopicPartition(topic.name, partition))
 
     def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
+        """By metadata alone: settings are asked for by requests that probes must not make (see ADR 0013)."""
         there, _ = self._metadata(PING_TIMEOUT_S)
-        return [each for each in _differing_partitions(topics, there) if each.is_shortage]
+        found = [drift for topic in topics for drift in _partitions_drift(topic, there.get(topic.name, ()))]
+        return [each for each in found if each.is_shortage]
 
     def drift(self, topics: Sequence[Topic]) -> list[Drift]:
         there, servers = self._metadata()
-        drift = _differing_partitions(topics, there)
-        kept = self._retentions([topic.name for topic in topics if topic.name in there])
+        settings = self._settings([topic.name for topic in topics if topic.name in there])
+        drift = []
         for topic in topics:
-            if topic.name not in there:
-                continue
-            if kept[topic.name] != topic.retention:
-                drift.append(Drift(topic.name, "retention", str(topic.retention), str(kept[topic.name] or "for ever")))
-            replicas = self._replicas(topic, servers)
-            if min(there[topic.name]) != replicas:
-                drift.append(Drift(topic.name, "replicas", str(replicas), str(min(there[topic.name]))))
+            found = there.get(topic.name, ())
+            drift += _partitions_drift(topic, found)
+            if topic.name in settings:
+                replicas = self._replicas(topic, servers)
+                if min(found) != replicas:
+                    drift.append(Drift(topic.name, "replicas", str(replicas), str(min(found))))
+                drift += settings_drift(topic, settings[topic.name], replicas=min(found), wanted=replicas)
         return drift
 
     def grow(self, topics: Sequence[Topic]) -> None:
@@ -175,20 +177,21 @@ class KafkaLog:
             self._link.named(topic.name),
             topic.partitions,
             replicas,
-            config={
-                "retention.ms": str(_milliseconds(topic.retention)),
-                "min.insync.replicas": str(max(1, replicas - 1)),  # one server may be away, and no record with it
-                "max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES),
-            },
+            config=_declared(topic, replicas),
         )
 
-    def _retentions(self, names: Sequence[str]) -> dict[str, timedelta | None]:
+    def _settings(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Each topic's, those that it takes over from its server too."""
         asked = [ConfigResource(ConfigResource.Type.TOPIC, self._link.named(name)) for name in names]
         if not asked:
             return {}
         answers = self._admins().describe_configs(asked, **self._limit())
-        kept = {self._link.ours(resource.name): self._answer(future) for resource, future in answers.items()}
-        return {name: _duration(int(config["retention.ms"].value)) for name, config in kept.items()}
+        found = {self._link.ours(resource.name): self._answer(future) for resource, future in answers.items()}
+        return {
+            name: {setting: entry.value for setting, entry in config.items()}
+            for name, config in found.items()
+            if config
+        }
 
     def _seats(self, group: str) -> list[str]:
         """Each member's static name, else its client's."""
@@ -263,15 +266,56 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _differing_partitions(topics: Sequence[Topic], there: Mapping[str, Sequence[int]]) -> list[Drift]:
-    drift = []
-    for topic in topics:
-        found = len(there.get(topic.name, ()))
-        if not found:
-            drift.append(Drift(topic.name, "topic", "there", "missing"))
-        elif found != topic.partitions:
-            drift.append(Drift(topic.name, "partitions", str(topic.partitions), str(found)))
-    return drift
+def _partitions_drift(topic: Topic, found: Sequence[int]) -> list[Drift]:
+    if not found:
+        return [Drift.missing(topic.name)]
+    same = len(found) == topic.partitions
+    return [] if same else [Drift.of_partitions(topic.name, topic.partitions, len(found))]
+
+
+def settings_drift(topic: Topic, found: Mapping[str, str], *, replicas: int, wanted: int) -> list[Drift]:
+    """Where the settings of a topic with so many ``replicas`` differ. Where fewer are ``wanted``, or there, no more can
+    be asked to have a record."""
+    return [
+        Drift(
+            topic.name,
+            "retention" if setting == "retention.ms" else setting,
+            _in_words(setting, declared),
+            _in_words(setting, found[setting]),
+            is_shortage=_endangers(setting, declared, found[setting], replicas),
+        )
+        for setting, declared in _declared(topic, min(replicas, wanted)).items()
+        if found[setting] != declared
+    ]
+
+
+def _declared(topic: Topic, replicas: int) -> dict[str, str]:
+    """All that a promise hangs on: what is left out would be as the servers happen to have it."""
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(topic.retention.total_seconds() * 1000)),
+        "retention.bytes": "-1",
+        "min.insync.replicas": str(max(1, replicas - 1)),  # one server may be away, and no record with it
+        "max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES),
+    }
+
+
+def _endangers(setting: str, declared: str, found: str, replicas: int) -> bool:
+    """Whether acknowledged records may be lost so, or none, or not the largest, is accepted."""
+    match setting:
+        case "cleanup.policy":
+            return "compact" in found
+        case "min.insync.replicas":
+            return not int(declared) <= int(found) <= replicas
+        case "max.message.bytes":
+            return int(found) < int(declared)
+    return False
+
+
+def _in_words(setting: str, value: str) -> str:
+    if setting != "retention.ms":
+        return value
+    return "for ever" if int(value) < 0 else str(timedelta(milliseconds=int(value)))
 
 
 def _check_sizes(records: Sequence[NewRecord]) -> None:
@@ -284,11 +328,3 @@ def _check_sizes(records: Sequence[NewRecord]) -> None:
             raise RecordTooLarge(
                 f"key and headers for {record.topic}: the log takes {OVERHEAD_BYTES // 2} bytes of them"
             )
-
-
-def _milliseconds(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1000)
-
-
-def _duration(milliseconds: int) -> timedelta | None:
-    return None if milliseconds < 0 else timedelta(milliseconds=milliseconds)

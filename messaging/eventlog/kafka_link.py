@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from confluent_kafka import KafkaError, KafkaException
 
-from messaging.errors import LogUnavailable
+from messaging.errors import LogRefused, LogUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,28 @@ _NOT_ALLOWED: Final = frozenset(
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     }
 )
+
+# The servers answer, and would say the same again: what to change.
+_ELSEWHERE: Final = "what it says has to change first, in our settings or on the servers"
+_REFUSALS: Final = {
+    KafkaError.INVALID_REPLICATION_FACTOR: "ask for no more replicas than there are servers "
+    "(?replication=N in EVENT_LOG_URL, setup_topics --replication-factor N)",
+    KafkaError.POLICY_VIOLATION: "the cluster has rules for topics (create.topic.policy.class.name): change them, or "
+    "make the topics as they want them with Kafka's own tools",
+    KafkaError.MSG_SIZE_TOO_LARGE: "the topic's max.message.bytes is too small; manage.py setup_topics says what it "
+    "has to be",
+    KafkaError.TOPIC_EXCEPTION: "choose another name in EVENT_LOG_URL: topics begin with it (letters, digits, . _ -)",
+    **dict.fromkeys(
+        (
+            KafkaError.INVALID_PARTITIONS,
+            KafkaError.INVALID_REPLICA_ASSIGNMENT,
+            KafkaError.INVALID_CONFIG,
+            KafkaError.INVALID_REQUEST,
+            KafkaError.UNSUPPORTED_VERSION,
+        ),
+        _ELSEWHERE,
+    ),
+}
 
 # What librdkafka says on each attempt to connect: `Presence` says it once.
 _CONNECTION_NEWS: Final = frozenset({"FAIL", "ERROR", "BRKMAIN", "GETPID", "SESSTMOUT", "REQTMOUT", "SSL"})
@@ -111,9 +133,12 @@ class Presence:
         self._servers = servers
         self._is_away = False
         self.last_error = ""  # why a connection failed lately, for people
+        self.refuses_us = False  # that is why
 
-    def failed(self, why: str) -> None:
-        self.last_error = why
+    def failed(self, error: KafkaError) -> None:
+        self.last_error = error.str()
+        # librdkafka has one code for all that TLS may fail at, also for a server that goes away meanwhile
+        self.refuses_us = error.code() in _NOT_ALLOWED or "certificate verify failed" in self.last_error
 
     def away(self) -> None:
         if not self._is_away:
@@ -121,7 +146,7 @@ class Presence:
             logger.warning("kafka is away", extra={"servers": self._servers, "error": self.last_error})
 
     def answered(self) -> None:
-        self.last_error = ""
+        self.last_error, self.refuses_us = "", False
         if self._is_away:
             self._is_away = False
             logger.info("kafka is back", extra={"servers": self._servers})
@@ -142,7 +167,7 @@ class KafkaLink:
             if error.code() == KafkaError._ALL_BROKERS_DOWN:
                 self.presence.away()
             else:
-                self.presence.failed(error.str())
+                self.presence.failed(error)
             if on_error:
                 on_error(error)
 
@@ -166,22 +191,33 @@ class KafkaLink:
     def ours(self, topic: str) -> str:
         return topic.removeprefix(self.url.prefix)
 
-    def unavailable(self, what: str) -> LogUnavailable:
+    def unavailable(self, what: str, *, refused: bool = False) -> LogUnavailable:
+        """LogRefused when it, or the last connection, was ``refused``."""
         why = f" ({self.presence.last_error})" if self.presence.last_error else ""
-        return LogUnavailable(
+        kind = LogRefused if refused or self.presence.refuses_us else LogUnavailable
+        return kind(
             f"The event log (Kafka at {self.url.servers}) {what}{why}. Hint: see that it runs, "
             f"that this machine reaches it, and that EVENT_LOG_URL and its credentials are right"
         )
 
+    def failed(self, cause: KafkaError) -> LogUnavailable:
+        """What a request that ended so means."""
+        if remedy := _REFUSALS.get(cause.code()):
+            said = f"{cause.name()} ({cause.str().rstrip('.')})"
+            return LogRefused(
+                f"The event log (Kafka at {self.url.servers}) refuses the request: {said}. Hint: {remedy}"
+            )
+        if cause.code() in _NOT_ALLOWED:
+            return self.unavailable(f"refuses us: {cause.name()}", refused=True)
+        return self.unavailable(f"does not answer: {cause.name()}")
+
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Whatever keeps Kafka from answering is LogUnavailable."""
+        """Whatever keeps Kafka from answering is LogUnavailable, and what it refuses LogRefused."""
         try:
             yield
         except KafkaException as error:
-            cause = error.args[0]
-            what = "refuses us" if cause.code() in _NOT_ALLOWED else "does not answer"
-            raise self.unavailable(f"{what}: {cause.name()}") from error
+            raise self.failed(error.args[0]) from error
         self.presence.answered()
 
 

@@ -125,6 +125,8 @@ class KafkaProducer:
             self.broken = error.name()
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             self._topics = frozenset()
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return self._link.failed(error)
         return self._link.unavailable(f"refused a record: {error.name()}")
 
     def _check_topics(self, names: set[str], *, timeout_s: float) -> None:

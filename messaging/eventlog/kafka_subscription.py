@@ -282,10 +282,12 @@ class KafkaSubscription:
         assert self._consumer is not None  # noqa: S101
         claims = {}
         with self._link.explained():
-            for place in self._consumer.committed(places, timeout=GROUP_TIMEOUT_S):
+            committed = self._consumer.committed(places, timeout=GROUP_TIMEOUT_S)
+            until_s = time.monotonic() + GROUP_TIMEOUT_S
+            for place in committed:
                 if place.error:
                     raise KafkaException(place.error)
-                offset = place.offset if place.offset >= 0 else self._start(place)
+                offset = self._start(place) if place.offset < 0 else self._checked(place, until_s)
                 epoch = max(_epoch_of(place) + 1, SYSTEM_CLOCK.now_ms())
                 claims[self._source(place)] = _Owned(epoch, offset, offset)
         self._commit({source: (claim.epoch, claim.committed) for source, claim in claims.items()})
@@ -295,6 +297,32 @@ class KafkaSubscription:
         """Where the log begins, for a group that never committed."""
         assert self._consumer is not None  # noqa: S101
         return self._consumer.get_watermark_offsets(Place(place.topic, place.partition), timeout=GROUP_TIMEOUT_S)[0]
+
+    def _checked(self, place: Place, until_s: float) -> int:
+        """The committed offset, or where the log begins if it ends before: whatever came to be there was never read.
+
+        A partition that has no leader now is not waited for: the others are ours meanwhile.
+        """
+        assert self._consumer is not None  # noqa: S101
+        left_s = max(0.01, until_s - time.monotonic())
+        try:
+            first, end = self._consumer.get_watermark_offsets(Place(place.topic, place.partition), timeout=left_s)
+        except KafkaException:
+            return place.offset
+        if place.offset <= end:
+            return place.offset
+        logger.error(
+            "the log ends before what the group committed: its end was lost, or the topic was made again; "
+            "all of it is read again",
+            extra={
+                "topic": self._source(place).topic,
+                "partition": place.partition,
+                "committed": place.offset,
+                "offset": first,
+                "end": end,
+            },
+        )
+        return first
 
     def _commit(self, offsets: Mapping[TopicPartition, tuple[int, int]]) -> None:
         """Commit partition -> (epoch, offset) for all of them. Raises LeaseLost when the group refuses us."""

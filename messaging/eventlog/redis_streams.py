@@ -65,11 +65,12 @@ class RedisStreamsLog:
         drift = []
         for topic in topics:
             if (found := there.get(topic.name)) is None:
-                drift.append(Drift(topic.name, "topic", "there", "missing"))
+                drift.append(Drift.missing(topic.name))
                 continue
+            if found["partitions"] != topic.partitions:
+                drift.append(Drift.of_partitions(topic.name, topic.partitions, found["partitions"]))
             retention = timedelta(milliseconds=found["retention_ms"])
             compared: tuple[tuple[str, object, object], ...] = (
-                ("partitions", topic.partitions, found["partitions"]),
                 ("retention", topic.retention, retention),
                 ("bytes", topic.max_bytes, found["max_bytes"]),
             )

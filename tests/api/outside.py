@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -75,16 +75,33 @@ def check(world: World, **changed: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@contextmanager
-def apis(folder: Path, environments: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, httpx.Client]]:
+API: Final = (
+    "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application",
+    "--host", "127.0.0.1", "--workers", "1", "--blocking-threads", "8", "--port",
+)  # fmt: skip
+BRIDGE: Final = ("manage.py", "run_bridge", "--health-port")
+GATEWAY: Final = ("manage.py", "run_gateway", "--port")
+
+
+def apis(
+    folder: Path, environments: Mapping[str, Mapping[str, str]]
+) -> AbstractContextManager[dict[str, httpx.Client]]:
     """The API as production runs it, once with each of these environments; they start together."""
+    return started(folder, {name: (API, environment) for name, environment in environments.items()})
+
+
+@contextmanager
+def started(
+    folder: Path, wanted: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]
+) -> Iterator[dict[str, httpx.Client]]:
+    """Each of these commands, which ends with the option for its port, in its environment; they start together."""
     with ExitStack() as stack:
         clients, processes = {}, {}
-        for (name, environment), port in zip(environments.items(), free_ports(len(environments)), strict=True):
+        for (name, (command, environment)), port in zip(wanted.items(), free_ports(len(wanted)), strict=True):
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            command = [sys.executable, "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application"]
-            command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--blocking-threads", "8"]
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, *command, str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
             stack.callback(process.wait, timeout=20)
             processes[name] = process
             clients[name] = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
@@ -102,14 +119,14 @@ def _terminate(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 def _until_up(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the API ended"
+        assert process.poll() is None, "it ended"
         try:
             client.get("/health")
         except httpx.TransportError:
             time.sleep(0.1)  # a poll for a process that starts
         else:
             return
-    raise AssertionError("the API did not start")
+    raise AssertionError("it did not start")
 
 
 def fault(client: httpx.Client, part: str) -> str:

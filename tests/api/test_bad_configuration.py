@@ -21,6 +21,8 @@ from connectors import registry
 from demo.redis_server import RedisServer
 from messaging import topics
 from tests.api.outside import (
+    BRIDGE,
+    GATEWAY,
     LONGEST_S,
     PROBE_S,
     SLACK_S,
@@ -34,6 +36,7 @@ from tests.api.outside import (
     prompt,
     refused,
     register,
+    started,
     until,
 )
 from tests.files import buckets
@@ -188,6 +191,56 @@ def test_a_check_tells_a_keyspace_that_is_missing(world: World) -> None:
 
 
 # --- while it runs ------------------------------------------------------------------------------------------------
+
+
+# --- bridge and gateway ----------------------------------------------------------------------------------------------
+
+
+WRONG: Final = {
+    "EVENT_LOG_URL": ("event log", "see that it runs"),
+    "BUS_URL": ("bus", "see that it runs"),
+    "MESSAGE_STORE_URL": ("message store", "check that it is up"),
+    "DATABASE_URL": ("accounts", "see that its server runs"),
+    "no topics": ("topics", "manage.py setup_topics"),
+}
+BESIDE_THE_API: Final = [
+    (who, what) for who in ("bridge", "gateway") for what in WRONG if (who, what) != ("gateway", "MESSAGE_STORE_URL")
+]
+
+
+@pytest.fixture(scope="module")
+def beside_the_api(
+    world: World, closed: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, httpx.Client]]:
+    """A bridge and a gateway for each wrong URL."""
+    for part in ("postgres", "cassandra"):
+        needed(part)  # or its driver may not be installed
+    changed = {
+        "EVENT_LOG_URL": {"EVENT_LOG_URL": f"redis://127.0.0.1:{closed}/0"},
+        "BUS_URL": {"BUS_URL": f"redis://127.0.0.1:{closed}/0"},
+        "MESSAGE_STORE_URL": {"MESSAGE_STORE_URL": f"cassandra://127.0.0.1:{closed}/chat4all"},
+        "DATABASE_URL": {"DATABASE_URL": f"postgres://a:b@127.0.0.1:{closed}/x"},
+        "no topics": {"EVENT_LOG_URL": world.log.url.removesuffix("/0") + "/1"},
+    }
+    commands = {"bridge": BRIDGE, "gateway": GATEWAY}
+    wanted = {f"{who} {what}": (commands[who], {**world.environment, **changed[what]}) for who, what in BESIDE_THE_API}
+    with started(tmp_path_factory.mktemp("beside"), wanted) as clients:
+        yield clients
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("who", "what"), BESIDE_THE_API)
+def test_a_bridge_and_a_gateway_name_what_they_cannot_use(
+    who: str, what: str, beside_the_api: dict[str, httpx.Client]
+) -> None:
+    """And live on: what is away comes back."""
+    client = beside_the_api[f"{who} {what}"]
+    part, remedy = WRONG[what]
+    told = fault(client, part)
+    assert remedy in told
+    assert what in told or what == "no topics"
+    assert client.get("/health").status_code == 200
+    assert prompt(client, "GET", "/ready", within_s=PROBE_S + SLACK_S).status_code == 503
 
 
 # --- the accounts' database, and topics in Redis ---------------------------------------------------------------------

@@ -247,8 +247,8 @@ def told(secured: Secured, world: World) -> Answers:
 
 
 COMMANDS: Final[dict[str, Sequence[str]]] = {
-    "setup_topics": ["setup_topics"],
-    "setup_keyspace": ["setup_keyspace", "--timeout", "600"],  # for a server that is only away
+    "setup_topics": ["setup_topics", "--timeout", "600"],  # for a server that is only away
+    "setup_keyspace": ["setup_keyspace", "--timeout", "600"],
     "check": ["check", "--deploy", "--tag", "parts"],
 }
 CASES: Final = [
@@ -256,9 +256,9 @@ CASES: Final = [
     ("check", WRONG[0]),
 ]
 REMEDIES: Final = {
-    ("setup_topics", "password"): (3, "invalid credentials", "EVENT_LOG_URL and its credentials are right"),
-    ("setup_topics", "authority"): (3, "certificate verify failed", "EVENT_LOG_URL"),
-    ("setup_topics", "rights"): (3, "refuses us: TOPIC_AUTHORIZATION_FAILED", "EVENT_LOG_URL and its credentials"),
+    ("setup_topics", "password"): (1, "invalid credentials", "EVENT_LOG_URL and its credentials are right"),
+    ("setup_topics", "authority"): (1, "certificate verify failed", "EVENT_LOG_URL"),
+    ("setup_topics", "rights"): (1, "refuses us: TOPIC_AUTHORIZATION_FAILED", "EVENT_LOG_URL and its credentials"),
     ("setup_keyspace", "password"): (1, "refuses the user 'hub'", "password in MESSAGE_STORE_URL"),
     ("setup_keyspace", "authority"): (1, "CERTIFICATE_VERIFY_FAILED", "ca in MESSAGE_STORE_URL"),
     ("setup_keyspace", "rights"): (1, "refuses the user 'guest'", "what the user may do"),

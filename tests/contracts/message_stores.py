@@ -25,7 +25,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.ids import uuid7
 from messaging.domain import Conversation, Message
 from messaging.ports import MessageStore
-from messaging.stores.cassandra import CassandraStore, schema, setup
+from messaging.stores.cassandra import CassandraStore, replication, schema, setup
 from messaging.stores.cassandra.address import Address
 from messaging.stores.orm import OrmStore
 from tests.stack.servers import needed
@@ -134,7 +134,8 @@ def cassandra_url() -> str:
 
 
 def make_keyspace(url: str) -> None:
-    setup.SetUp(Address.parse(url), say=lambda _line: None, timeout_s=100).run(setup.Replication({setup.SIMPLE: 1}))
+    simple = replication.Replication({replication.SIMPLE: 1})
+    setup.SetUp(Address.parse(url), say=lambda _line: None, timeout_s=100).run(simple)
 
 
 STORES: Final[dict[str, Callable[[Path], AbstractContextManager[MessageStore]]]] = {

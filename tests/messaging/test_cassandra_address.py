@@ -6,7 +6,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from messaging.stores.cassandra.address import Address
-from messaging.stores.cassandra.setup import Replication
+from messaging.stores.cassandra.replication import Replication, thin
 
 
 def test_a_url_names_hosts_credentials_keyspace_and_data_centre() -> None:
@@ -58,6 +58,20 @@ def test_a_password_is_in_no_representation() -> None:
 )
 def test_replication_is_simple_or_by_data_centre(text: str, options: dict[str, str]) -> None:
     assert Replication.parse(text).options() == options
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "told"),
+    [
+        ("SimpleStrategy:1", {"dc1": 1}, []),
+        ("SimpleStrategy:1", {"dc1": 3}, ["on 1 of 3 nodes"]),
+        ("SimpleStrategy:2", {"dc1": 2}, []),
+        ("dc1:3", {"dc1": 5, "reports": 2}, []),
+        ("dc1:3,dc2:1", {"dc1": 3, "dc2": 2}, ["in dc2 on 1 of 2 nodes"]),
+    ],
+)
+def test_fewer_copies_than_nodes_are_told_up_to_three(text: str, nodes: dict[str, int], told: list[str]) -> None:
+    assert thin(Replication.parse(text).options(), nodes) == told
 
 
 @pytest.mark.parametrize("text", ["", "3", "dc1", "dc1:0", "dc1:x", "SimpleStrategy:1,dc1:3", "d'c:1"])

@@ -636,9 +636,31 @@ class TestSetUp:
         with database.call() as call:
             call.execute("DROP TABLE ks.contact_handles")
         database.close()
-        errors = StringIO()
-        call_command("setup_keyspace", stdout=StringIO(), stderr=errors)
-        assert "contact_handles" in errors.getvalue()
+        for arguments in ((), ("--dry-run",)):
+            with pytest.raises(CommandError, match=r"tables are missing that a migration made: contact_handles"):
+                run(*arguments)
+
+    def test_a_table_that_is_gone_makes_a_process_unready_within_half_a_minute(
+        self, keyspace: str, settings: Settings
+    ) -> None:
+        make_keyspace(settings.MESSAGE_STORE_URL)
+        clock = ManualClock()
+        with opened(settings.MESSAGE_STORE_URL, clock=clock) as store:
+            store.ping()
+            database = Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60)
+            with database.call() as call:
+                call.execute("DROP TABLE ks.contact_handles")
+            database.close()
+            store.ping()
+            clock.advance(30)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match=rf"{keyspace}.*contact_handles.*restore"):
+                    store.ping()
+
+    def test_one_copy_is_enough_where_there_is_one_node(self, keyspace: str, settings: Settings) -> None:
+        make_keyspace(settings.MESSAGE_STORE_URL)
+        with opened(settings.MESSAGE_STORE_URL) as store:
+            assert store.thin_replication() == []
 
     def test_a_server_that_is_away_is_waited_for_and_then_told(self, settings: Settings) -> None:
         [port] = free_ports(1)

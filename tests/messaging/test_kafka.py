@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -14,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
-from messaging.errors import LeaseLost, LogUnavailable, RecordTooLarge
-from messaging.eventlog.kafka import KafkaLog
+from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
+from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES, Topic
@@ -175,6 +177,52 @@ def test_a_wrong_address_is_named_with_the_reason_and_the_remedy_and_logged_once
     log.close()
 
 
+@pytest.mark.parametrize(
+    ("code", "may_pass", "what", "remedy"),
+    [
+        (
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            False,
+            "refuses the request: INVALID_REPLICATION_FACTOR",
+            "replication=N",
+        ),
+        (KafkaError.POLICY_VIOLATION, False, "refuses the request: POLICY_VIOLATION (at most 2", "create.topic.policy"),
+        (KafkaError.MSG_SIZE_TOO_LARGE, False, "refuses the request: MSG_SIZE_TOO_LARGE", "setup_topics says"),
+        (KafkaError.INVALID_CONFIG, False, "refuses the request: INVALID_CONFIG", "has to change first"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, False, "refuses us: TOPIC_AUTHORIZATION_FAILED", "credentials"),
+        (KafkaError.NOT_ENOUGH_REPLICAS, True, "does not answer: NOT_ENOUGH_REPLICAS", "see that it runs"),
+        (KafkaError._TRANSPORT, True, "does not answer: _TRANSPORT", "see that it runs"),
+    ],
+)
+def test_a_refusal_is_told_from_a_server_that_is_away(code: int, may_pass: bool, what: str, remedy: str) -> None:
+    link = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1)
+    with pytest.raises(LogUnavailable) as told, link.explained():
+        raise KafkaException(KafkaError(code, "at most 2 topics may be made"))
+    assert told.value.may_pass is may_pass
+    assert what in told.value.detail
+    assert remedy in told.value.detail.partition("Hint: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "may_pass"),
+    [
+        (KafkaError._AUTHENTICATION, "invalid credentials", False),
+        (KafkaError._SSL, "SSL handshake failed: certificate verify failed", False),
+        (KafkaError._SSL, "SSL handshake failed: Disconnected", True),
+        (KafkaError._TRANSPORT, "Connection refused", True),
+    ],
+)
+def test_a_time_out_after_wrong_credentials_is_a_refusal(code: int, said: str, may_pass: bool) -> None:
+    """A request to a server that lets nobody in only times out: why is told apart from it."""
+    link = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1)
+    hear: Any = link.config()["error_cb"]
+    hear(KafkaError(code, said))
+    told = link.unavailable("does not answer")
+    assert (told.may_pass, said in told.detail) == (may_pass, True)
+    link.presence.answered()
+    assert link.unavailable("does not answer").may_pass
+
+
 # --- appending ---------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +255,16 @@ def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
     started = time.monotonic()
     warm.append([record()])
     assert time.monotonic() - started < 0.3
+
+
+def test_a_gateway_warms_its_log_as_it_starts() -> None:
+    """As the API and the workers do: or the first acknowledgement waits for the producer's id."""
+    code = (
+        "import threading, chat4all_project.asgi; "
+        "assert 'kafka-deliveries' in {each.name for each in threading.enumerate()}"
+    )
+    environment = {**os.environ, "EVENT_LOG_URL": f"kafka://127.0.0.1:{free_ports(1)[0]}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
 @pytest.mark.cluster
@@ -274,12 +332,66 @@ def test_every_new_owner_has_a_higher_epoch_also_after_the_offsets_were_reset_by
     assert epochs == sorted(set(epochs))
 
 
-def _reset_offsets(url: str) -> None:
+def _reset_offsets(url: str, offset: int = 0) -> None:
     """As kafka-consumer-groups.sh --reset-offsets does it: without the metadata."""
     where = KafkaUrl.parse(url)
     consumer = Consumer({"bootstrap.servers": where.servers, "group.id": where.prefix + "bridge"})
-    consumer.commit(offsets=[Place(where.prefix + "messages", 0, 0)], asynchronous=False)
+    consumer.commit(offsets=[Place(where.prefix + "messages", 0, offset)], asynchronous=False)
     consumer.close()
+
+
+@pytest.mark.cluster
+def test_a_log_that_lost_its_end_is_read_from_its_start_and_committed_again(
+    url: str, log: KafkaLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes under offsets that were committed once is news: skipped, it would be lost for good."""
+    log.append([record() for _ in range(3)])
+    _reset_offsets(url, 1000)
+    for committed, expected in ((2, [0, 1, 2]), (3, [2])):
+        member = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+        found: list[Record] = []
+
+        def take(timeout_s: float, found: list[Record] = found, member: Any = member) -> list[Record]:
+            found.extend(member.poll(timeout_s))
+            return found
+
+        with caplog.at_level(logging.ERROR, logger="messaging"):
+            poll_until(lambda found=found, expected=expected: len(found) == len(expected), take)  # type: ignore[misc]
+        assert [each.offset for each in found] == expected
+        member.commit({ONE: committed})
+        member.close()
+        assert log.committed("bridge", ONE) == committed
+    [told] = [each for each in caplog.records if "ends before what the group committed" in each.message]
+    assert (told.__dict__["committed"], told.__dict__["offset"], told.__dict__["end"]) == (1000, 0, 3)
+
+
+@pytest.mark.cluster
+def test_a_topic_that_was_made_again_is_read_from_its_start(
+    server: Kafka, url: str, log: KafkaLog, open_log: Callable[..., KafkaLog]
+) -> None:
+    log.append([record() for _ in range(5)])
+    first = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    poll_until(lambda: bool(first._owned), first.poll)
+    first.commit({ONE: 5})
+    first.close()
+    admin = AdminClient({"bootstrap.servers": server.bootstrap})
+    [done] = admin.delete_topics([KafkaUrl.parse(url).prefix + "messages"]).values()
+    done.result(PATIENCE_S)
+    again = open_log()
+    poll_until(lambda: bool(again.lacking([Topic("messages", partitions=1)])))
+    again.ensure_topics([Topic("messages", partitions=1)])
+    _reset_offsets(url, 5)  # a server that deletes a topic forgets its offsets; one that lost it does not
+    again.append([record(b"again")])
+    second = log.subscribe(["messages"], group="bridge", member="b", listener=Owner())
+    found: list[Record] = []
+
+    def take(timeout_s: float) -> list[Record]:
+        found.extend(second.poll(timeout_s))
+        return found
+
+    poll_until(lambda: bool(found), take)
+    second.close()
+    assert [(each.offset, each.value) for each in found] == [(0, b"again")]
 
 
 @pytest.mark.cluster
@@ -430,9 +542,38 @@ def test_topics_that_differ_from_their_declaration_are_told(log: KafkaLog, open_
     assert log.lacking(declared[:1]) == log.drift(declared[:1]) == []
 
 
+@pytest.mark.parametrize(
+    ("found", "replicas", "shortages"),
+    [
+        ({}, 3, []),
+        ({"min.insync.replicas": "1"}, 3, ["min.insync.replicas"]),  # acknowledged by all may then mean by one
+        ({"min.insync.replicas": "3"}, 3, []),
+        ({"min.insync.replicas": "1"}, 1, []),  # the replicas are told, and one cannot be asked for two
+        ({"min.insync.replicas": "2"}, 1, ["min.insync.replicas"]),  # then nothing is ever accepted
+        ({"min.insync.replicas": "2"}, 5, []),
+        ({"max.message.bytes": "1048588"}, 3, ["max.message.bytes"]),
+        ({"max.message.bytes": "10485760"}, 3, []),
+        ({"cleanup.policy": "compact"}, 3, ["cleanup.policy"]),
+        ({"retention.ms": "-1", "retention.bytes": "1"}, 3, []),
+    ],
+)
+def test_a_shortage_is_what_a_promise_hangs_on(found: dict[str, str], replicas: int, shortages: list[str]) -> None:
+    topic = Topic("messages")
+    settings = {
+        "cleanup.policy": "delete",
+        "retention.ms": "604800000",
+        "retention.bytes": "-1",
+        "min.insync.replicas": "2",
+        "max.message.bytes": str(MAX_RECORD_BYTES + 128 * 1024),
+        **found,
+    }
+    drift = settings_drift(topic, settings, replicas=replicas, wanted=3)
+    assert [each.what for each in drift if each.is_shortage] == shortages
+
+
 @pytest.mark.cluster
 def test_more_replicas_than_servers_are_refused_in_words(open_log: Callable[..., KafkaLog]) -> None:
-    with pytest.raises(LogUnavailable, match="INVALID_REPLICATION_FACTOR"):
+    with pytest.raises(LogRefused, match=r"refuses the request: INVALID_REPLICATION_FACTOR \(.*replication=N"):
         open_log("&replication=3").ensure_topics([Topic("messages")])
 
 

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+from pytest_django import DjangoDbBlocker
 
 from demo.ports import free_ports
 from demo.redis_server import LOG_RULES, RedisServer
 from messaging import topics, wiring
-from messaging.ports import NewRecord, TopicPartition
+from messaging.eventlog.kafka_link import KafkaUrl
+from messaging.ports import MessageStore, NewRecord, ParkedRecord, ParkScope, TopicPartition
 from messaging.topics import MESSAGES, Topic
 from messaging.wiring import GROUP, ManagedLog
+from tests.contracts.message_stores import orm_on_sqlite
 from tests.hub import log_at
 from tests.stack.servers import needed
 
@@ -51,6 +55,16 @@ def log(url: str) -> Iterator[ManagedLog]:
     log: Any = log_at(url)
     yield log
     log.close()
+
+
+@pytest.fixture(autouse=True)
+def store(
+    tmp_path: Path, django_db_blocker: DjangoDbBlocker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MessageStore]:
+    """That of the commands too."""
+    with django_db_blocker.unblock(), orm_on_sqlite(tmp_path) as store:
+        monkeypatch.setenv("MESSAGES_DATABASE_URL", f"sqlite:///{tmp_path}/store.sqlite3")
+        yield store
 
 
 @pytest.fixture
@@ -121,8 +135,43 @@ def test_fewer_partitions_than_declared_are_a_drift_that_is_told_and_not_mended(
 def test_it_never_shrinks(setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog) -> None:
     setup(partitions=5)
     done = setup("--drained", partitions=3)
-    assert done.returncode == 1
+    assert done.returncode == 0
+    assert "works so. Hint: PARTITIONS must be what is there" in done.stderr
     assert widths(log)[MESSAGES] == 5
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("changed", "status", "told"),
+    [
+        ({"retention.ms": "-1", "retention.bytes": "1000000", "max.message.bytes": "9000000"}, 0, "works so. Hint"),
+        ({"cleanup.policy": "compact,delete"}, 1, "change cleanup.policy with Kafka's own tools"),
+        ({"max.message.bytes": "1000"}, 1, "change max.message.bytes with Kafka's own tools"),
+        ({"min.insync.replicas": "2"}, 1, "change min.insync.replicas with Kafka's own tools"),
+    ],
+)
+def test_only_a_setting_that_breaks_a_promise_fails(changed: dict[str, str], status: int, told: str) -> None:
+    """Others may be what an operator wanted: they are told and hold no start back."""
+    url = f"{needed('kafka')}/{uuid.uuid4().hex}"
+    where = KafkaUrl.parse(url)
+    admin = AdminClient({"bootstrap.servers": where.servers})
+    [made] = admin.create_topics([NewTopic(f"{where.prefix}{MESSAGES}", 3, 1, config=changed)]).values()
+    made.result(PATIENCE_S)
+    done = subprocess.run(command(), **at(url), check=False)
+    assert done.returncode == status, done.stderr
+    assert told in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("messages ")]
+    assert {row[1] for row in rows} == {setting.replace("retention.ms", "retention") for setting in changed}
+
+
+def test_records_are_kept_as_long_as_the_environment_says(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETENTION_DAYS", "2")
+    assert "messages: 3 partitions, kept 2 days" in setup().stdout
+    assert {each.declared for each in log.drift(wiring.all_topics())} == {"7 days, 0:00:00"}
+    monkeypatch.setenv("RETENTION_DAYS", "15")
+    assert "RETENTION_DAYS is 1 to 14" in setup().stderr
 
 
 def test_drained_topics_grow_and_take_records_on_their_new_partitions(
@@ -150,6 +199,22 @@ def test_it_does_not_grow_while_records_wait_and_says_which(
     assert set(widths(log).values()) == {1, 3}  # nor do the topics that nothing waits on
 
 
+def test_it_does_not_grow_while_a_conversation_is_held_back_and_says_where(
+    setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, store: MessageStore
+) -> None:
+    """What is set aside counts as done, and is tried again by partition: what a lower one gets would go before it."""
+    setup()
+    scope, source = ParkScope("whatsapp-outbound", uuid.uuid4()), TopicPartition("whatsapp-outbound", 2)
+    store.park(scope, [ParkedRecord(source, 0, b"{}", 0, 1)], due_at_ms=10**15)
+    assert "in the way: conversations are held back" in setup("--dry-run", "--drained", partitions=6).stdout
+    done = setup("--drained", partitions=6)
+    assert done.returncode == 1
+    assert "conversations are held back on whatsapp-outbound" in done.stderr
+    assert set(widths(log).values()) == {1, 3}
+    store.unpark(scope, [(source, 0)], next_due_ms=0)
+    assert setup("--drained", partitions=6).returncode == 0
+
+
 def test_it_does_not_grow_while_a_bridge_lives_and_says_which(
     setup: Callable[..., subprocess.CompletedProcess[str]], log: ManagedLog, url: str
 ) -> None:
@@ -171,7 +236,7 @@ def test_it_does_not_grow_while_a_bridge_lives_and_says_which(
 
 def test_a_log_that_is_away_is_named_with_the_remedy() -> None:
     for scheme in ("redis", "kafka"):
-        done = subprocess.run(command(), **at(f"{scheme}://127.0.0.1:{free_ports(1)[0]}"), check=False)
+        done = subprocess.run(command("--timeout=1"), **at(f"{scheme}://127.0.0.1:{free_ports(1)[0]}"), check=False)
         assert done.returncode == 3
         assert "EVENT_LOG_URL" in done.stderr
         assert "Traceback" not in done.stderr
@@ -179,7 +244,7 @@ def test_a_log_that_is_away_is_named_with_the_remedy() -> None:
 
 def test_it_waits_for_a_server_that_is_starting_and_says_so(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "late", rules=LOG_RULES)
-    running = subprocess.Popen(command("--timeout=60"), **popen_at(server.url))
+    running = subprocess.Popen(command(), **popen_at(server.url))
     assert running.stderr
     assert "waiting for the event log" in running.stderr.readline()
     server.start()

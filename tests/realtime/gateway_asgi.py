@@ -15,6 +15,7 @@ django.setup(set_prefix=False)
 
 from accounts.tokens import Principal  # noqa: E402
 from core.errors import Unavailable  # noqa: E402
+from messaging import wiring  # noqa: E402
 from realtime.consumers import MarkedMessage  # noqa: E402
 from realtime.routing import application as gateway  # noqa: E402
 
@@ -28,4 +29,4 @@ def acknowledge(principal: Principal, messages: Sequence[MarkedMessage]) -> None
             bus.rpush("test:acknowledged", json.dumps([principal.user_id, *message]))
 
 
-application = gateway(acknowledge)
+application = gateway(acknowledge, {"bus": wiring.bus_answers})

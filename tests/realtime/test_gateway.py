@@ -576,8 +576,10 @@ async def gateway_warm(gateway: GatewayProcess) -> None:
 
 
 async def test_health_and_metrics_are_on_the_same_port(gateway: GatewayProcess) -> None:
-    assert gateway.get("/health") == (200, '{"status": "ok", "service": "gateway"}')
-    assert gateway.get("/ready")[0] == 200
+    assert gateway.get("/health") == (200, '{"status":"ok","service":"gateway"}')
+    assert gateway.get("/ready") == (200, '{"status":"ok","service":"gateway","parts":{"bus":{"status":"ok"}}}')
+    assert gateway.metric('chat4all_part_state{part="bus"}') == 0
+    assert 'chat4all_part_state{part="bus"}' in gateway.get("/metrics")[1]
     async with gateway.connect("alice") as socket:
         await hello(socket)
         assert await until(lambda: gateway.metric("chat4all_gateway_connections") == 1)
@@ -611,7 +613,7 @@ async def test_a_gateway_without_redis_is_not_ready_turns_clients_away_and_recov
         async with gateway.connect("alice") as staying:
             await hello(staying)
             bus.stop()
-            assert (await until(lambda: gateway.get("/ready")[0])) == 503
+            await until(lambda: gateway.get("/ready")[0] == 503)
             assert "BUS_URL" in gateway.get("/ready")[1]
             assert await close_code(gateway.connect("bob")) == 1013
             bus.start()

@@ -50,7 +50,8 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: bridge.stop())
         if options["health_port"]:
-            serve_health(options["health_port"], {"event log": wiring.event_log().ping, "bridge": bridge.check})
+            checks = {**wiring.checks(), "bridge": bridge.check}
+            serve_health(options["health_port"], checks, optional=wiring.OPTIONAL)
         bus = dispatch.bus(settings.BUS_URL)
         sampling.every(PARKED_EVERY_S, lambda: resume_parked(topics, bus))
         sampling.every(PRUNE_EVERY_S, _prune)

@@ -12,7 +12,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 class Command(BaseCommand):
     help = (
         "Wait for Cassandra, create the keyspace that MESSAGE_STORE_URL names and bring its tables to the newest "
-        "schema. May be run again, and by several at once. What differs from --replication is reported, never changed."
+        "schema. May be run again, and by several at once. What differs from --replication is reported, never changed; "
+        "tables that are gone are an error: they are restored, not made again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,9 +31,10 @@ class Command(BaseCommand):
             return
         from messaging.stores.cassandra import setup  # noqa: PLC0415 - its driver is not in the local profile
         from messaging.stores.cassandra.address import Address  # noqa: PLC0415
+        from messaging.stores.cassandra.replication import Replication  # noqa: PLC0415
 
         try:
-            replication = setup.Replication.parse(options["replication"])
+            replication = Replication.parse(options["replication"])
             address = Address.parse(settings.MESSAGE_STORE_URL)
             run = setup.SetUp(address, say=self._say, timeout_s=options["timeout"])
             if options["dry_run"]:

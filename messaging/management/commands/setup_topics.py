@@ -11,22 +11,23 @@ from typing import Any, Final, TypeVar
 from django.core.management.base import BaseCommand, CommandError
 
 from messaging import wiring
-from messaging.errors import LogUnavailable
+from messaging.errors import LogUnavailable, StoreUnavailable
 from messaging.ports import Drift, TopicPartition
 from messaging.topics import Topic
 
-EXIT_DRIFT: Final = 1
+EXIT_SHORTAGE: Final = 1  # or a refusal: somebody has to change something
 EXIT_AWAY: Final = 3  # 2 is a wrong option
 RETRY_EVERY_S: Final = 1.0
+EVER_MS: Final = 2**62  # nothing is due later
 
 T = TypeVar("T")
 
 
 class Command(BaseCommand):
     help = (
-        "Create every topic that the system needs in the event log, then compare partitions, retention and replicas "
-        "with what is declared. Existing topics keep their partitions. "
-        "Exit code 0: all is as declared; 1: something differs, or growing was refused; 3: the event log is away."
+        "Create every topic that the system needs in the event log, then compare partitions, replicas and settings "
+        "with what is declared. What exists is left as it is. Exit code 0: the system can work, whatever else differs; "
+        "1: something is lacking that a promise hangs on, or was refused; 3: the event log is away."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -35,7 +36,7 @@ class Command(BaseCommand):
             "--drained",
             action="store_true",
             help="also add partitions that existing topics lack. Keys move: everything that appends must be stopped; "
-            "refused while the group has members or a lag",
+            "refused while the group has members or a lag, or a conversation is held back",
         )
         parser.add_argument(
             "--replication-factor",
@@ -44,7 +45,11 @@ class Command(BaseCommand):
             help="replicas of each topic (Kafka; default: 3, or as many as there are servers)",
         )
         parser.add_argument(
-            "--timeout", type=float, default=0.0, metavar="SECONDS", help="wait so long for the event log (default: 0)"
+            "--timeout",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="wait so long for the event log (default: 60)",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
@@ -63,7 +68,12 @@ class Command(BaseCommand):
             left = [each for each in left if not _is_mended(each, drained=options["drained"])]
         if left:
             self.stdout.write("\n".join(_table(left)))
-            raise CommandError(_remedy(left), returncode=EXIT_DRIFT)
+        if shortages := [each for each in left if each.is_shortage]:
+            raise CommandError(
+                f"the event log lacks what a promise hangs on. Hint: {_remedy(shortages)}", returncode=EXIT_SHORTAGE
+            )
+        if left:
+            self.stderr.write(f"the event log differs from what is declared, and works so. Hint: {_remedy(left)}")
 
     def _say_plan(self, drift: Sequence[Drift], *, drained: bool) -> None:
         for each in drift:
@@ -81,7 +91,7 @@ class Command(BaseCommand):
         narrow = self._asked(lambda: log.lacking(topics))
         if obstacles := self._asked(lambda: _in_the_way(narrow)):
             found = "\n".join(f"  {each}" for each in obstacles)
-            raise CommandError(f"growing moves keys, and this is in the way:\n{found}", returncode=EXIT_DRIFT)
+            raise CommandError(f"growing moves keys, and this is in the way:\n{found}", returncode=EXIT_SHORTAGE)
         names = {each.topic for each in narrow}
         self._asked(lambda: log.grow([topic for topic in topics if topic.name in names]))
 
@@ -90,12 +100,15 @@ class Command(BaseCommand):
             self.stdout.write(f"{topic.name}: {topic.partitions} partitions, kept {topic.retention.days} days")
 
     def _waited(self, ask: Callable[[], T], *, timeout_s: float) -> T:
-        """The answer of a log that may only be starting."""
+        """The answer of a log that may only be starting. That it refuses us is told at once: that does not mend
+        itself."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
                 return ask()
-            except LogUnavailable as error:
+            except (LogUnavailable, StoreUnavailable) as error:
+                if not error.may_pass:
+                    raise CommandError(error.detail, returncode=EXIT_SHORTAGE) from error
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise CommandError(error.detail, returncode=EXIT_AWAY) from error
@@ -114,22 +127,28 @@ def _positive(text: str) -> int:
 
 def _is_mended(drift: Drift, *, drained: bool) -> bool:
     """Whether this command does something about it."""
-    return drift.what == "topic" or (drift.is_shortage and drained)
+    return drift.what == "topic" or (drift.what == "partitions" and drift.is_shortage and drained)
 
 
 def _in_the_way(drift: Sequence[Drift]) -> list[str]:
-    """Why these must not grow now: a record that waits on one partition would be overtaken by its key's next ones."""
-    log = wiring.event_log()
+    """Why these must not grow now: a record that waits on one partition, or was set aside from it (and is tried again
+    by partition and offset), would be overtaken by its key's next ones."""
+    log, store = wiring.event_log(), wiring.message_store()
     narrow = [each for each in drift if each.what == "partitions" and each.is_shortage]
     members = sorted(log.members(wiring.GROUP)) if narrow else []
     sources = [TopicPartition(each.topic, number) for each in narrow for number in range(int(each.found))]
     lags = {source: log.end_offset(source) - log.committed(wiring.GROUP, source) for source in sources}
+    held_back = [each.topic for each in narrow if store.due_scopes(topic=each.topic, now_ms=EVER_MS, limit=1)]
     return [
         *([f"the group has members ({', '.join(members)}): stop every bridge"] if members else []),
         *(
             f"{source.topic}/{source.partition} has a lag of {lag}: let bridges finish"
             for source, lag in lags.items()
             if lag
+        ),
+        *(
+            f"conversations are held back on {topic}: let bridges and workers finish, they try again"
+            for topic in held_back
         ),
     ]
 
@@ -144,9 +163,8 @@ def _remedy(drift: Sequence[Drift]) -> str:
     remedies = {
         "partitions": "PARTITIONS must be what is there, or grow with everything stopped: setup_topics --drained "
         "(they never shrink)",
-        "retention": "change a topic's retention.ms with Kafka's own tools",
+        "retention": "change a topic's retention.ms with Kafka's own tools, or RETENTION_DAYS",
         "replicas": "change replicas with Kafka's own tools, or declare them (?replication=N, --replication-factor N)",
     }
     kinds = dict.fromkeys(each.what for each in drift)
-    told = "; ".join(remedies[what] for what in kinds if what in remedies)
-    return f"the event log differs from what is declared. Hint: {told}"
+    return "; ".join(remedies.get(what, f"change {what} with Kafka's own tools (kafka-configs.sh)") for what in kinds)

@@ -171,6 +171,13 @@ class Database:
         missing.__cause__ = error
         return missing
 
+    def incomplete(self, tables: Iterable[str]) -> StoreUnavailable:
+        """Made by our migrations, and gone."""
+        return StoreUnavailable(
+            f"Cassandra at {self.address} lost tables of keyspace {self.address.keyspace!r} "
+            f"({', '.join(sorted(tables))}): restore them from a backup, or check MESSAGE_STORE_URL"
+        )
+
     def qualified(self, cql: str) -> str:
         return cql.replace("ks.", f"{self.address.keyspace}.")
 
@@ -338,6 +345,10 @@ class Call:
         """Unprepared: for a schema."""
         return list(self._session.execute(self._database.qualified(cql), timeout=self._left_s()))
 
+    def missing_tables(self) -> set[str]:
+        found = self._session.execute(SELECT_TABLES, (self._database.address.keyspace,), timeout=self._left_s())
+        return schema.tables() - {row["table_name"] for row in found}
+
     @property
     def cluster(self) -> Any:
         return self._session.cluster
@@ -393,8 +404,7 @@ class Call:
 
     def _check_tables(self, error: InvalidRequest) -> None:
         """Raises StoreUnavailable when it is no value that was refused: a table is gone that was there before."""
-        found = self._session.execute(SELECT_TABLES, (self._database.address.keyspace,), timeout=self._left_s())
-        if schema.tables() - {row["table_name"] for row in found}:
+        if self.missing_tables():
             raise self._database.missing(error) from error
 
     def _outcomes(self, statements: Sequence[Any], *, share: float) -> list[Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
@@ -13,15 +12,13 @@ from core.clock import SYSTEM_CLOCK
 from messaging.errors import StoreUnavailable
 from messaging.stores.cassandra import schema
 from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.replication import SELECT_KEYSPACE, Replication, options_of
 from messaging.stores.cassandra.session import Conditional, Database, Row, Statement
 
 LOCK_TTL_S: Final = 120  # a run that died holds others up for this long; renewed before each step
 STEP_TIMEOUT_S: Final = 60.0  # creating a table waits until all nodes agree on it
 POLL_S: Final = 0.5
 
-SIMPLE: Final = "SimpleStrategy"
-TOPOLOGY: Final = "NetworkTopologyStrategy"
-SELECT_KEYSPACE: Final = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = '{}'"
 SELECT_TABLES: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = '{}'"
 INSERT_VERSION: Final = "INSERT INTO ks.schema_migrations (part, version, applied_at_ms) VALUES (?, ?, ?)"
 LOCK: Final = f"INSERT INTO ks.schema_lock (part, owner) VALUES (?, ?) IF NOT EXISTS USING TTL {LOCK_TTL_S}"
@@ -36,38 +33,6 @@ class SetUpFailed(Exception):
     """What could not be done, and how to mend it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Replication:
-    """Copies of each row: ``SimpleStrategy:1`` for a single node, ``dc1:3,dc2:3`` for data centres."""
-
-    copies: Mapping[str, int]  # by data centre; under "" when there is but one
-
-    @classmethod
-    def parse(cls, text: str) -> Replication:
-        """Raises ValueError."""
-        copies: dict[str, int] = {}
-        for part in text.split(","):
-            name, colon, number = part.strip().rpartition(":")
-            if not colon or not name or not number.isdecimal() or int(number) < 1 or not _is_plain(name):
-                raise ValueError(f"{part!r} is no replication: SimpleStrategy:1 or dc1:3,dc2:3")
-            copies[name] = int(number)
-        if SIMPLE in copies and len(copies) > 1:
-            raise ValueError("SimpleStrategy knows no data centres: SimpleStrategy:1 or dc1:3,dc2:3")
-        return cls(copies)
-
-    def options(self) -> dict[str, str]:
-        if SIMPLE in self.copies:
-            return {"class": SIMPLE, "replication_factor": str(self.copies[SIMPLE])}
-        return {"class": TOPOLOGY, **{name: str(number) for name, number in sorted(self.copies.items())}}
-
-    def cql(self) -> str:
-        return "{" + ", ".join(f"'{name}': '{value}'" for name, value in self.options().items()) + "}"
-
-
-def _is_plain(name: str) -> bool:
-    return all(char.isalnum() or char in "-_." for char in name)
-
-
 class SetUp:
     """One run of ``manage.py setup_keyspace``."""
 
@@ -78,12 +43,14 @@ class SetUp:
         self._until_s = time.monotonic() + timeout_s
 
     def run(self, replication: Replication) -> list[str]:
-        """Create what is missing; what is not as it should be and is left alone (drift). Raises SetUpFailed."""
+        """Create what is missing; what is not as it should be and is left alone (drift). Raises SetUpFailed, also
+        where tables are gone that a migration made: made again they would be empty, and nobody would know."""
         try:
             self._wait()
             self._create_keyspace(replication)
             with self._locked() as owner:
                 self._migrate(owner)
+            self._check_tables()
             return self._drift(replication)
         except StoreUnavailable as error:
             raise SetUpFailed(error.detail) from error
@@ -97,6 +64,8 @@ class SetUp:
             there = self._replication()
             steps = [] if there else [self._keyspace_cql(replication)]
             version = self._version() if there and self._tables() >= {"schema_migrations"} else 0
+            if version >= schema.VERSION:
+                self._check_tables()
             if not version:
                 steps += [self._db.qualified(each) for each in schema.BOOKKEEPING]
             steps += [self._db.qualified(cql) for step in schema.MIGRATIONS[version:] for cql in step]
@@ -150,6 +119,11 @@ class SetUp:
             with self._db.call() as call:
                 call.write([Statement(INSERT_VERSION, (schema.PART, number, SYSTEM_CLOCK.now_ms()))])
 
+    def _check_tables(self) -> None:
+        if missing := schema.tables() - self._tables():
+            names = ", ".join(sorted(missing))
+            raise SetUpFailed(f"tables are missing that a migration made: {names}; restore a backup")
+
     def _drift(self, replication: Replication, *, pending: bool = False) -> list[str]:
         drift = []
         is_ = self._replication()
@@ -163,18 +137,13 @@ class SetUp:
         version = self._version()
         if version > schema.VERSION:
             drift.append(f"schema version {version} is newer than this code's {schema.VERSION}")
-        if missing := schema.tables() - self._tables():
-            drift.append(f"tables are missing that a migration made: {', '.join(sorted(missing))}; restore a backup")
         return drift
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def _replication(self) -> dict[str, str] | None:
         rows = self._execute(SELECT_KEYSPACE.format(self._keyspace))
-        if not rows:
-            return None
-        options = dict(rows[0]["replication"])
-        return {"class": options.pop("class").rpartition(".")[2], **dict(sorted(options.items()))}
+        return options_of(rows[0]) if rows else None
 
     def _tables(self) -> set[str]:
         return {row["table_name"] for row in self._execute(SELECT_TABLES.format(self._keyspace))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from core.cache import TtlCache
@@ -13,11 +14,13 @@ from messaging.stores.cassandra.conversations import Conversations
 from messaging.stores.cassandra.messages import Messages
 from messaging.stores.cassandra.parking import Parking
 from messaging.stores.cassandra.people import Contacts, ExternalIds
+from messaging.stores.cassandra.replication import SELECT_KEYSPACE, options_of, thin
 from messaging.stores.cassandra.session import Database, apart
 
 PING_TIMEOUT_S: Final = 2.0
 OWN_CLAIMS: Final = 4_096  # under way in one process
 OWN_CLAIMS_S: Final = 120.0
+TABLES_KEPT_S: Final = 30.0  # that all are there; that one is not is asked again
 
 
 class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliveries, Parking):
@@ -30,6 +33,7 @@ class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliv
         self._db = Database(Address.parse(url), timeout_s=timeout_s)
         self._clock = clock
         self._own = TtlCache(ttl_s=OWN_CLAIMS_S, size=OWN_CLAIMS, clock=clock)
+        self._complete: TtlCache[str, bool] = TtlCache(ttl_s=TABLES_KEPT_S, clock=clock)
 
     def prune(self, *, limit: int) -> int:  # noqa: ARG002 - keys and claims have a time to live
         return 0
@@ -44,8 +48,21 @@ class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliv
     def _check_schema(self) -> None:
         with self._db.call(PING_TIMEOUT_S) as call:
             row = call.row(schema.SELECT_VERSION, schema.PART)
-        if ((row or {}).get("version") or 0) < schema.VERSION:
-            raise self._db.missing()
+            if ((row or {}).get("version") or 0) < schema.VERSION:
+                raise self._db.missing()
+            if self._complete.get(""):
+                return
+            if missing := call.missing_tables():
+                raise self._db.incomplete(missing)
+        self._complete.put("", True)
+
+    def thin_replication(self) -> list[str]:
+        """Where rows are kept on fewer nodes than could keep them, in words for people: the loss of one may take
+        messages with it. Raises StoreUnavailable."""
+        with self._db.call() as call:
+            rows = call.execute(SELECT_KEYSPACE.format(self._db.address.keyspace))
+            nodes = Counter(str(host.datacenter) for host in call.cluster.metadata.all_hosts())
+        return thin(options_of(rows[0]), nodes) if rows else []
 
     def close(self) -> None:
         """Calls under way on other threads end as they would have; the next call opens another session."""
