@@ -29,7 +29,7 @@ from core.clock import Clock
 from core.errors import Unavailable
 from core.failpoints import failpoint
 from messaging import codec, metrics, topics
-from messaging.domain import Contact, ExternalRef, Outbound, Party, Status, StatusChange
+from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
 from messaging.ports import (
     DeliveryClaim,
@@ -223,10 +223,7 @@ class _Run:
         """Send the first message of up to ``parallel`` conversations; removes from ``threads`` what is answered."""
         heads = [thread[0] for thread in list(threads.values())[: self._delivery.parallel]]
         # Whatever is to be asked for is asked before the claim: one that no send follows would look like a lost sender.
-        sends = [
-            _Send(item, outbound, self._delivery.account_for(outbound), _outgoing(outbound, self._delivery))
-            for item, outbound in heads
-        ]
+        sends = [self._prepared(item, outbound) for item, outbound in heads]
         outcomes = self._claim(sends)
         ready = [send for send in sends if send.item.record.offset not in outcomes]
         if len(ready) == 1:
@@ -237,6 +234,10 @@ class _Run:
         self._settle(ready)
         outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
         return outcomes | self._advance(threads, heads, outcomes)
+
+    def _prepared(self, item: Item, outbound: Outbound) -> _Send:
+        account = self._delivery.account_for(outbound)
+        return _Send(item, outbound, account, _outgoing(outbound, account, self._delivery))
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""
@@ -609,16 +610,39 @@ def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:
     return ParkedItem(record, parked.attempts, parked.parked_at_ms)
 
 
-def _outgoing(outbound: Outbound, delivery: Delivery) -> Outgoing:
+def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery) -> Outgoing:
     message = outbound.message
-    answered = delivery.store.message(message.reply_to) if message.reply_to else None
     return Outgoing(
         correlation_id=str(message.message_id),
         to=Party.parse(outbound.recipient).address,
         text=message.content,
         media=delivery.media_for(outbound),
-        reply_to_external_id=answered.external_id if answered else None,
+        reply_to_external_id=_quoted(outbound, account, delivery.store) if account else None,
     )
+
+
+def _quoted(outbound: Outbound, account: Account, store: MessageStore) -> str | None:
+    """What the answered message is called in the chat of this person with this account of ours, if it is in there.
+
+    Ids of other chats mean nothing there: a platform refuses a message that quotes one.
+    """
+    reply_to = outbound.message.reply_to
+    answered = store.message(reply_to) if reply_to else None
+    if answered is None:
+        return None
+    if answered.sender_id == outbound.recipient:
+        return answered.external_id if answered.account_id == account.account_id else None
+    return _arrived_as(answered, outbound, account, store)
+
+
+def _arrived_as(answered: Message, outbound: Outbound, account: Account, store: MessageStore) -> str | None:
+    """The same for one that went to this person: as the platform's own news about it say."""
+    if outbound.recipient not in answered.recipients:
+        return None
+    told = [each.change for each in store.transitions(answered) if each.recipient == outbound.recipient]
+    ids = [change.external_id for change in told if change.external_id and change.status is not Status.FAILED]
+    through_account = store.externals(outbound.channel, account.account_id, ids) if ids else {}
+    return next((external_id for external_id in ids if external_id in through_account), None)
 
 
 def _settlements(send: _Send) -> list[DeliveryOutcome]:
