@@ -44,7 +44,7 @@ class Outgoing:
     and surely nothing was sent. So whoever sends knows of any failure whether it came before or after.
     """
 
-    correlation_id: str  # our message id; platforms that have a field for it send it back in statuses
+    correlation_id: str  # names our message; platforms that have a field for it send it back in statuses
     to: str  # the address, as `Connector.normalize` made it
     text: str = field(repr=False)
     media: Media | None = None

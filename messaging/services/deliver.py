@@ -53,8 +53,9 @@ logger = logging.getLogger(__name__)
 CLAIM_LEASE_MS: Final = 75_000
 POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST then takes at most 18 s (`http.Limits`)
 EVIDENCE_WAIT_MS: Final = 10_000  # a status with our correlation field may still tell that it was delivered
-# The second try of an attempt has a claim of its own, under a number above all attempts (`replay.MAX_ATTEMPT`).
+# The second try of an attempt has a claim of its own, under a number above all attempts (`domain.MAX_ATTEMPT`).
 SECOND_TRY: Final = 1000
+ARRIVED: Final = (Status.DELIVERED, Status.READ)  # whichever attempt it was
 UNKNOWN: Final = "unknown_delivery"
 PARK_AFTER_MS: Final = 30_000  # of failing in the lane
 PARK_PAUSED_AFTER_MS: Final = 300_000  # of an account that is away: it would hold the partition's watermark for ever
@@ -349,10 +350,12 @@ class _Run:
         return self._leave_unknown(send, tries)
 
     def _evidence(self, send: _Send) -> str | None:
-        """What the platform calls it, if a status told that it has it."""
-        told = self._delivery.store.transitions(send.outbound.message)
-        ours = (each.change for each in told if each.recipient == send.outbound.recipient)
-        return next((change.external_id for change in ours if change.external_id), None)
+        """What the platform calls it, if a status told that it has it from this attempt, or that it arrived at all."""
+        outbound = send.outbound
+        told = self._delivery.store.transitions(outbound.message)
+        ours = (each.change for each in told if each.recipient == outbound.recipient)
+        proofs = (change for change in ours if change.attempt == outbound.attempt or change.status in ARRIVED)
+        return next((change.external_id for change in proofs if change.external_id), None)
 
     def _left_to_wait_ms(self, claim: DeliveryClaim) -> int:
         return max(0, EVIDENCE_WAIT_MS - (self._now() - claim.since_ms))
@@ -437,6 +440,7 @@ class _Run:
                     message_id=message.message_id,
                     conversation_id=message.conversation_id,
                     party=send.outbound.recipient,
+                    attempt=send.outbound.attempt,
                 )
             )
             person = account.account_id, _address(send.outbound)
@@ -613,7 +617,7 @@ def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:
 def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery) -> Outgoing:
     message = outbound.message
     return Outgoing(
-        correlation_id=str(message.message_id),
+        correlation_id=outbound.correlation_id,
         to=Party.parse(outbound.recipient).address,
         text=message.content,
         media=delivery.media_for(outbound),

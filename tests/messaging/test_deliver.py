@@ -22,7 +22,7 @@ from connectors.http import Limits
 from core.errors import Unavailable
 from files.errors import StorageUnavailable
 from messaging import tasks, topics
-from messaging.domain import ExternalRef, Message, Outbound, Party, Status, StatusChange
+from messaging.domain import ExternalRef, Message, Outbound, Party, Status, StatusChange, correlated
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, NewRecord, ParkedRecord, ParkScope, Record, TopicPartition
 from messaging.services.deliver import (
@@ -438,6 +438,42 @@ def test_a_replay_of_what_is_unknown_is_an_attempt_with_two_tries_of_its_own(ben
     assert send(bench, [again]) == [DONE]
     assert bench.platform.texts == ["a1"] * 4
     assert bench.reported()[2:] == [("SENT", "maybe_duplicate")]
+
+
+def replayed(bench: Workbench, *, told: Status) -> Record:
+    """The second attempt of a message, of whose first one the platform told this."""
+    bench.outbound(bench.conversation(), "a1")
+    [outbound] = bench.on_log(OUTBOUND, Outbound)
+    tell(bench, outbound.message, CARLA, told, "wamid.first")
+    [again] = bench.append(OUTBOUND, [replace(outbound, attempt=1, routed_at_ms=bench.clock.now_ms())])
+    return again
+
+
+def test_the_failure_of_the_attempt_before_is_no_evidence_of_this_one(bench: Workbench) -> None:
+    bench.platform.will_not_come_to("a1", AmbiguousDeliveryError("read_timeout"))
+    again = replayed(bench, told=Status.FAILED)
+    assert verdicts(send(bench, [again])) == [Verdict.RETRY]
+    bench.clock.advance(10)
+    assert send(bench, [again]) == [DONE]
+    assert bench.platform.texts == ["a1"]
+    assert bench.reported() == [("SENT", "maybe_duplicate")]
+
+
+def test_the_arrival_of_the_attempt_before_is_evidence_enough(bench: Workbench) -> None:
+    bench.platform.will_not_come_to("a1", AmbiguousDeliveryError("read_timeout"))
+    again = replayed(bench, told=Status.DELIVERED)
+    assert verdicts(send(bench, [again])) == [Verdict.RETRY]
+    assert send(bench, [again]) == [DONE]
+    assert bench.platform.texts == []
+    assert bench.reported() == []
+
+
+def test_the_platform_is_told_the_attempt_and_its_id_is_kept_with_it(bench: Workbench) -> None:
+    assert send(bench, [replayed(bench, told=Status.FAILED)]) == [DONE]
+    [arrived] = bench.platform.arrived
+    message_id, attempt = correlated(arrived.correlation_id)
+    [ref] = bench.store.externals("whatsapp", "1055", [f"wamid.{arrived.correlation_id}.1"]).values()
+    assert (ref.message_id, ref.attempt) == (message_id, attempt) == (message_id, 1)
 
 
 def test_evidence_that_comes_meanwhile_settles_it(bench: Workbench) -> None:

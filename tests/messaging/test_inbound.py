@@ -20,7 +20,7 @@ from core.errors import Chat4AllError, Unavailable
 from core.ids import uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
 from messaging import codec, tasks, topics, wiring
-from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Status, StatusChange
+from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
@@ -499,6 +499,40 @@ def test_a_receipt_by_our_own_id_proves_that_the_platform_has_the_message(desk: 
     assert (known.message_id, known.party) == (message.message_id, CARLA)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["by the platform's id", "by our own id"])
+def test_the_platforms_refusal_of_a_later_attempt_counts(desk: Desk, known: bool) -> None:
+    """An operator replayed it: a refusal of the first attempt would not touch the second one's SENT."""
+    store, message = desk.bench.store, sent(desk, external_id=None)
+    again = Outbound(message=message, recipient=CARLA, channel="whatsapp", attempt=1, routed_at_ms=0)
+    ref = ExternalRef(
+        channel="whatsapp",
+        account_id="1055",
+        external_id="wamid.again",
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        party=CARLA,
+        attempt=1,
+    )
+    if known:
+        store.claim_externals([ref])
+    told = reports("FAILED", "wamid.again", reason="platform:131026", correlation_id=again.correlation_id)
+    assert desk.resolve(desk.arrives(told)) == [DONE]
+    assert store.externals("whatsapp", "1055", ["wamid.again"]) == {"wamid.again": ref}
+    [refusal] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    opened = replace(refusal, status=Status.SENT, attempt=1, reason=None, external_id=None)
+    *_, standing = store.apply_statuses([opened, refusal])
+    assert (standing.status, standing.reason) == (Status.FAILED, "platform:131026")
+
+
+def test_a_receipt_by_our_own_id_proves_nothing_of_other_attempts(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    again = Outbound(message=message, recipient=CARLA, channel="whatsapp", attempt=1, routed_at_ms=0)
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
+    keys = [DeliveryKey(message.message_id, CARLA, attempt) for attempt in (0, 1)]
+    claims = desk.bench.store.claim_deliveries(keys, owner="b", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
+    assert [claim.state for claim in claims] == [DeliveryState.CLAIMED, DeliveryState.SENT]
+
+
 def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -> None:
     records = desk.arrives(reports("DELIVERED", "wamid.out1"), says("meanwhile"))
     assert desk.resolve(records) == [DONE, DONE]
@@ -526,6 +560,8 @@ def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) ->
         pytest.param(lambda desk: str(sent(desk, external_id=None, workspace_id=uuid4()).message_id), id="foreign"),
         pytest.param(lambda desk: str(uuid7()), id="no message of ours"),
         pytest.param(lambda desk: "not an id", id="no id"),
+        pytest.param(lambda desk: f"{sent(desk, external_id=None).message_id}/500", id="no attempt of ours"),
+        pytest.param(lambda desk: f"{sent(desk, external_id=None).message_id}/x", id="no attempt"),
     ],
 )
 def test_nobody_moves_a_message_of_another_workspace(desk: Desk, correlation: Any) -> None:
