@@ -314,8 +314,20 @@ def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound:
     for conversation_id in candidates:
         conversation = inbound.store.conversation(conversation_id) if conversation_id else None
         if conversation and conversation.workspace_id == event.workspace_id and sender in conversation.members:
-            return conversation
+            attended = _attended(conversation, event, inbox, inbound)
+            if attended is not conversation:
+                _tell_users(attended, event, text, inbound, news=f"attended:{event.received_at_ms}")
+            return attended
     return _opened(event, text, inbox, inbound)
+
+
+def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inbound: Inbound) -> Conversation:
+    """With the account's agents of now where no user is in it: nobody would read what comes."""
+    if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
+        return conversation
+    for agent in inbox.agents:
+        inbound.store.add_member(conversation.conversation_id, agent, at_ms=event.received_at_ms)
+    return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
 def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
@@ -335,17 +347,21 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
     )
     if sender not in conversation.members:  # they were removed, and write again
         inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
+    conversation = _attended(conversation, event, inbox, inbound)
+    # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
+    _tell_users(conversation, event, text, inbound)
+    return conversation
+
+
+def _tell_users(
+    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, news: str = ""
+) -> None:
+    sender = str(Party(event.channel, text.sender))
     names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
     body = {"type": "conversation", "conversation": conversation_json(conversation, names=names)}
-    # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
-    inbound.notify(
-        [
-            Push(member, f"conversation:{conversation.conversation_id}", body)
-            for member in conversation.members
-            if Party.parse(member).is_user
-        ]
-    )
-    return conversation
+    event_id = ":".join(filter(None, ("conversation", str(conversation.conversation_id), news)))
+    users = [member for member in conversation.members if Party.parse(member).is_user]
+    inbound.notify([Push(user, event_id, body) for user in users])
 
 
 def _fetched(

@@ -17,7 +17,7 @@ from connectors.base import Account, Event, Ignored, InboundAttachment, InboundT
 from connectors.errors import DeliveryError, PermanentDeliveryError, TransientDeliveryError
 from connectors.http import Limits
 from core.errors import Chat4AllError, Unavailable
-from core.ids import uuid7, uuid7_ms
+from core.ids import derived_id, uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
 from messaging import codec, tasks, topics, wiring
 from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
@@ -231,6 +231,36 @@ def test_an_answer_goes_where_the_answered_message_is(desk: Desk) -> None:
     assert (by_text["to b"].conversation_id, by_text["to b"].reply_to) == (second.conversation_id, second.message_id)
     # The last conversation with this person is where they go on.
     assert (by_text["to nobody"].conversation_id, by_text["to nobody"].reply_to) == (second.conversation_id, None)
+
+
+@pytest.mark.parametrize("contact_is_known", [True, False])
+def test_agents_that_come_later_join_what_nobody_reads(desk: Desk, contact_is_known: bool) -> None:
+    if contact_is_known:
+        desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, ())
+        desk.resolve(desk.arrives(says("1")))
+    else:  # whoever opened it died before it was bound
+        public_id = f"{CARLA}@1055"
+        home = replace(desk.bench.conversation(CARLA), public_id=public_id)
+        desk.bench.store.create_conversation(replace(home, conversation_id=derived_id(WORKSPACE, public_id)))
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2"), says("3", id_="wamid.in3")))
+    last = desk.store_all()[-1]
+    assert (last.content, last.recipients, last.audience) == ("3", (ALICE, BOB), (ALICE, BOB))
+    stored = desk.bench.store.conversation(last.conversation_id)
+    assert stored is not None
+    assert stored.members == (CARLA, ALICE, BOB)
+    for agent in (ALICE, BOB):
+        [told] = desk.bench.sockets.of(agent, "conversation")
+        assert {member["id"] for member in told["conversation"]["members"]} == {CARLA, ALICE, BOB}
+        assert [each["message"]["content"] for each in desk.bench.sockets.of(agent, "message")] == ["2", "3"]
+
+
+def test_agents_that_come_later_do_not_join_what_others_read(desk: Desk) -> None:
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
+    desk.resolve(desk.arrives(says("1")))
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (BOB,))
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2")))
+    assert [each.recipients for each in desk.store_all()] == [(ALICE,), (ALICE,)]
 
 
 def test_somebody_who_left_the_conversation_opens_one_of_their_own(desk: Desk) -> None:
