@@ -49,6 +49,7 @@ class Outgoing:
     text: str = field(repr=False)
     media: Media | None = None
     reply_to_external_id: str | None = None
+    retries: int = 0  # how often it was tried in vain before
     before_post: Callable[[], None] = field(default=_nothing_to_check, repr=False, compare=False)
 
 

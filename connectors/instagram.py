@@ -64,8 +64,8 @@ class Instagram(MetaConnector):
             raise PermanentDeliveryError(fault)
         message.before_post()
         if media is None:
-            return self._send_part(account, message.to, {"text": message.text})
-        sent = self._send_part(account, message.to, {"attachment": _attachment(media)})
+            return self._send_part(account, message, {"text": message.text})
+        sent = self._send_part(account, message, {"attachment": _attachment(media)})
         return self._send_rest(account, message) if message.text.strip() else sent
 
     def _fault(self, message: Outgoing) -> str | None:
@@ -76,14 +76,14 @@ class Instagram(MetaConnector):
             return "media_too_large"
         return self.capabilities.fault(message.text, media_bytes=media.size if media else None)
 
-    def _send_part(self, account: Account, to: str, part: Mapping[str, object]) -> str:
-        reply = self._post_message(account, {"recipient": {"id": to}, "message": part})
+    def _send_part(self, account: Account, message: Outgoing, part: Mapping[str, object]) -> str:
+        reply = self._post_message(account, message, {"recipient": {"id": message.to}, "message": part})
         return message_id(reply.get("message_id"))
 
     def _send_rest(self, account: Account, message: Outgoing) -> str:
         """The text behind its file. Its id stands for both: who has read the later one has seen the earlier."""
         try:
-            return self._send_part(account, message.to, {"text": message.text})
+            return self._send_part(account, message, {"text": message.text})
         except PermanentDeliveryError:
             raise  # sending both again would only repeat the file
         except DeliveryError as error:

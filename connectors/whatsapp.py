@@ -98,7 +98,7 @@ class WhatsApp(MetaConnector):
             raise PermanentDeliveryError(fault)
         content = self._media(account, media, message.text) if media else _text(message.text)
         message.before_post()
-        reply = self._post_message(account, _envelope(message) | content)
+        reply = self._post_message(account, message, _envelope(message) | content)
         return message_id(first(reply.get("messages")).get("id"))
 
     def _media(self, account: Account, media: Media, caption: str) -> dict[str, object]:

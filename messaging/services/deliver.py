@@ -238,7 +238,8 @@ class _Run:
 
     def _prepared(self, item: Item, outbound: Outbound) -> _Send:
         account = self._delivery.account_for(outbound)
-        return _Send(item, outbound, account, _outgoing(outbound, account, self._delivery))
+        outgoing = _outgoing(outbound, account, self._delivery, retries=item.attempts)
+        return _Send(item, outbound, account, outgoing)
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""
@@ -614,7 +615,7 @@ def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:
     return ParkedItem(record, parked.attempts, parked.parked_at_ms)
 
 
-def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery) -> Outgoing:
+def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery, *, retries: int) -> Outgoing:
     message = outbound.message
     return Outgoing(
         correlation_id=outbound.correlation_id,
@@ -622,6 +623,7 @@ def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery) -
         text=message.content,
         media=delivery.media_for(outbound),
         reply_to_external_id=_quoted(outbound, account, delivery.store) if account else None,
+        retries=retries,
     )
 
 

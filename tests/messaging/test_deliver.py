@@ -181,6 +181,7 @@ def test_a_transient_failure_holds_back_its_conversation_only(bench: Workbench) 
     assert bench.platform.texts == ["b1", "b2"]
     assert send(bench, records[:2], attempts=1) == [DONE, DONE]
     assert bench.platform.texts == ["b1", "b2", "a1", "a2"]
+    assert [message.retries for message in bench.platform.arrived] == [0, 0, 1, 1]
 
 
 def test_a_refused_message_fails_with_the_reason_and_the_next_one_goes(bench: Workbench) -> None:
