@@ -78,7 +78,6 @@ class InboundText:
     external_id: str
     sender: str  # the address, normalized
     text: str = field(repr=False)
-    at_ms: int  # 0 where the platform gave no time that makes sense: the time of receipt counts
     sender_name: str = ""
     sender_handle: str = ""
     reply_to_external_id: str | None = None

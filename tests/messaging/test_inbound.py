@@ -169,7 +169,7 @@ def desk(bench: Workbench) -> Desk:
 
 
 def says(text: str = "oi", *, id_: str = "wamid.in1", sender: str = "+5511999998888", **more: Any) -> InboundText:
-    return InboundText(external_id=id_, sender=sender, text=text, at_ms=0, sender_name="Carla", **more)
+    return InboundText(external_id=id_, sender=sender, text=text, sender_name="Carla", **more)
 
 
 def reports(status: str, external_id: str, **more: Any) -> StatusReport:
@@ -315,7 +315,6 @@ def test_what_no_database_takes_is_cleaned(desk: Desk) -> None:
         external_id="wamid.\x00in",
         sender="+5511999998888",
         text="a\x00b",
-        at_ms=0,
         sender_name="Car\x00la",
         sender_handle="car\x00la",
         attachments=(InboundAttachment("image/\x00png", "ph\x00oto.png", media_id="media-1"),),
