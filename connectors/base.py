@@ -44,11 +44,12 @@ class Outgoing:
     and surely nothing was sent. So whoever sends knows of any failure whether it came before or after.
     """
 
-    correlation_id: str  # our message id; platforms that have a field for it send it back in statuses
+    correlation_id: str  # names our message; platforms that have a field for it send it back in statuses
     to: str  # the address, as `Connector.normalize` made it
     text: str = field(repr=False)
     media: Media | None = None
     reply_to_external_id: str | None = None
+    retries: int = 0  # how often it was tried in vain before
     before_post: Callable[[], None] = field(default=_nothing_to_check, repr=False, compare=False)
 
 
@@ -77,7 +78,6 @@ class InboundText:
     external_id: str
     sender: str  # the address, normalized
     text: str = field(repr=False)
-    at_ms: int  # 0 where the platform gave no time that makes sense: the time of receipt counts
     sender_name: str = ""
     sender_handle: str = ""
     reply_to_external_id: str | None = None

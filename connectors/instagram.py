@@ -64,8 +64,8 @@ class Instagram(MetaConnector):
             raise PermanentDeliveryError(fault)
         message.before_post()
         if media is None:
-            return self._send_part(account, message.to, {"text": message.text})
-        sent = self._send_part(account, message.to, {"attachment": _attachment(media)})
+            return self._send_part(account, message, {"text": message.text})
+        sent = self._send_part(account, message, {"attachment": _attachment(media)})
         return self._send_rest(account, message) if message.text.strip() else sent
 
     def _fault(self, message: Outgoing) -> str | None:
@@ -76,14 +76,14 @@ class Instagram(MetaConnector):
             return "media_too_large"
         return self.capabilities.fault(message.text, media_bytes=media.size if media else None)
 
-    def _send_part(self, account: Account, to: str, part: Mapping[str, object]) -> str:
-        reply = self._post_message(account, {"recipient": {"id": to}, "message": part})
+    def _send_part(self, account: Account, message: Outgoing, part: Mapping[str, object]) -> str:
+        reply = self._post_message(account, message, {"recipient": {"id": message.to}, "message": part})
         return message_id(reply.get("message_id"))
 
     def _send_rest(self, account: Account, message: Outgoing) -> str:
         """The text behind its file. Its id stands for both: who has read the later one has seen the earlier."""
         try:
-            return self._send_part(account, message.to, {"text": message.text})
+            return self._send_part(account, message, {"text": message.text})
         except PermanentDeliveryError:
             raise  # sending both again would only repeat the file
         except DeliveryError as error:
@@ -101,18 +101,19 @@ class Instagram(MetaConnector):
 
     def parse(self, account: Account, payload: Mapping[str, object]) -> Event:
         item = as_dict(payload.get("messaging"))
-        sender, at_ms = as_dict(item.get("sender")), as_time_ms(item.get("timestamp"), unit_ms=1)
+        sender = as_dict(item.get("sender"))
         person = as_text(sender.get("id"))
         if person == account.account_id:
             return Ignored("echo")
         match item:
             case {"message": dict(message)}:
-                return _message(message, sender, at_ms)
+                return _message(message, sender)
             case {"read": {"mid": str(mid)}} if mid:
+                at_ms = as_time_ms(item.get("timestamp"), unit_ms=1)
                 return StatusReport(external_id=mid, status="READ", at_ms=at_ms, recipient=person or None)
             case {"postback": {"mid": str(mid), **press}} if mid and person:
                 text = as_text(press.get("title")) or as_text(press.get("payload"))
-                return _inbound(mid, sender, text, at_ms)
+                return _inbound(mid, sender, text)
         return Ignored(_noise(item))
 
     def fetch_media(self, account: Account, attachment: InboundAttachment) -> bytes:
@@ -143,7 +144,7 @@ def _noise(item: Mapping[str, object]) -> str:
     return "malformed" if name in {"message", "read", "postback"} else name
 
 
-def _message(message: dict[str, object], sender: dict[str, object], at_ms: int) -> Event:
+def _message(message: dict[str, object], sender: dict[str, object]) -> Event:
     mid = as_text(message.get("mid"))
     for flag, kind in (("is_echo", "echo"), ("is_deleted", "deleted")):
         if message.get(flag):
@@ -155,14 +156,13 @@ def _message(message: dict[str, object], sender: dict[str, object], at_ms: int) 
     if not text and not attachments and message.get("is_unsupported"):
         text = UNSUPPORTED
     reply_to = as_text(as_dict(message.get("reply_to")).get("mid")) or None
-    return _inbound(mid, sender, text, at_ms, attachments=attachments, reply_to=reply_to)
+    return _inbound(mid, sender, text, attachments=attachments, reply_to=reply_to)
 
 
 def _inbound(
     mid: str,
     sender: dict[str, object],
     text: str,
-    at_ms: int,
     *,
     attachments: tuple[InboundAttachment, ...] = (),
     reply_to: str | None = None,
@@ -173,7 +173,6 @@ def _inbound(
         external_id=mid,
         sender=as_text(sender.get("id")),
         text=text,
-        at_ms=at_ms,
         sender_name=as_text(sender.get("name")),
         sender_handle=as_text(sender.get("username")).lower(),
         reply_to_external_id=reply_to,

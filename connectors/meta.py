@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from connectors.base import Account, Connector
+from connectors.base import Account, Connector, Outgoing
 from connectors.errors import (
     AmbiguousDeliveryError,
     BadSignature,
@@ -23,8 +24,8 @@ from connectors.errors import (
 
 API_VERSION: Final = "v23.0"
 
-# Throttling comes inside HTTP 400. Seconds to wait unless Retry-After says otherwise: per second and number, per pair
-# 1 in 6 s, the others count over an hour.
+# Throttling comes inside HTTP 400. Seconds to wait unless Retry-After says otherwise: one limit counts per second and
+# number, the others over an hour.
 THROTTLED_S: Final[Mapping[int, float]] = {
     4: 60.0,  # the app's call limit
     17: 60.0,  # the user's call limit
@@ -34,9 +35,10 @@ THROTTLED_S: Final[Mapping[int, float]] = {
     80007: 60.0,  # the WhatsApp business account's call limit
     130429: 1.0,  # messages a second of this number
     131048: 60.0,  # too many reports of spam
-    131056: 6.0,  # messages to this person
     133016: 60.0,  # registrations of this number
 }
+PAIR_LIMIT: Final = 131056  # messages to this person: Meta asks to wait 4^n s, 1, 4, 16 …, after the n-th retry
+PAIR_STEPS: Final = 5  # up to 17 minutes
 TEMPORARY: Final = {1, 2, 131000, 131016}  # "try again later", also inside HTTP 400
 MEDIA_TEMPORARY: Final = 131053  # this file could not be taken now; nothing is wrong with the account
 ACCOUNT: Final = {0, 3, 10, 102, 190, 368, 131005, 131031, 131042, 131045, 133010, *range(200, 300)}
@@ -45,15 +47,16 @@ WINDOW_CLOSED_SUBCODES: Final = {2018278, 2534022}
 MAX_TIME_MS: Final = 4_102_444_800_000  # the year 2100: whatever claims to be later is no time
 
 
-def explain(status: int, body: Mapping[str, object]) -> DeliveryError | None:
+def explain(status: int, body: Mapping[str, object], *, retries: int = 0) -> DeliveryError | None:
     """What the Graph API means by an error; it decides on ``code``, messages are for people and change."""
     error = as_dict(body.get("error"))
     code, subcode = as_int(error.get("code")), as_int(error.get("error_subcode"))
     if code is None or status == 504:  # a gateway's time-out stays ambiguous, whatever it says
         return None
     reason = f"platform:{code}"
-    if code in THROTTLED_S:
-        return TransientDeliveryError(reason, retry_after_s=THROTTLED_S[code], outage=False)
+    wait_s = 4.0 ** min(retries, PAIR_STEPS) if code == PAIR_LIMIT else THROTTLED_S.get(code)
+    if wait_s is not None:
+        return TransientDeliveryError(reason, retry_after_s=wait_s, outage=False)
     if subcode in WINDOW_CLOSED_SUBCODES:
         return PermanentDeliveryError(reason, "the person has not written for 24 hours")
     if code == MEDIA_TEMPORARY:
@@ -96,9 +99,10 @@ class MetaConnector(Connector):
     def _url(self, account: Account, *path: str) -> str:
         return "/".join((account.base_url.rstrip("/"), API_VERSION, *(quote(part, safe="") for part in path)))
 
-    def _post_message(self, account: Account, body: Mapping[str, object]) -> Mapping[str, object]:
+    def _post_message(self, account: Account, message: Outgoing, body: Mapping[str, object]) -> Mapping[str, object]:
         url = self._url(account, account.account_id, "messages")
-        return self._http.request("POST", url, headers=bearer(account), json=body, explain=explain)
+        explained = functools.partial(explain, retries=message.retries)
+        return self._http.request("POST", url, headers=bearer(account), json=body, explain=explained)
 
 
 def bearer(account: Account) -> dict[str, str]:

@@ -98,7 +98,7 @@ class WhatsApp(MetaConnector):
             raise PermanentDeliveryError(fault)
         content = self._media(account, media, message.text) if media else _text(message.text)
         message.before_post()
-        reply = self._post_message(account, _envelope(message) | content)
+        reply = self._post_message(account, message, _envelope(message) | content)
         return message_id(first(reply.get("messages")).get("id"))
 
     def _media(self, account: Account, media: Media, caption: str) -> dict[str, object]:
@@ -256,7 +256,6 @@ def _message(message: dict[str, object], contact: dict[str, object]) -> Event:
         external_id=external_id,
         sender=sender,
         text=text,
-        at_ms=as_time_ms(message.get("timestamp"), unit_ms=1000),
         sender_name=as_text(profile.get("name")),
         sender_handle=as_text(profile.get("username")),
         reply_to_external_id=as_text(as_dict(message.get("context")).get("id")) or None,

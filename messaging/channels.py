@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.db import Error, connections, transaction
+from django.db.models import QuerySet
 
 from accounts.models import User, Workspace
 from connectors import registry
@@ -17,6 +18,7 @@ from core.cache import LastKnown
 from core.errors import Conflict, Unavailable
 from messaging.models import ChannelAccount
 
+UNATTENDED: Final = "It has no active agent: what unknown people write to it reaches nobody until it gets one."
 CACHED_S: Final = 5.0
 CACHED_AWAY_S: Final = 300.0
 """While the accounts' database is away."""
@@ -90,6 +92,11 @@ def _config(row: ChannelAccount) -> ChannelConfig:
     return ChannelConfig(
         Account(row.channel, row.account_id, base_url, row.credentials), row.workspace_id, tuple(agents)
     )
+
+
+def unattended() -> QuerySet[ChannelAccount]:
+    """Active accounts without an agent who may sign in: what unknown people write to these reaches nobody."""
+    return ChannelAccount.objects.filter(is_active=True).exclude(agents__is_active=True).defer("credentials")
 
 
 def checked_base_url(url: str) -> str:

@@ -25,7 +25,7 @@ from core.database import remedy, unpooled
 from core.errors import Chat4AllError, Unavailable
 from files import services as files
 from files.checks import storage_answers
-from messaging import redis_rules, wiring
+from messaging import channels, redis_rules, wiring
 
 TIMEOUT_S: Final = 5.0  # for one that does not end its own look after 2 s, as each should
 MAX_SKEW_S: Final = 1.0
@@ -141,12 +141,23 @@ def _accounts() -> Iterator[CheckMessage]:
     database_answers()
     if pending := _unapplied("default", "DATABASE_URL"):
         yield _migrate("default", pending, "E022")
+    else:
+        yield from agents_are_there()
     connection = unpooled("default")
     if connection.vendor == "postgresql":
         with closing(connection), connection.cursor() as cursor:
             cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
             ahead_s = float(cursor.fetchone()[0]) - time.time()
         yield from _clock("the accounts' database", ahead_s)
+
+
+def agents_are_there() -> Iterator[CheckMessage]:
+    for account in channels.unattended():
+        yield Warning(
+            f"The channel account {account} is active. {channels.UNATTENDED}",
+            hint="Choose its agents in the admin, or name them with manage.py add_channel_account --agent.",
+            id="chat4all.W023",
+        )
 
 
 def _unapplied(alias: str, variable: str) -> int:

@@ -19,6 +19,7 @@ MAX_MEMBERS: Final = 256
 MAX_ADDRESS_CHARS: Final = 255
 MAX_EXTERNAL_ID_CHARS: Final = 512
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+MAX_ATTEMPT: Final = 499  # of sending; `rank`: evidence of delivery outranks every attempt
 
 _ADDRESS = re.compile(r"(?P<channel>[a-z][a-z0-9_-]{0,31}):(?P<address>\S.{0,254})", re.DOTALL)
 
@@ -77,8 +78,8 @@ class Status(StrEnum):
 def rank(status: Status, attempt: int = 0) -> int:
     """The place of a status in the only order there is; a write of a lower rank changes nothing.
 
-    A replay of a failed send opens attempt ``n + 1``, whose SENT outranks the FAILED before it. Attempts stay below
-    500, so that evidence of delivery outranks every attempt.
+    A replay of a failed send opens attempt ``n + 1``, whose SENT outranks the FAILED before it. Attempts end at
+    MAX_ATTEMPT, so that evidence of delivery outranks every attempt.
     """
     match status:
         case Status.ACCEPTED:
@@ -194,6 +195,21 @@ class Outbound:
     attempt: int = 0
     routed_at_ms: int
 
+    @property
+    def correlation_id(self) -> str:
+        """What a platform sends back with its statuses, so that they find the message and the attempt."""
+        message_id = str(self.message.message_id)
+        return f"{message_id}/{self.attempt}" if self.attempt else message_id
+
+
+def correlated(correlation_id: str) -> tuple[UUID, int]:
+    """The message and the attempt that an `Outbound.correlation_id` names. Raises ValueError."""
+    message_id, slash, number = correlation_id.partition("/")
+    attempt = int(number) if slash else 0
+    if not 0 <= attempt <= MAX_ATTEMPT:
+        raise ValueError("no attempt has that number")
+    return UUID(message_id), attempt
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contact:
@@ -219,3 +235,4 @@ class ExternalRef:
     message_id: UUID
     conversation_id: UUID
     party: str  # outbound: the recipient; inbound: the sender
+    attempt: int = 0  # outbound: the one that the platform took

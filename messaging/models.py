@@ -174,6 +174,7 @@ class ExternalId(models.Model):
     message_id = models.UUIDField()
     conversation_id = models.UUIDField()
     party = models.CharField(max_length=PARTY_CHARS)
+    attempt = models.SmallIntegerField(db_default=0)  # also of what processes of the release before write meanwhile
 
     class Meta:
         constraints = (

@@ -77,6 +77,10 @@ def no_such_person() -> GraphError:
     return GraphError(100, "No matching user found", subcode=2534014)
 
 
+def no_such_message() -> GraphError:
+    return invalid("Param reply_to['mid'] is no message of this chat")
+
+
 def window_closed() -> GraphError:
     return GraphError(10, "This message is sent outside of allowed window.", subcode=2534022)
 

@@ -108,6 +108,7 @@ class Ledger:
     def __init__(self, max_messages: int) -> None:
         self.received: Ring[Received] = Ring(max_messages)
         self.said: Ring[Said] = Ring(max_messages)
+        self._received_by_id: dict[str, Received] = {}
         self._said_by_id: dict[str, Said] = {}
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._max_messages = max_messages
@@ -128,7 +129,9 @@ class Ledger:
             message.attempt = self._count_attempt(message.correlation)
             self.duplicates += message.attempt > 1
             self.duplicated_correlations += message.attempt == 2
-        self.received.add(message)
+        self._received_by_id[message.id] = message
+        for gone in self.received.add(message):
+            del self._received_by_id[gone.id]
 
     def _count_attempt(self, correlation: str) -> int:
         attempt = self._attempts[correlation] = self._attempts.pop(correlation, 0) + 1
@@ -148,6 +151,13 @@ class Ledger:
 
     def said_by_id(self, external_id: str) -> Said | None:
         return self._said_by_id.get(external_id)
+
+    def chat_of(self, external_id: str) -> tuple[str, str] | None:
+        """The account and the person between whom a message went; None for one that never did, or is forgotten."""
+        if received := self._received_by_id.get(external_id):
+            return received.account_id, received.to
+        said = self._said_by_id.get(external_id)
+        return (said.account_id, said.sender) if said else None
 
     def counts(self) -> dict[str, Any]:
         return {

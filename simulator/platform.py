@@ -185,6 +185,7 @@ class Platform:
             draft = msgspec.structs.replace(draft, contact=whatsapp.without_ninth_digit(draft.contact))
         self._check_limits(account, draft)
         self._check_person(account, draft)
+        self._check_quoted(account, draft)
         message = self._received(account, draft)
         media_problem = self._look_up_media(account, draft, message)
         if account.channel == "instagram" and draft.media_link is not None:  # fetched while the caller waits
@@ -254,6 +255,15 @@ class Platform:
         window_s = HUMAN_AGENT_WINDOW_S if draft.extended_window else switches.window_s
         if not self.people.wrote_within(account.account_id, draft.contact, window_s):
             raise instagram.window_closed() if on_instagram else _window_closed()
+
+    def _check_quoted(self, account: Account, draft: Draft) -> None:
+        """Only a message of this very chat can be answered to, whoever of the two wrote it."""
+        if draft.reply_to is None:
+            return
+        account_id, person = self.ledger.chat_of(draft.reply_to) or ("", "")
+        same_person = whatsapp.without_ninth_digit(person) == whatsapp.without_ninth_digit(draft.contact)
+        if account_id != account.account_id or not same_person:
+            raise instagram.no_such_message() if account.channel == "instagram" else _no_such_message()
 
     def _look_up_media(self, account: Account, draft: Draft, message: Received) -> str | None:
         """Fill in what an uploaded file is; what is wrong with it for this message, if anything."""
@@ -517,6 +527,10 @@ def _undeliverable() -> GraphError:
 def _window_closed() -> GraphError:
     details = "More than 24 hours have passed since the person last replied to this number"
     return GraphError(131047, whatsapp.TITLES[131047], details)
+
+
+def _no_such_message() -> GraphError:
+    return GraphError(131009, whatsapp.TITLES[131009], "Param context['message_id'] is no message of this chat")
 
 
 def _flat(ledger: Ledger) -> dict[str, int]:

@@ -23,6 +23,7 @@ MIN_NUMBER_DIGITS, MAX_NUMBER_DIGITS = 7, 15  # E.164
 
 # What the failed status or the refusal says: code → title.
 TITLES: Final = {
+    131009: "Parameter value is not valid",
     131026: "Message undeliverable",
     131047: "Re-engagement message",
     131053: "Media upload error",

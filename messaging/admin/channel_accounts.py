@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from django import forms
 from django.conf import settings
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
@@ -196,6 +196,11 @@ class ChannelAccountAdmin(AuditedAdmin):
         obj.credentials = form.credentials()
         super().save_model(request, obj, form, change)
         _forget_once_committed()
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        if channels.unattended().filter(pk=form.instance.pk).exists():
+            self.message_user(request, f"{form.instance}: {channels.UNATTENDED}", messages.WARNING)
 
     def delete_model(self, request: HttpRequest, obj: ChannelAccount) -> None:
         super().delete_model(request, obj)

@@ -29,7 +29,7 @@ from core.clock import Clock
 from core.errors import Unavailable
 from core.failpoints import failpoint
 from messaging import codec, metrics, topics
-from messaging.domain import Contact, ExternalRef, Outbound, Party, Status, StatusChange
+from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
 from messaging.ports import (
     DeliveryClaim,
@@ -53,8 +53,9 @@ logger = logging.getLogger(__name__)
 CLAIM_LEASE_MS: Final = 75_000
 POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST then takes at most 18 s (`http.Limits`)
 EVIDENCE_WAIT_MS: Final = 10_000  # a status with our correlation field may still tell that it was delivered
-# The second try of an attempt has a claim of its own, under a number above all attempts (`replay.MAX_ATTEMPT`).
+# The second try of an attempt has a claim of its own, under a number above all attempts (`domain.MAX_ATTEMPT`).
 SECOND_TRY: Final = 1000
+ARRIVED: Final = (Status.DELIVERED, Status.READ)  # whichever attempt it was
 UNKNOWN: Final = "unknown_delivery"
 PARK_AFTER_MS: Final = 30_000  # of failing in the lane
 PARK_PAUSED_AFTER_MS: Final = 300_000  # of an account that is away: it would hold the partition's watermark for ever
@@ -223,10 +224,7 @@ class _Run:
         """Send the first message of up to ``parallel`` conversations; removes from ``threads`` what is answered."""
         heads = [thread[0] for thread in list(threads.values())[: self._delivery.parallel]]
         # Whatever is to be asked for is asked before the claim: one that no send follows would look like a lost sender.
-        sends = [
-            _Send(item, outbound, self._delivery.account_for(outbound), _outgoing(outbound, self._delivery))
-            for item, outbound in heads
-        ]
+        sends = [self._prepared(item, outbound) for item, outbound in heads]
         outcomes = self._claim(sends)
         ready = [send for send in sends if send.item.record.offset not in outcomes]
         if len(ready) == 1:
@@ -237,6 +235,11 @@ class _Run:
         self._settle(ready)
         outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
         return outcomes | self._advance(threads, heads, outcomes)
+
+    def _prepared(self, item: Item, outbound: Outbound) -> _Send:
+        account = self._delivery.account_for(outbound)
+        outgoing = _outgoing(outbound, account, self._delivery, retries=item.attempts)
+        return _Send(item, outbound, account, outgoing)
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""
@@ -348,10 +351,12 @@ class _Run:
         return self._leave_unknown(send, tries)
 
     def _evidence(self, send: _Send) -> str | None:
-        """What the platform calls it, if a status told that it has it."""
-        told = self._delivery.store.transitions(send.outbound.message)
-        ours = (each.change for each in told if each.recipient == send.outbound.recipient)
-        return next((change.external_id for change in ours if change.external_id), None)
+        """What the platform calls it, if a status told that it has it from this attempt, or that it arrived at all."""
+        outbound = send.outbound
+        told = self._delivery.store.transitions(outbound.message)
+        ours = (each.change for each in told if each.recipient == outbound.recipient)
+        proofs = (change for change in ours if change.attempt == outbound.attempt or change.status in ARRIVED)
+        return next((change.external_id for change in proofs if change.external_id), None)
 
     def _left_to_wait_ms(self, claim: DeliveryClaim) -> int:
         return max(0, EVIDENCE_WAIT_MS - (self._now() - claim.since_ms))
@@ -436,6 +441,7 @@ class _Run:
                     message_id=message.message_id,
                     conversation_id=message.conversation_id,
                     party=send.outbound.recipient,
+                    attempt=send.outbound.attempt,
                 )
             )
             person = account.account_id, _address(send.outbound)
@@ -609,16 +615,40 @@ def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:
     return ParkedItem(record, parked.attempts, parked.parked_at_ms)
 
 
-def _outgoing(outbound: Outbound, delivery: Delivery) -> Outgoing:
+def _outgoing(outbound: Outbound, account: Account | None, delivery: Delivery, *, retries: int) -> Outgoing:
     message = outbound.message
-    answered = delivery.store.message(message.reply_to) if message.reply_to else None
     return Outgoing(
-        correlation_id=str(message.message_id),
+        correlation_id=outbound.correlation_id,
         to=Party.parse(outbound.recipient).address,
         text=message.content,
         media=delivery.media_for(outbound),
-        reply_to_external_id=answered.external_id if answered else None,
+        reply_to_external_id=_quoted(outbound, account, delivery.store) if account else None,
+        retries=retries,
     )
+
+
+def _quoted(outbound: Outbound, account: Account, store: MessageStore) -> str | None:
+    """What the answered message is called in the chat of this person with this account of ours, if it is in there.
+
+    Ids of other chats mean nothing there: a platform refuses a message that quotes one.
+    """
+    reply_to = outbound.message.reply_to
+    answered = store.message(reply_to) if reply_to else None
+    if answered is None:
+        return None
+    if answered.sender_id == outbound.recipient:
+        return answered.external_id if answered.account_id == account.account_id else None
+    return _arrived_as(answered, outbound, account, store)
+
+
+def _arrived_as(answered: Message, outbound: Outbound, account: Account, store: MessageStore) -> str | None:
+    """The same for one that went to this person: as the platform's own news about it say."""
+    if outbound.recipient not in answered.recipients:
+        return None
+    told = [each.change for each in store.transitions(answered) if each.recipient == outbound.recipient]
+    ids = [change.external_id for change in told if change.external_id and change.status is not Status.FAILED]
+    through_account = store.externals(outbound.channel, account.account_id, ids) if ids else {}
+    return next((external_id for external_id in ids if external_id in through_account), None)
 
 
 def _settlements(send: _Send) -> list[DeliveryOutcome]:

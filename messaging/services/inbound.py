@@ -31,6 +31,7 @@ from messaging.domain import (
     Party,
     Status,
     StatusChange,
+    correlated,
     inbound_conversation,
 )
 from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
@@ -313,8 +314,20 @@ def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound:
     for conversation_id in candidates:
         conversation = inbound.store.conversation(conversation_id) if conversation_id else None
         if conversation and conversation.workspace_id == event.workspace_id and sender in conversation.members:
-            return conversation
+            attended = _attended(conversation, event, inbox, inbound)
+            if attended is not conversation:
+                _tell_users(attended, event, text, inbound, news=f"attended:{event.received_at_ms}")
+            return attended
     return _opened(event, text, inbox, inbound)
+
+
+def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inbound: Inbound) -> Conversation:
+    """With the account's agents of now where no user is in it: nobody would read what comes."""
+    if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
+        return conversation
+    for agent in inbox.agents:
+        inbound.store.add_member(conversation.conversation_id, agent, at_ms=event.received_at_ms)
+    return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
 def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
@@ -334,17 +347,21 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
     )
     if sender not in conversation.members:  # they were removed, and write again
         inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
+    conversation = _attended(conversation, event, inbox, inbound)
+    # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
+    _tell_users(conversation, event, text, inbound)
+    return conversation
+
+
+def _tell_users(
+    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, news: str = ""
+) -> None:
+    sender = str(Party(event.channel, text.sender))
     names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
     body = {"type": "conversation", "conversation": conversation_json(conversation, names=names)}
-    # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
-    inbound.notify(
-        [
-            Push(member, f"conversation:{conversation.conversation_id}", body)
-            for member in conversation.members
-            if Party.parse(member).is_user
-        ]
-    )
-    return conversation
+    event_id = ":".join(filter(None, ("conversation", str(conversation.conversation_id), news)))
+    users = [member for member in conversation.members if Party.parse(member).is_user]
+    inbound.notify([Push(user, event_id, body) for user in users])
 
 
 def _fetched(
@@ -417,14 +434,14 @@ def _report(
             return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
         metrics.INBOUND.labels(event.channel, "status_of_unknown").inc()
         return DONE
-    message_id, conversation_id, recipient = target
     change = StatusChange(
-        message_id=message_id,
-        conversation_id=conversation_id,
-        recipient=recipient,
+        message_id=target.message_id,
+        conversation_id=target.conversation_id,
+        recipient=target.party,
         status=Status(report.status),
         # Meta's times are whole seconds: a receipt must not look older than its message.
-        at_ms=max(report.at_ms or event.received_at_ms, uuid7_ms(message_id)),
+        at_ms=max(report.at_ms or event.received_at_ms, uuid7_ms(target.message_id)),
+        attempt=target.attempt,
         reason=report.reason,
         external_id=report.external_id,
     )
@@ -432,46 +449,45 @@ def _report(
     return DONE
 
 
-Target = tuple[UUID, UUID, str]  # message, conversation, recipient
-
-
-def _reported(event: InboundEvent, report: StatusReport, inbound: Inbound, refs: References) -> Target | None:
-    """Message, conversation and recipient; only within the account's own workspace."""
+def _reported(event: InboundEvent, report: StatusReport, inbound: Inbound, refs: References) -> ExternalRef | None:
+    """What a receipt is about; only within the account's own workspace."""
     place = event.channel, event.account_id, report.external_id
     if ref := refs.get(place):
-        return ref.message_id, ref.conversation_id, ref.party
+        return ref
     target = _correlated(event, report, inbound)
     if target is not None:
-        refs[place] = _keep_evidence(event, report, target, inbound)
+        refs[place] = _keep_evidence(target, inbound)
     return target
 
 
-def _keep_evidence(event: InboundEvent, report: StatusReport, target: Target, inbound: Inbound) -> ExternalRef:
+def _keep_evidence(ref: ExternalRef, inbound: Inbound) -> ExternalRef:
     """The platform has it, whatever the send call met or will meet: nobody sends it again."""
-    message_id, conversation_id, recipient = target
-    sent = DeliveryOutcome(DeliveryKey(message_id, recipient), external_id=report.external_id)
-    inbound.store.settle_deliveries([sent], owner="platform")
-    ref = ExternalRef(
-        channel=event.channel,
-        account_id=event.account_id,
-        external_id=report.external_id,
-        message_id=message_id,
-        conversation_id=conversation_id,
-        party=recipient,
-    )
+    key = DeliveryKey(ref.message_id, ref.party, ref.attempt)
+    inbound.store.settle_deliveries([DeliveryOutcome(key, external_id=ref.external_id)], owner="platform")
     [claimed] = inbound.store.claim_externals([ref])
     return claimed
 
 
-def _correlated(event: InboundEvent, report: StatusReport, inbound: Inbound) -> Target | None:
+def _correlated(event: InboundEvent, report: StatusReport, inbound: Inbound) -> ExternalRef | None:
     """By the id of ours that the platform sent back."""
     try:
-        message = inbound.store.message(UUID(report.correlation_id or ""))
+        message_id, attempt = correlated(report.correlation_id or "")
     except ValueError:
         return None
+    message = inbound.store.message(message_id)
     if message is None or message.workspace_id != event.workspace_id:
         return None
     wanted = str(Party(event.channel, report.recipient or ""))
     on_channel = [each for each in message.recipients if Party.parse(each).channel == event.channel]
     recipient = wanted if wanted in on_channel else on_channel[0] if len(on_channel) == 1 else None
-    return (message.message_id, message.conversation_id, recipient) if recipient else None
+    if recipient is None:
+        return None
+    return ExternalRef(
+        channel=event.channel,
+        account_id=event.account_id,
+        external_id=report.external_id,
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        party=recipient,
+        attempt=attempt,
+    )

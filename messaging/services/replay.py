@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from messaging import codec, topics
-from messaging.domain import InboundEvent, Message, Outbound, RecipientStatus, Status, StatusChange, rank
+from messaging.domain import MAX_ATTEMPT, InboundEvent, Message, Outbound, RecipientStatus, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
 from messaging.services.deliver import status_record
@@ -23,7 +23,6 @@ from messaging.services.log_walk import first_since
 from messaging.topics import Topic
 
 PAGE: Final = 20  # records read, appended and marked at a time: at most 20 MiB
-MAX_ATTEMPT: Final = 499  # `domain.rank`: evidence of delivery outranks every attempt below it
 HEADER_PREFIX: Final = "dl-"
 REPLAY_OF: Final = "replay-of"
 

@@ -139,7 +139,7 @@ def check_event(event: Event) -> None:
         assert event.external_id
         assert event.status in {"SENT", "DELIVERED", "READ", "FAILED"}
         assert (event.reason is not None) == (event.status == "FAILED")
-    if isinstance(event, InboundText | StatusReport):
+        assert 0 <= event.at_ms <= 4_102_444_800_000
         assert 0 <= event.at_ms <= 4_102_444_800_000
 
 

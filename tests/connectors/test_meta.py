@@ -123,7 +123,7 @@ CASES = [
     pytest.param(400, coded(4), TransientDeliveryError, "platform:4", 60, False, id="app throttled"),
     pytest.param(400, coded(80007), TransientDeliveryError, "platform:80007", 60, False, id="account throttled"),
     pytest.param(400, coded(131048), TransientDeliveryError, "platform:131048", 60, False, id="spam throttled"),
-    pytest.param(400, coded(131056), TransientDeliveryError, "platform:131056", 6, False, id="pair throttled"),
+    pytest.param(400, coded(131056), TransientDeliveryError, "platform:131056", 1, False, id="pair throttled"),
     pytest.param(400, coded(133016), TransientDeliveryError, "platform:133016", 60, False, id="registration throttled"),
     pytest.param(500, coded(130429), TransientDeliveryError, "platform:130429", 1, False, id="throttled inside a 500"),
     pytest.param(400, coded(613), TransientDeliveryError, "platform:613", 60, False, id="Instagram throttled"),
@@ -192,6 +192,16 @@ def test_what_the_platform_says_decides_what_happens_next(
     assert len(platform.requests) == 1  # nothing is repeated on the connector's own account
     told = "".join(traceback.format_exception(error))
     assert [word for word in ("token-of-Alice", "5511912345678") if word in told] == []
+
+
+@pytest.mark.parametrize(("retries", "wait_s"), [(0, 1), (1, 4), (2, 16), (3, 64), (5, 1024), (6, 1024), (10**9, 1024)])
+def test_who_writes_too_much_to_one_person_waits_ever_longer(
+    platform: ScriptedPlatform, retries: int, wait_s: float
+) -> None:
+    whatsapp = WhatsApp(platform.says(400, coded(131056)).client())
+    with pytest.raises(TransientDeliveryError) as caught:
+        whatsapp.send(whatsapp_account(), replace(MESSAGE, retries=retries))
+    assert caught.value.retry_after_s == wait_s
 
 
 def test_the_platforms_own_wish_to_wait_outranks_the_table(platform: ScriptedPlatform) -> None:

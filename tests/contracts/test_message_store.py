@@ -478,6 +478,12 @@ class TestExternalIds:
         assert store.claim_externals([replace(first, message_id=uuid7(), party=BOB)]) == [first]
         assert store.externals("whatsapp", "1055", [first.external_id]) == {first.external_id: first}
 
+    def test_the_attempt_is_kept_with_it(self, store: MessageStore) -> None:
+        refs = [replace(a_ref(), attempt=attempt) for attempt in (0, 1, 499)]
+        assert store.claim_externals(refs) == refs
+        ids = [ref.external_id for ref in refs]
+        assert store.externals("whatsapp", "1055", ids) == dict(zip(ids, refs, strict=True))
+
     def test_the_same_id_elsewhere_is_another(self, store: MessageStore) -> None:
         ref = ExternalRef(
             channel="whatsapp",

@@ -434,7 +434,8 @@ def _sent(
 ) -> Iterator[Sent]:
     for each in since.received(town, account_id):
         plus = "+" if each["channel"] == "whatsapp" else ""
-        message_id = each["correlation"] or by_text.get(each["text"], "")
+        correlation = each["correlation"] or ""  # names the attempt, too
+        message_id = correlation.partition("/")[0] or by_text.get(each["text"], "")
         yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
 
 

@@ -22,7 +22,7 @@ from core.clock import ManualClock
 from core.ids import derived_id, uuid7, uuid7_ms
 from demo.redis_server import LOG_RULES, RedisServer
 from files.models import FileGrant, StoredFile
-from messaging import channels, codec, topics, wiring
+from messaging import channels, checks, codec, topics, wiring
 from messaging.domain import Conversation, Message, Status, StatusChange
 from messaging.eventlog.memory import MemoryLog
 from messaging.models import ChannelAccount
@@ -136,6 +136,19 @@ def test_adds_an_account_with_its_credentials_and_agents(admin: Client, alice: U
     assert account.credentials == {name.removeprefix("credential_"): value for name, value in SECRETS.items()}
     assert list(account.agents.all()) == [alice]
     assert (account.base_url, account.is_default) == ("http://127.0.0.1:9", True)
+
+
+def test_warns_of_an_account_that_nobody_answers_for(admin: Client, alice: User) -> None:
+    def warned(**changes: object) -> bool:
+        response = admin.post(ADD, account_form(**changes), follow=True)
+        return channels.UNATTENDED in text_of(response)
+
+    assert warned()
+    assert not warned(account_id="1056", agents=[str(alice.pk)])
+    assert not warned(account_id="1057", is_active=None)
+    User.objects.filter(pk=alice.pk).update(is_active=False)
+    told = [each.msg for each in checks.agents_are_there()]
+    assert [("whatsapp:1055" in each, "whatsapp:1056" in each) for each in told] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("channel", ["whatsapp", "instagram"])

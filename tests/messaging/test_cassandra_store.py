@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -54,7 +54,7 @@ from tests.contracts.message_stores import (
     make_keyspace,
     on_cassandra,
 )
-from tests.contracts.test_message_store import at_once
+from tests.contracts.test_message_store import a_ref, at_once
 from tests.stack.cassandra import Cassandra
 from tests.stack.servers import needed
 from tests.town import eventually
@@ -661,6 +661,32 @@ class TestSetUp:
         make_keyspace(settings.MESSAGE_STORE_URL)
         with opened(settings.MESSAGE_STORE_URL) as store:
             assert store.thin_replication() == []
+
+    @pytest.mark.timeout(300)
+    def test_tables_of_the_release_before_are_changed_and_what_is_in_them_stays(
+        self, keyspace: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as before:
+            last = schema.VERSION
+            before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+            before.setattr(schema, "VERSION", 1)
+            make_keyspace(settings.MESSAGE_STORE_URL)
+        ref = a_ref()
+        columns = asdict(ref)
+        del columns["attempt"]
+        database = Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60)
+        with database.call(60) as call:
+            names, marks = ", ".join(columns), ", ".join("?" for _ in columns)
+            values = tuple(columns.values())
+            call.write([sessions.Statement(f"INSERT INTO ks.external_ids ({names}) VALUES ({marks})", values)])
+            make_keyspace(settings.MESSAGE_STORE_URL)
+            call.execute(f"DELETE FROM ks.schema_migrations WHERE part = '{schema.PART}' AND version = {last}")
+        database.close()
+        make_keyspace(settings.MESSAGE_STORE_URL)  # as after a run that died before it wrote down what it had done
+        with opened(settings.MESSAGE_STORE_URL) as store:
+            assert store.externals(ref.channel, ref.account_id, [ref.external_id]) == {ref.external_id: ref}
+            later = replace(a_ref(), attempt=2)
+            assert store.claim_externals([later]) == [later]
 
     def test_a_server_that_is_away_is_waited_for_and_then_told(self, settings: Settings) -> None:
         [port] = free_ports(1)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -21,7 +22,7 @@ from connectors.http import Limits
 from core.errors import Unavailable
 from files.errors import StorageUnavailable
 from messaging import tasks, topics
-from messaging.domain import Outbound, Party, Status, StatusChange
+from messaging.domain import ExternalRef, Message, Outbound, Party, Status, StatusChange, correlated
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, NewRecord, ParkedRecord, ParkScope, Record, TopicPartition
 from messaging.services.deliver import (
@@ -38,7 +39,7 @@ from messaging.services.deliver import (
     resume_parked,
 )
 from messaging.work import DONE, Outcome, Verdict
-from tests.contracts.message_stores import CARLA, NOON_MS
+from tests.contracts.message_stores import ALICE, CARLA, NOON_MS
 from tests.messaging.workbench import (
     WORKSPACE,
     CarefulPlatform,
@@ -51,6 +52,7 @@ from tests.messaging.workbench import (
 )
 
 OUTBOUND = topics.outbound("whatsapp")
+DIEGO, JOHN = "whatsapp:+5511977776666", "instagram:17841400000000000"
 _owners = itertools.count()
 
 
@@ -116,6 +118,20 @@ def tell_delivered(bench: Workbench) -> None:
     )
 
 
+def tell(
+    bench: Workbench, message: Message, recipient: str, status: Status, external_id: str, *, account_id: str = "1055"
+) -> None:
+    """The platform's word about a message that it has from that account, stored."""
+    about: dict[str, Any] = {
+        "message_id": message.message_id,
+        "conversation_id": message.conversation_id,
+        "external_id": external_id,
+    }
+    bench.store.claim_externals([ExternalRef(channel="whatsapp", account_id=account_id, party=recipient, **about)])
+    change = StatusChange(**about, recipient=recipient, status=status, at_ms=bench.clock.now_ms())
+    bench.store.apply_statuses([change])
+
+
 def buried(bench: Workbench) -> list[str]:
     """Why each dead letter is one."""
     source = TopicPartition(topics.dead_letters(OUTBOUND), 0)
@@ -136,7 +152,7 @@ def test_sends_each_conversation_in_order_and_conversations_together(bench: Work
 
 def test_sends_what_the_platform_needs_and_remembers_its_answer(bench: Workbench) -> None:
     conversation = bench.conversation()
-    asked = bench.message(conversation, "?", external_id="wamid.question", sender_id=CARLA)
+    asked = bench.message(conversation, "?", external_id="wamid.question", sender_id=CARLA, account_id="1055")
     answer = bench.message(conversation, "!", reply_to=asked.message_id)
     bench.store.save_messages([asked, answer])
     outbound = Outbound(message=answer, recipient=CARLA, channel="whatsapp", routed_at_ms=0)
@@ -165,6 +181,7 @@ def test_a_transient_failure_holds_back_its_conversation_only(bench: Workbench) 
     assert bench.platform.texts == ["b1", "b2"]
     assert send(bench, records[:2], attempts=1) == [DONE, DONE]
     assert bench.platform.texts == ["b1", "b2", "a1", "a2"]
+    assert [message.retries for message in bench.platform.arrived] == [0, 0, 1, 1]
 
 
 def test_a_refused_message_fails_with_the_reason_and_the_next_one_goes(bench: Workbench) -> None:
@@ -241,6 +258,51 @@ def test_the_same_message_twice_in_a_batch_is_sent_once(bench: Workbench) -> Non
     again = bench.append(OUTBOUND, bench.on_log(OUTBOUND, Outbound))
     assert send(bench, [record, *again]) == [DONE, DONE]
     assert bench.platform.texts == ["a1"]
+
+
+# --- what an answer quotes ---------------------------------------------------------------------------------------
+
+
+def quoted(bench: Workbench, asked: Message) -> list[str | None]:
+    """How the platform is asked to show what a message to Carla answers."""
+    answer = bench.message(bench.conversation(), "!", reply_to=asked.message_id)
+    bench.store.save_messages([asked, answer])
+    outbound = Outbound(message=answer, recipient=CARLA, channel="whatsapp", routed_at_ms=0)
+    assert send(bench, bench.append(OUTBOUND, [outbound])) == [DONE]
+    return [arrived.reply_to_external_id for arrived in bench.platform.arrived if arrived.text == "!"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"sender_id": JOHN}, id="somebody else wrote it"),
+        pytest.param({"sender_id": CARLA, "account_id": "1056"}, id="another account of ours heard it"),
+    ],
+)
+def test_an_answer_quotes_nothing_of_another_chat(bench: Workbench, asked: dict[str, str]) -> None:
+    """A platform refuses ids that it does not know there: the answer would never arrive."""
+    known = {"external_id": "mid.question", "account_id": "1055", **asked}
+    assert quoted(bench, bench.message(bench.conversation(), "?", **known)) == [None]
+
+
+def test_an_answer_quotes_our_own_message_as_its_recipient_has_it(bench: Workbench) -> None:
+    conversation = bench.conversation(ALICE, CARLA, DIEGO)
+    ours = bench.message(conversation, "first")
+    for recipient, external_id in ((DIEGO, "wamid.diego"), (CARLA, "wamid.carla")):
+        tell(bench, ours, recipient, Status.DELIVERED, external_id)
+    assert quoted(bench, ours) == ["wamid.carla"]
+
+
+def test_an_answer_does_not_quote_what_never_arrived(bench: Workbench) -> None:
+    ours = bench.message(bench.conversation(), "first")
+    tell(bench, ours, CARLA, Status.FAILED, "wamid.failed")
+    assert quoted(bench, ours) == [None]
+
+
+def test_an_answer_does_not_quote_what_another_account_of_ours_sent(bench: Workbench) -> None:
+    ours = bench.message(bench.conversation(), "first")
+    tell(bench, ours, CARLA, Status.DELIVERED, "wamid.carla", account_id="1056")
+    assert quoted(bench, ours) == [None]
 
 
 # --- what is refused before it is sent ---------------------------------------------------------------------------
@@ -377,6 +439,42 @@ def test_a_replay_of_what_is_unknown_is_an_attempt_with_two_tries_of_its_own(ben
     assert send(bench, [again]) == [DONE]
     assert bench.platform.texts == ["a1"] * 4
     assert bench.reported()[2:] == [("SENT", "maybe_duplicate")]
+
+
+def replayed(bench: Workbench, *, told: Status) -> Record:
+    """The second attempt of a message, of whose first one the platform told this."""
+    bench.outbound(bench.conversation(), "a1")
+    [outbound] = bench.on_log(OUTBOUND, Outbound)
+    tell(bench, outbound.message, CARLA, told, "wamid.first")
+    [again] = bench.append(OUTBOUND, [replace(outbound, attempt=1, routed_at_ms=bench.clock.now_ms())])
+    return again
+
+
+def test_the_failure_of_the_attempt_before_is_no_evidence_of_this_one(bench: Workbench) -> None:
+    bench.platform.will_not_come_to("a1", AmbiguousDeliveryError("read_timeout"))
+    again = replayed(bench, told=Status.FAILED)
+    assert verdicts(send(bench, [again])) == [Verdict.RETRY]
+    bench.clock.advance(10)
+    assert send(bench, [again]) == [DONE]
+    assert bench.platform.texts == ["a1"]
+    assert bench.reported() == [("SENT", "maybe_duplicate")]
+
+
+def test_the_arrival_of_the_attempt_before_is_evidence_enough(bench: Workbench) -> None:
+    bench.platform.will_not_come_to("a1", AmbiguousDeliveryError("read_timeout"))
+    again = replayed(bench, told=Status.DELIVERED)
+    assert verdicts(send(bench, [again])) == [Verdict.RETRY]
+    assert send(bench, [again]) == [DONE]
+    assert bench.platform.texts == []
+    assert bench.reported() == []
+
+
+def test_the_platform_is_told_the_attempt_and_its_id_is_kept_with_it(bench: Workbench) -> None:
+    assert send(bench, [replayed(bench, told=Status.FAILED)]) == [DONE]
+    [arrived] = bench.platform.arrived
+    message_id, attempt = correlated(arrived.correlation_id)
+    [ref] = bench.store.externals("whatsapp", "1055", [f"wamid.{arrived.correlation_id}.1"]).values()
+    assert (ref.message_id, ref.attempt) == (message_id, attempt) == (message_id, 1)
 
 
 def test_evidence_that_comes_meanwhile_settles_it(bench: Workbench) -> None:
@@ -537,7 +635,7 @@ def test_a_lease_lost_before_a_report_raises_and_the_next_worker_reports(bench: 
 def test_a_part_that_is_away_before_the_send_makes_nothing_ambiguous(bench: Workbench) -> None:
     """A claim that no send followed must not look like a sender that vanished."""
     conversation, other = bench.conversation(), bench.conversation()
-    asked = bench.message(conversation, "?", external_id="wamid.question")
+    asked = bench.message(conversation, "?", external_id="wamid.question", sender_id=CARLA, account_id="1055")
     bench.store.save_messages([asked])
 
     def run(fuse: Fuse) -> None:

@@ -17,10 +17,10 @@ from connectors.base import Account, Event, Ignored, InboundAttachment, InboundT
 from connectors.errors import DeliveryError, PermanentDeliveryError, TransientDeliveryError
 from connectors.http import Limits
 from core.errors import Chat4AllError, Unavailable
-from core.ids import uuid7, uuid7_ms
+from core.ids import derived_id, uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
 from messaging import codec, tasks, topics, wiring
-from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Status, StatusChange
+from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
@@ -169,7 +169,7 @@ def desk(bench: Workbench) -> Desk:
 
 
 def says(text: str = "oi", *, id_: str = "wamid.in1", sender: str = "+5511999998888", **more: Any) -> InboundText:
-    return InboundText(external_id=id_, sender=sender, text=text, at_ms=0, sender_name="Carla", **more)
+    return InboundText(external_id=id_, sender=sender, text=text, sender_name="Carla", **more)
 
 
 def reports(status: str, external_id: str, **more: Any) -> StatusReport:
@@ -233,6 +233,36 @@ def test_an_answer_goes_where_the_answered_message_is(desk: Desk) -> None:
     assert (by_text["to nobody"].conversation_id, by_text["to nobody"].reply_to) == (second.conversation_id, None)
 
 
+@pytest.mark.parametrize("contact_is_known", [True, False])
+def test_agents_that_come_later_join_what_nobody_reads(desk: Desk, contact_is_known: bool) -> None:
+    if contact_is_known:
+        desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, ())
+        desk.resolve(desk.arrives(says("1")))
+    else:  # whoever opened it died before it was bound
+        public_id = f"{CARLA}@1055"
+        home = replace(desk.bench.conversation(CARLA), public_id=public_id)
+        desk.bench.store.create_conversation(replace(home, conversation_id=derived_id(WORKSPACE, public_id)))
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2"), says("3", id_="wamid.in3")))
+    last = desk.store_all()[-1]
+    assert (last.content, last.recipients, last.audience) == ("3", (ALICE, BOB), (ALICE, BOB))
+    stored = desk.bench.store.conversation(last.conversation_id)
+    assert stored is not None
+    assert stored.members == (CARLA, ALICE, BOB)
+    for agent in (ALICE, BOB):
+        [told] = desk.bench.sockets.of(agent, "conversation")
+        assert {member["id"] for member in told["conversation"]["members"]} == {CARLA, ALICE, BOB}
+        assert [each["message"]["content"] for each in desk.bench.sockets.of(agent, "message")] == ["2", "3"]
+
+
+def test_agents_that_come_later_do_not_join_what_others_read(desk: Desk) -> None:
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
+    desk.resolve(desk.arrives(says("1")))
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (BOB,))
+    desk.resolve(desk.arrives(says("2", id_="wamid.in2")))
+    assert [each.recipients for each in desk.store_all()] == [(ALICE,), (ALICE,)]
+
+
 def test_somebody_who_left_the_conversation_opens_one_of_their_own(desk: Desk) -> None:
     ours = sent(desk)
     desk.resolve(desk.arrives(says("1", reply_to_external_id="wamid.out1")))
@@ -285,7 +315,6 @@ def test_what_no_database_takes_is_cleaned(desk: Desk) -> None:
         external_id="wamid.\x00in",
         sender="+5511999998888",
         text="a\x00b",
-        at_ms=0,
         sender_name="Car\x00la",
         sender_handle="car\x00la",
         attachments=(InboundAttachment("image/\x00png", "ph\x00oto.png", media_id="media-1"),),
@@ -499,6 +528,40 @@ def test_a_receipt_by_our_own_id_proves_that_the_platform_has_the_message(desk: 
     assert (known.message_id, known.party) == (message.message_id, CARLA)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["by the platform's id", "by our own id"])
+def test_the_platforms_refusal_of_a_later_attempt_counts(desk: Desk, known: bool) -> None:
+    """An operator replayed it: a refusal of the first attempt would not touch the second one's SENT."""
+    store, message = desk.bench.store, sent(desk, external_id=None)
+    again = Outbound(message=message, recipient=CARLA, channel="whatsapp", attempt=1, routed_at_ms=0)
+    ref = ExternalRef(
+        channel="whatsapp",
+        account_id="1055",
+        external_id="wamid.again",
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        party=CARLA,
+        attempt=1,
+    )
+    if known:
+        store.claim_externals([ref])
+    told = reports("FAILED", "wamid.again", reason="platform:131026", correlation_id=again.correlation_id)
+    assert desk.resolve(desk.arrives(told)) == [DONE]
+    assert store.externals("whatsapp", "1055", ["wamid.again"]) == {"wamid.again": ref}
+    [refusal] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    opened = replace(refusal, status=Status.SENT, attempt=1, reason=None, external_id=None)
+    *_, standing = store.apply_statuses([opened, refusal])
+    assert (standing.status, standing.reason) == (Status.FAILED, "platform:131026")
+
+
+def test_a_receipt_by_our_own_id_proves_nothing_of_other_attempts(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    again = Outbound(message=message, recipient=CARLA, channel="whatsapp", attempt=1, routed_at_ms=0)
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
+    keys = [DeliveryKey(message.message_id, CARLA, attempt) for attempt in (0, 1)]
+    claims = desk.bench.store.claim_deliveries(keys, owner="b", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
+    assert [claim.state for claim in claims] == [DeliveryState.CLAIMED, DeliveryState.SENT]
+
+
 def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -> None:
     records = desk.arrives(reports("DELIVERED", "wamid.out1"), says("meanwhile"))
     assert desk.resolve(records) == [DONE, DONE]
@@ -526,6 +589,8 @@ def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) ->
         pytest.param(lambda desk: str(sent(desk, external_id=None, workspace_id=uuid4()).message_id), id="foreign"),
         pytest.param(lambda desk: str(uuid7()), id="no message of ours"),
         pytest.param(lambda desk: "not an id", id="no id"),
+        pytest.param(lambda desk: f"{sent(desk, external_id=None).message_id}/500", id="no attempt of ours"),
+        pytest.param(lambda desk: f"{sent(desk, external_id=None).message_id}/x", id="no attempt"),
     ],
 )
 def test_nobody_moves_a_message_of_another_workspace(desk: Desk, correlation: Any) -> None:

@@ -283,6 +283,14 @@ class TestCommand:
         assert "access_token" in changed.details
         assert not any(secret in changed.details for secret in SECRETS.values())
 
+    def test_it_warns_of_an_account_that_nobody_answers_for(
+        self, run: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run()
+        assert "--agent" in capsys.readouterr().err
+        run("--agent=alice")
+        assert capsys.readouterr().err == ""
+
     @pytest.mark.parametrize(
         ("args", "credentials", "stdin", "says"),
         [

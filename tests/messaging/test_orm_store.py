@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -40,6 +41,7 @@ from tests.contracts.message_stores import (
     orm_on_sqlite,
     sqlite_alias,
 )
+from tests.contracts.test_message_store import a_ref
 
 DAY_S = 24 * 3600
 
@@ -389,6 +391,18 @@ class TestPruning:
 def test_the_store_is_a_message_store(store: OrmStore) -> None:
     port: MessageStore = store  # for mypy
     assert {name for name in vars(MessageStore) if not name.startswith("_")} <= set(dir(port))
+
+
+def test_an_external_id_from_before_attempts_were_kept_is_of_the_first(store: OrmStore) -> None:
+    ref = a_ref()
+    columns = asdict(ref) | {name: getattr(ref, name).hex for name in ("message_id", "conversation_id")}
+    del columns["attempt"]
+    with connections["store_sqlite"].cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO messaging_externalid ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",
+            list(columns.values()),
+        )
+    assert store.externals(ref.channel, ref.account_id, [ref.external_id]) == {ref.external_id: ref}
 
 
 def test_nested_in_a_transaction_that_rolls_back_nothing_is_kept(store: OrmStore) -> None:

@@ -104,6 +104,14 @@ def test_people_who_are_gone_cannot_be_reached(simulator: Simulator) -> None:
     assert simulator.messages() == []
 
 
+def test_an_answer_quotes_a_message_of_its_chat(simulator: Simulator) -> None:
+    for_us: dict[str, Any] = {"channel": "instagram", "account_id": INSTAGRAM, "text": "oi"}
+    mid, elsewhere = (simulator.inbound(**for_us, **{"from": each})["id"] for each in (ALICE, "777777"))
+    assert simulator.instagram(message({"text": "x", "reply_to": {"mid": mid}})).status_code == 200
+    refused = simulator.instagram(message({"text": "x", "reply_to": {"mid": elsewhere}}))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, 100)
+
+
 def test_a_person_sends_text_and_pictures(simulator: Simulator, receiver: Receiver) -> None:
     for_us: dict[str, Any] = {"channel": "instagram", "account_id": INSTAGRAM, "from": ALICE}
     text_mid = simulator.inbound(**for_us, text="oi", username="alice.in.w", reply_to="mid.earlier")["id"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.simulator.harness import ALICE, BOB, MALLORY, WHATSAPP, Receiver, Simulator, eventually, text
+from tests.simulator.harness import ALICE, BOB, INSTAGRAM, MALLORY, WHATSAPP, Receiver, Simulator, eventually, text
 
 BUTTON = {"type": "reply", "reply": {"id": "yes", "title": "Sim"}}
 
@@ -34,7 +35,7 @@ def rows(count: int, **row: str) -> dict[str, Any]:
 GOOD = [
     pytest.param(text("x" * 4096), "x" * 4096, id="a text of 4096 characters"),
     pytest.param(text("😀" * 4096), "😀" * 4096, id="4096 characters outside the basic plane"),
-    pytest.param(text("oi", recipient_type="individual", context={"message_id": "wamid.x"}), "oi", id="a reply"),
+    pytest.param(text("oi", recipient_type="individual"), "oi", id="to an individual"),
     pytest.param({"messaging_product": "whatsapp", "to": ALICE, "text": {"body": "oi"}}, "oi", id="type left out"),
     pytest.param(
         of(
@@ -211,6 +212,31 @@ def test_the_pair_limit_refills(simulator: Simulator) -> None:
     eventually(lambda: simulator.whatsapp(text("3")).status_code == 200, timeout_s=3)
 
 
+def test_an_answer_quotes_a_message_of_its_chat(simulator: Simulator) -> None:
+    theirs, ours = simulator.inbound(text="Tem pão?")["id"], simulator.send_text("Bom dia")
+    for quoted in (theirs, ours):
+        assert simulator.whatsapp(text("Tem", context={"message_id": quoted})).status_code == 200
+    assert [each["reply_to"] for each in simulator.messages()] == [None, theirs, ours]
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        pytest.param(lambda simulator: simulator.inbound(text="oi", **{"from": BOB})["id"], id="by another person"),
+        pytest.param(lambda simulator: simulator.send_text("oi", to=BOB), id="to another person"),
+        pytest.param(
+            lambda simulator: simulator.inbound(channel="instagram", account_id=INSTAGRAM, text="oi")["id"],
+            id="to another account",
+        ),
+        pytest.param(lambda _simulator: "wamid.x", id="never written"),
+    ],
+)
+def test_a_message_of_another_chat_cannot_be_quoted(simulator: Simulator, quoted: Callable[[Simulator], str]) -> None:
+    wamid = quoted(simulator)
+    assert refusal(simulator.whatsapp(text("Tem", context={"message_id": wamid}))) == (400, 131009)
+    assert [each for each in simulator.messages() if each["text"] == "Tem"] == []
+
+
 def test_a_number_has_its_rate(simulator: Simulator) -> None:
     simulator.turn(messages_per_s=2)
     codes = [simulator.whatsapp(text(str(n), to=str(10**9 + n))).status_code for n in range(3)]
@@ -371,6 +397,8 @@ def test_old_brazilian_accounts_have_short_ids(simulator: Simulator, receiver: R
     simulator.settle()
     assert {item["recipient_id"] for item in receiver.items("statuses")} == {"551199990001"}
     assert simulator.whatsapp(text("oi", to=BOB)).json()["contacts"][0]["wa_id"] == BOB
+    asked = simulator.inbound(text="oi", **{"from": "551199990001"})["id"]
+    assert simulator.whatsapp(text("oi", to="5511999990001", context={"message_id": asked})).status_code == 200
 
 
 def test_a_person_may_hide_their_number(simulator: Simulator, receiver: Receiver) -> None:

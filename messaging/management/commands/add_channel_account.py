@@ -90,6 +90,8 @@ class Command(BaseCommand):
         except Chat4AllError as error:
             raise CommandError(error.detail) from error
         self.stdout.write(f"{'added' if is_new else 'changed'} {connector.name}:{options['account_id']}")
+        if channels.unattended().filter(channel=connector.name, account_id=options["account_id"]).exists():
+            self.stderr.write(self.style.WARNING(f"{channels.UNATTENDED} Name one with --agent."))
 
 
 def _write_down(account: ChannelAccount, is_new: bool) -> None:

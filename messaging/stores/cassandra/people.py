@@ -123,7 +123,7 @@ def _claim(ref: ExternalRef) -> Conditional:
 
 
 def _ref(row: Row) -> ExternalRef:
-    return ExternalRef(**{name: row[name] for name in _REF})
+    return ExternalRef(**{**{name: row[name] for name in _REF}, "attempt": row["attempt"] or 0})
 
 
 def _place(contact: Contact) -> Place:

@@ -115,6 +115,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY ((topic, conversation_id), source_topic, partition, offset)
         ) WITH {_BY_SIZE} AND gc_grace_seconds = 86400""",
     ),
+    # Which attempt the platform took; rows from before have none: the first.
+    ("ALTER TABLE ks.external_ids ADD IF NOT EXISTS attempt int",),
 )
 VERSION: Final = len(MIGRATIONS)
 
