@@ -117,6 +117,23 @@ def test_every_variable_is_read_by_somebody(name: str) -> None:
     assert named_by_options <= set(service["environment"])
 
 
+@pytest.mark.parametrize("name", sorted(set(names("all")) - set(names("hub")) - {"simulator", "kafka"}))
+def test_every_variable_of_another_s_image_is_one_that_it_documents(name: str) -> None:
+    service = services()[name]
+    unknown = set(service.get("environment", ())) - variables.OF_IMAGES.get(repository(service), set())
+    assert unknown == (set(in_the_proxy()) if name == "proxy" else set())
+
+
+def repository(service: Service) -> str:
+    image: str = service["image"]
+    return image.rpartition(":")[0]
+
+
+def in_the_proxy() -> list[str]:
+    """The variables that its template has filled in."""
+    return re.findall(r"\$\{(\w+)\}", (DOCKER / "proxy" / "chat4all.conf.template").read_text())
+
+
 def test_all_processes_are_told_the_same() -> None:
     told = {
         json.dumps({**each["environment"], "SERVICE": ""}, sort_keys=True)
@@ -234,8 +251,8 @@ def test_it_can_be_scaled(name: str) -> None:
 
 def test_every_image_is_pinned() -> None:
     for name, service in services().items():
-        repository, _, tag = service["image"].rpartition(":")
-        assert repository, f"{name}: {service['image']} has no tag"
+        before, _, tag = service["image"].rpartition(":")
+        assert before, f"{name}: {service['image']} has no tag"
         assert "latest" not in tag
         if "build" not in service:
             assert re.search(r"\d+\.\d+", tag), f"{name}: {tag} moves"
