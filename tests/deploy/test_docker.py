@@ -249,6 +249,48 @@ def test_it_can_be_scaled(name: str) -> None:
     assert [each["type"] for each in service["volumes"] if each.get("source")] == []
 
 
+KEPT_AT = {
+    "apache/kafka": "/var/lib/kafka/data",
+    "cassandra": "/var/lib/cassandra",
+    "postgres": "/var/lib/postgresql/data",
+    "ghcr.io/versity/versitygw": "/data",
+}
+
+
+def test_what_keeps_data_has_a_volume_with_a_name_of_its_own() -> None:
+    """`up` takes back what `--scale` added, and `down` forgets volumes without a name: with either a node's rows go."""
+    keepers = {name: each for name, each in services().items() if repository(each) in KEPT_AT}
+    assert {repository(each) for each in keepers.values()} == set(KEPT_AT)
+    volumes = {
+        name: [each.get("source") for each in service["volumes"] if each["target"] == KEPT_AT[repository(service)]]
+        for name, service in keepers.items()
+    }
+    assert volumes == {name: [name] for name in keepers}
+    assert set(keepers) <= stack()["volumes"].keys()
+    assert {name for name, service in keepers.items() if "replicas" in service["deploy"]} == set()
+
+
+def test_every_node_of_cassandra_is_told_the_same_and_one_joins_at_a_time() -> None:
+    nodes = {name: each for name, each in services().items() if repository(each) == "cassandra"}
+    assert list(nodes) == ["cassandra", "cassandra-2", "cassandra-3"]
+    assert len({json.dumps(each["environment"], sort_keys=True) for each in nodes.values()}) == 1
+    joins_after = {
+        name: {one: w["condition"] for one, w in (e.get("depends_on") or {}).items()} for name, e in nodes.items()
+    }
+    assert joins_after == {
+        "cassandra": {},
+        "cassandra-2": {"cassandra": "service_healthy"},
+        "cassandra-3": {"cassandra-2": "service_healthy"},
+    }
+    assert "cassandra-3" in services()["setup-keyspace"]["depends_on"], "copies need nodes to be on"
+
+
+def test_there_is_one_node_of_cassandra_unless_the_ring_is_asked_for() -> None:
+    told = run("docker-compose", "-f", COMPOSE, "config", "--services", env=settings())
+    assert (told.returncode, told.stderr) == (0, "")
+    assert {name for name in told.stdout.split() if name.startswith("cassandra")} == {"cassandra"}
+
+
 def test_every_image_is_pinned() -> None:
     for name, service in services().items():
         before, _, tag = service["image"].rpartition(":")
@@ -280,7 +322,7 @@ def test_only_the_proxy_is_reached_from_elsewhere() -> None:
 
 def test_the_servers_that_keep_data_have_no_way_out() -> None:
     assert stack()["networks"]["data"]["internal"] is True
-    for name in ("kafka", "cassandra", "cassandra-node", "postgres", "redis"):
+    for name in ("kafka", "cassandra", "cassandra-2", "cassandra-3", "postgres", "redis"):
         assert set(services()[name]["networks"]) == {"data"}
 
 
