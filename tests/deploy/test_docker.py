@@ -436,6 +436,25 @@ def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
         assert any(Path(source).match(rule) for rule in allowed), f".dockerignore keeps {source} out"
 
 
+def test_what_runs_can_install_nothing(tmp_path: Path) -> None:
+    """The environment is made without pip, by the builder's; Python's own goes from the stage below both images."""
+    runs = [(stage, rest) for stage, told in stages().items() for word, rest in told if word == "RUN"]
+    (made,) = [rest for _, rest in runs if "-m venv" in rest]
+    subprocess.run(
+        [sys.executable, *shlex.split(made)[1:-1], tmp_path / "venv"], check=True, capture_output=True, text=True
+    )
+    assert made.endswith(" /opt/venv")
+    assert [path.name for path in (tmp_path / "venv").rglob("pip*")] == []
+    installs = {stage: rest for stage, rest in runs if "pip" in rest and " install " in rest}
+    assert set(installs) == {"hub-packages", "simulator-packages"}
+    assert all(rest.startswith("pip --python /opt/venv/bin/python install ") for rest in installs.values())
+    (removed,) = [rest for stage, rest in runs if stage == "runtime" and "uninstall" in rest]
+    assert {"pip", "setuptools", "wheel"} <= set(removed.split())
+    for image in ("chat4all", "simulator"):
+        froms = [rest.split() for word, rest in instructions() if word == "FROM"]
+        assert ["runtime", "AS", image] in froms
+
+
 def test_the_copied_code_is_all_that_it_needs(tmp_path: Path) -> None:
     """Laid out as in the image, it collects its static files, and the API, the gateway and the workers import."""
     for source in copied():
