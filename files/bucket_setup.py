@@ -20,6 +20,13 @@ _ABORT_RULE: Final = {
 # What a server says that has no such call for a bucket. MinIO: 501 for CORS, and its parser knows no abort rule.
 _NOT_OFFERED: Final = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidArgument", "XNotImplemented"}
 _CORS_METHODS: Final = ["GET", "HEAD", "PUT"]
+_CORS_RULE: Final = {
+    "ID": "chat4all-browsers",
+    "AllowedMethods": _CORS_METHODS,
+    "AllowedHeaders": ["*"],
+    "ExposeHeaders": ["ETag", "Content-Range"],
+    "MaxAgeSeconds": 3600,
+}
 
 
 def error_code(error: ClientError) -> str:
@@ -113,14 +120,12 @@ class BucketSetUp:
 
     def _cors(self) -> str:
         named = ", ".join(self._origins)
-        wanted = [{
-            "AllowedOrigins": self._origins, "AllowedMethods": _CORS_METHODS, "AllowedHeaders": ["*"],
-            "ExposeHeaders": ["ETag", "Content-Range"], "MaxAgeSeconds": 3600,
-        }]  # fmt: skip
+        others = [each for each in self._cors_rules() if each.get("ID") != _CORS_RULE["ID"]]
         if self._dry_run:
             return f"CORS: would allow {', '.join(_CORS_METHODS)} from {named}"
+        rules = [{**_CORS_RULE, "AllowedOrigins": self._origins}, *others]  # the first that fits a request counts
         try:
-            self._client.put_bucket_cors(Bucket=self._bucket, CORSConfiguration={"CORSRules": wanted})
+            self._client.put_bucket_cors(Bucket=self._bucket, CORSConfiguration={"CORSRules": rules})
         except ClientError as error:
             if error_code(error) not in _NOT_OFFERED:
                 raise
@@ -129,6 +134,16 @@ class BucketSetUp:
                 f"MINIO_API_CORS_ALLOW_ORIGIN={','.join(self._origins)}"
             )
         return f"CORS: {', '.join(_CORS_METHODS)} from {named}"
+
+    def _cors_rules(self) -> list[Any]:
+        """Those that are there: other people's stay."""
+        try:
+            found: list[Any] = self._client.get_bucket_cors(Bucket=self._bucket)["CORSRules"]
+        except ClientError as error:
+            if error_code(error) not in {"NoSuchCORSConfiguration", *_NOT_OFFERED}:
+                raise
+            return []
+        return found
 
     def _try_out(self) -> str:
         """What the system will do, once: a set-up that only looked would miss a policy that forbids one of them."""

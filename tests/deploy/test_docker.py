@@ -117,6 +117,23 @@ def test_every_variable_is_read_by_somebody(name: str) -> None:
     assert named_by_options <= set(service["environment"])
 
 
+@pytest.mark.parametrize("name", sorted(set(names("all")) - set(names("hub")) - {"simulator", "kafka"}))
+def test_every_variable_of_another_s_image_is_one_that_it_documents(name: str) -> None:
+    service = services()[name]
+    unknown = set(service.get("environment", ())) - variables.OF_IMAGES.get(repository(service), set())
+    assert unknown == (set(in_the_proxy()) if name == "proxy" else set())
+
+
+def repository(service: Service) -> str:
+    image: str = service["image"]
+    return image.rpartition(":")[0]
+
+
+def in_the_proxy() -> list[str]:
+    """The variables that its template has filled in."""
+    return re.findall(r"\$\{(\w+)\}", (DOCKER / "proxy" / "chat4all.conf.template").read_text())
+
+
 def test_all_processes_are_told_the_same() -> None:
     told = {
         json.dumps({**each["environment"], "SERVICE": ""}, sort_keys=True)
@@ -232,10 +249,52 @@ def test_it_can_be_scaled(name: str) -> None:
     assert [each["type"] for each in service["volumes"] if each.get("source")] == []
 
 
+KEPT_AT = {
+    "apache/kafka": "/var/lib/kafka/data",
+    "cassandra": "/var/lib/cassandra",
+    "postgres": "/var/lib/postgresql/data",
+    "ghcr.io/versity/versitygw": "/data",
+}
+
+
+def test_what_keeps_data_has_a_volume_with_a_name_of_its_own() -> None:
+    """`up` takes back what `--scale` added, and `down` forgets volumes without a name: with either a node's rows go."""
+    keepers = {name: each for name, each in services().items() if repository(each) in KEPT_AT}
+    assert {repository(each) for each in keepers.values()} == set(KEPT_AT)
+    volumes = {
+        name: [each.get("source") for each in service["volumes"] if each["target"] == KEPT_AT[repository(service)]]
+        for name, service in keepers.items()
+    }
+    assert volumes == {name: [name] for name in keepers}
+    assert set(keepers) <= stack()["volumes"].keys()
+    assert {name for name, service in keepers.items() if "replicas" in service["deploy"]} == set()
+
+
+def test_every_node_of_cassandra_is_told_the_same_and_one_joins_at_a_time() -> None:
+    nodes = {name: each for name, each in services().items() if repository(each) == "cassandra"}
+    assert list(nodes) == ["cassandra", "cassandra-2", "cassandra-3"]
+    assert len({json.dumps(each["environment"], sort_keys=True) for each in nodes.values()}) == 1
+    joins_after = {
+        name: {one: w["condition"] for one, w in (e.get("depends_on") or {}).items()} for name, e in nodes.items()
+    }
+    assert joins_after == {
+        "cassandra": {},
+        "cassandra-2": {"cassandra": "service_healthy"},
+        "cassandra-3": {"cassandra-2": "service_healthy"},
+    }
+    assert "cassandra-3" in services()["setup-keyspace"]["depends_on"], "copies need nodes to be on"
+
+
+def test_there_is_one_node_of_cassandra_unless_the_ring_is_asked_for() -> None:
+    told = run("docker-compose", "-f", COMPOSE, "config", "--services", env=settings())
+    assert (told.returncode, told.stderr) == (0, "")
+    assert {name for name in told.stdout.split() if name.startswith("cassandra")} == {"cassandra"}
+
+
 def test_every_image_is_pinned() -> None:
     for name, service in services().items():
-        repository, _, tag = service["image"].rpartition(":")
-        assert repository, f"{name}: {service['image']} has no tag"
+        before, _, tag = service["image"].rpartition(":")
+        assert before, f"{name}: {service['image']} has no tag"
         assert "latest" not in tag
         if "build" not in service:
             assert re.search(r"\d+\.\d+", tag), f"{name}: {tag} moves"
@@ -263,7 +322,7 @@ def test_only_the_proxy_is_reached_from_elsewhere() -> None:
 
 def test_the_servers_that_keep_data_have_no_way_out() -> None:
     assert stack()["networks"]["data"]["internal"] is True
-    for name in ("kafka", "cassandra", "cassandra-node", "postgres", "redis"):
+    for name in ("kafka", "cassandra", "cassandra-2", "cassandra-3", "postgres", "redis"):
         assert set(services()[name]["networks"]) == {"data"}
 
 
@@ -375,6 +434,25 @@ def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
     for source in copied():
         assert (ROOT / source).exists(), source
         assert any(Path(source).match(rule) for rule in allowed), f".dockerignore keeps {source} out"
+
+
+def test_what_runs_can_install_nothing(tmp_path: Path) -> None:
+    """The environment is made without pip, by the builder's; Python's own goes from the stage below both images."""
+    runs = [(stage, rest) for stage, told in stages().items() for word, rest in told if word == "RUN"]
+    (made,) = [rest for _, rest in runs if "-m venv" in rest]
+    subprocess.run(
+        [sys.executable, *shlex.split(made)[1:-1], tmp_path / "venv"], check=True, capture_output=True, text=True
+    )
+    assert made.endswith(" /opt/venv")
+    assert [path.name for path in (tmp_path / "venv").rglob("pip*")] == []
+    installs = {stage: rest for stage, rest in runs if "pip" in rest and " install " in rest}
+    assert set(installs) == {"hub-packages", "simulator-packages"}
+    assert all(rest.startswith("pip --python /opt/venv/bin/python install ") for rest in installs.values())
+    (removed,) = [rest for stage, rest in runs if stage == "runtime" and "uninstall" in rest]
+    assert {"pip", "setuptools", "wheel"} <= set(removed.split())
+    for image in ("chat4all", "simulator"):
+        froms = [rest.split() for word, rest in instructions() if word == "FROM"]
+        assert ["runtime", "AS", image] in froms
 
 
 def test_the_copied_code_is_all_that_it_needs(tmp_path: Path) -> None:

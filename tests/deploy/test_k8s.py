@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -289,12 +290,50 @@ def test_secrets_are_named_and_never_told() -> None:
     assert [secret[name] for name in ("SECRET_KEY", "CHANNEL_SECRETS_KEY", "JWT_PRIVATE_KEY")] == ["", "", ""]
 
 
+def phase_of(manifest: Manifest) -> str:
+    found: str = manifest["metadata"]["labels"]["chat4all.dev/phase"]
+    return found
+
+
 def test_phases_leave_nothing_out(manifests: tuple[Manifest, ...]) -> None:
-    """`kubectl apply -l chat4all.dev/phase=setup`, then `=run`: together they are everything."""
-    phases = {each["kind"]: each["metadata"]["labels"].get("chat4all.dev/phase") for each in manifests}
-    assert {phases[kind] for kind in ("Namespace", "ConfigMap", "ServiceAccount", "NetworkPolicy", "Job")} == {"setup"}
-    assert {phases[kind] for kind in ("Deployment", "StatefulSet", "Ingress", "Service", "ScaledObject")} == {"run"}
-    assert None not in phases.values()
+    """`kubectl apply -l chat4all.dev/phase=setup` and so on: together they are everything."""
+    assert {phase_of(each) for each in manifests} == {"setup", "workers", "bridges", "edge"}
+    settings_ = ("Namespace", "ConfigMap", "ServiceAccount", "NetworkPolicy", "Job")
+    assert {phase_of(each) for each in of(manifests, *settings_)} == {"setup"}
+    assert {phase_of(each) for each in of(manifests, "Ingress")} == {"edge"}
+    assert {phase_of(each) for each in of(manifests, "ScaledObject", "TriggerAuthentication")} == {"workers"}
+
+
+def test_an_upgrade_goes_from_workers_over_bridges_to_the_edge(manifests: tuple[Manifest, ...]) -> None:
+    """As docs/deployment.md wants it: who reads records knows new kinds of them before somebody writes one."""
+    phases: dict[str, set[str]] = {}
+    for each in of(manifests, "Deployment", "StatefulSet"):
+        phases.setdefault(phase_of(each), set()).add(each["metadata"]["name"])
+    workers = {name for name, _ in pods(manifests) if name.startswith("worker-")}
+    assert phases == {"workers": workers, "bridges": {"bridge"}, "edge": {"api", "gateway"}}
+
+
+UPGRADE = [
+    "delete", "apply setup", "wait",
+    "apply workers", "rollout workers", "apply bridges", "rollout bridges", "apply edge", "rollout edge",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["nothing", "wait", "apply workers", "rollout workers", "rollout bridges"])
+def test_the_documented_upgrade_goes_on_when_a_phase_is_done(fails: str, tmp_path: Path) -> None:
+    """The commands of docs/deployment.md as they stand, with a kubectl that writes down what it is asked."""
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    (script,) = (block for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "kubectl apply" in block)
+    asked, verb = tmp_path / "asked", fails.replace(" ", "*phase=")
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$*" >> {asked}\ncase "$*" in *{verb}*) exit 1;; esac\n')
+    kubectl.chmod(0o755)
+    subprocess.run(["/bin/sh", "-c", script], env={"PATH": str(tmp_path)}, check=False)
+    steps = [
+        " ".join(re.findall(r"\b(?:delete|apply|wait|rollout)\b|(?<=phase=)\w+", line))
+        for line in asked.read_text().splitlines()
+    ]
+    assert steps == (UPGRADE[: UPGRADE.index(fails) + 1] if fails in UPGRADE else UPGRADE)
 
 
 def test_the_ingress_and_the_settings_agree(manifests: tuple[Manifest, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +14,29 @@ PACKAGES = (
 )  # fmt: skip
 SIMULATOR_PREFIX = "SIMULATOR_"
 READERS = {"secret", "old_secrets", "public_url"}  # functions of chat4all_project.env that take a variable's name
+
+OF_IMAGES: Mapping[str, frozenset[str]] = {
+    # Its entrypoint writes the first ones into cassandra.yaml; cassandra-env.sh of the distribution reads the others.
+    "cassandra": frozenset({
+        "CASSANDRA_BROADCAST_ADDRESS", "CASSANDRA_BROADCAST_RPC_ADDRESS", "CASSANDRA_CLUSTER_NAME", "CASSANDRA_DC",
+        "CASSANDRA_ENDPOINT_SNITCH", "CASSANDRA_LISTEN_ADDRESS", "CASSANDRA_NUM_TOKENS", "CASSANDRA_RACK",
+        "CASSANDRA_RPC_ADDRESS", "CASSANDRA_SEEDS", "CASSANDRA_START_RPC",
+        "HEAP_NEWSIZE", "JVM_EXTRA_OPTS", "MAX_HEAP_SIZE",
+    }),
+    "postgres": frozenset({
+        "PGDATA", "POSTGRES_DB", "POSTGRES_HOST_AUTH_METHOD", "POSTGRES_INITDB_ARGS", "POSTGRES_INITDB_WALDIR",
+        "POSTGRES_PASSWORD", "POSTGRES_USER",
+    }),
+    "redis": frozenset({"REDISCLI_AUTH"}),
+    "ghcr.io/versity/versitygw": frozenset({"ROOT_ACCESS_KEY", "ROOT_SECRET_KEY"}),
+    # GF_<section>_<key> of its ini file: of hundreds those that we use.
+    "grafana/grafana": frozenset({
+        "GF_ANALYTICS_CHECK_FOR_UPDATES", "GF_ANALYTICS_REPORTING_ENABLED", "GF_SECURITY_ADMIN_PASSWORD",
+        "GF_SECURITY_ADMIN_USER", "GF_USERS_ALLOW_SIGN_UP",
+    }),
+    "nginxinc/nginx-unprivileged": frozenset({"NGINX_ENVSUBST_FILTER"}),
+}  # fmt: skip
+"""What the documentation of other people's images names; what Kafka's makes of it, `test_servers` asks Kafka itself."""
 
 
 @cache

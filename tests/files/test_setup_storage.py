@@ -11,7 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
@@ -20,6 +25,7 @@ from pytest_django import Settings
 
 from chat4all_project.parts import file_storage
 from files import services
+from files.bucket_setup import BucketSetUp
 from files.errors import BucketMissing, StorageRefused, StorageUnavailable
 from tests.files import buckets
 
@@ -134,6 +140,55 @@ def test_other_rules_of_the_bucket_stay(settings: Settings) -> None:
         set_up()
         rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
         assert "theirs" in {each["ID"] for each in rules}
+
+
+class WithCors:
+    """A client of the tests' MinIO that keeps CORS rules of a bucket, as AWS and VersityGW do, and MinIO does not."""
+
+    def __init__(self, s3: Any) -> None:
+        self._s3 = s3
+        self.rules: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._s3, name)
+
+    def get_bucket_cors(self, **_: Any) -> dict[str, Any]:
+        if not self.rules:
+            raise ClientError({"Error": {"Code": "NoSuchCORSConfiguration"}}, "GetBucketCors")
+        return {"CORSRules": self.rules}
+
+    def put_bucket_cors(self, **wanted: Any) -> None:
+        shape = self._s3.meta.service_model.operation_model("PutBucketCors").input_shape
+        assert not ParamValidator().validate(wanted, shape).generate_report()
+        self.rules = wanted["CORSConfiguration"]["CORSRules"]
+
+
+@pytest.mark.cluster
+def test_cors_rules_of_others_stay_and_ours_is_replaced() -> None:
+    name, s3 = buckets.new_name(), WithCors(buckets.client())
+
+    def set_up_for(*origins: str, dry_run: bool = False) -> None:
+        unsigned = Config(signature_version=UNSIGNED)
+        nobody = boto3.client("s3", endpoint_url=s3.meta.endpoint_url, region_name="us-east-1", config=unsigned)
+        list(BucketSetUp(s3, name, None, stranger=nobody, cors_origins=origins, dry_run=dry_run).steps())
+
+    def allowed() -> list[list[str]]:
+        return [each["AllowedOrigins"] for each in s3.rules]
+
+    theirs: list[dict[str, Any]] = [
+        {"ID": "theirs", "AllowedOrigins": ["https://shop.example.com"], "AllowedMethods": ["GET"]},
+        {"AllowedOrigins": ["https://nameless.example.com"], "AllowedMethods": ["DELETE"]},
+    ]
+    with buckets.removed_after(name):
+        set_up_for("https://chat.example.com")
+        assert allowed() == [["https://chat.example.com"]]
+        s3.rules += theirs
+        set_up_for("https://new.example.com", "https://chat.example.com")
+        assert allowed()[0] == ["https://new.example.com", "https://chat.example.com"]
+        assert s3.rules[1:] == theirs
+        before = s3.rules
+        set_up_for("https://another.example.com", dry_run=True)
+        assert s3.rules == before
 
 
 @pytest.mark.cluster

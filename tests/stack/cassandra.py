@@ -48,6 +48,7 @@ class Cassandra(Server):
 
     ``commitlog_sync`` is batch unless told: the distribution's periodic answers before the commit log is on disk, so
     that a lone node that is killed forgets up to 10 s of what it acknowledged. A cluster has replicas for that.
+    ``flags`` are more of the JVM's, such as an image's JVM_EXTRA_OPTS.
     """
 
     name = "cassandra"
@@ -60,12 +61,14 @@ class Cassandra(Server):
         *,
         port: int | None = None,
         commitlog_sync: Literal["batch", "group", "periodic"] = "batch",
+        flags: Sequence[str] = (),
         users: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(directory, port=port)
         self._users = dict(users or {})
         self._certificates: Certificates | None = None
         self._commitlog_sync = commitlog_sync
+        self._flags = tuple(flags)
         (self._storage_port,) = free_ports(1, besides=[self.port])
 
     @property
@@ -99,6 +102,7 @@ class Cassandra(Server):
                 "-Dcassandra.ring_delay_ms=0",
                 "-Dcassandra.shutdown_announce_in_ms=0",
                 "-Dcassandra.superuser_setup_delay_ms=0",  # 10 s by default, for a cluster to come together
+                *self._flags,
             ],
         )
 
