@@ -1,1 +1,1 @@
-"""TODO"""
+"""Who somebody is: workspaces, users, tokens and their keys, limits on guessing, the audit."""

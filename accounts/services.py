@@ -1,19 +1,22 @@
-"""Registering and signing in."""
+"""Registering, signing in, and forgetting sign-ins that are over."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.password_validation import validate_password
+from django.contrib.sessions.models import Session as AdminSession
 from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.utils import timezone
 
 from accounts import audit, guard
 from accounts.errors import InvalidCredentials, RegistrationClosed, UsernameTaken
 from accounts.guard import Limit
-from accounts.models import User, Workspace
+from accounts.models import Session, User, Workspace
 from core.errors import FieldError, InvalidRequest
 
 _DECOY_PASSWORD: Final = "what-is-hashed-does-not-matter"  # noqa: S105 - no password of anybody
@@ -107,3 +110,18 @@ def _write_down_lock(user: User | None, used_up: Sequence[Limit], *, address: st
         details=f"{door}: {' and '.join(limit.whom for limit in used_up)}",
         address=address,
     )
+
+
+def prune_sessions(limit: int) -> int:
+    """Delete up to ``limit`` sessions of the API and as many of the admin that have expired; how many."""
+    now = timezone.now()
+    return _delete_some(Session.objects.filter(expires_at__lte=now), "expires_at", limit) + _delete_some(
+        AdminSession.objects.filter(expire_date__lte=now), "expire_date", limit
+    )
+
+
+def _delete_some(expired: QuerySet[Any], order: str, limit: int) -> int:
+    """One that was renewed since it was looked up stays."""
+    oldest = list(expired.order_by(order).values_list("pk", flat=True)[:limit])
+    deleted, _ = expired.filter(pk__in=oldest).delete()
+    return deleted

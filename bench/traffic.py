@@ -14,7 +14,7 @@ import msgspec
 from bench.client import Answer, Loop, Pool, WebSocket
 from bench.people import Parcel, Post, User
 from bench.profiles import event_log
-from demo.supervisor import CHANNELS, LocalSystem
+from demo.supervisor import LocalSystem, channel_names
 from messaging.ports import TopicPartition
 from messaging.topics import PARTITIONS, work_topics
 
@@ -204,7 +204,7 @@ class Lag:
 
     def __init__(self, system: LocalSystem) -> None:
         self._log = event_log(system)
-        topics = work_topics(CHANNELS)
+        topics = work_topics(channel_names())
         partitions = int(system.env.get("PARTITIONS", PARTITIONS))
         self._sources = [TopicPartition(topic, number) for topic in topics for number in range(partitions)]
 

@@ -1,4 +1,7 @@
-"""Which connectors there are: modules of this package, and plug-ins that announce the entry point group."""
+"""Which connectors there are: modules of this package, and plug-ins that announce the entry point group.
+
+``python -m connectors.registry`` prints the names of their channels.
+"""
 
 from __future__ import annotations
 
@@ -85,3 +88,7 @@ def _announced(plugins: Iterable[EntryPoint]) -> Iterator[tuple[str, type[Connec
 
 def _is_connector(member: object) -> bool:
     return inspect.isclass(member) and issubclass(member, Connector) and not inspect.isabstract(member)
+
+
+if __name__ == "__main__":
+    print("\n".join(channels()))

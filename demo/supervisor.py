@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -37,8 +38,6 @@ from demo.redis_server import (
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROFILES: Final = ("local", "cluster")
-CHANNELS: Final = ("whatsapp", "instagram")
-QUEUES: Final = ("core", "inbound", *CHANNELS)
 MANAGE: Final = (sys.executable, str(ROOT / "manage.py"))
 TEAMS: Final = ("core", "inbound")  # queues that WORKER_PROCESSES work on; a channel's worker sends in parallel anyway
 
@@ -203,19 +202,7 @@ class LocalSystem:
         self.run_commands(SetUp((*steps, *first.commands), first.env))
 
     def _run(self, what: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        """What Python printed with these arguments. Raises StartFailed."""
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**self.env, **(env or {}), "SERVICE": "manage"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise StartFailed(f"{what} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-        return done.stdout
+        return _printed(what, *arguments, env={**self.env, **(env or {}), "SERVICE": "manage"})
 
     def _addresses(self) -> dict[str, str]:
         ports = self.ports
@@ -247,8 +234,9 @@ class LocalSystem:
             "worker-instagram": ports.worker_instagram_health,
             "simulator": ports.simulator,
         }
-        copies = [name for names in self._copies.values() for name in names]
-        return {**firsts, **dict(zip(copies, free_ports(len(copies), besides=astuple(ports)), strict=True))}
+        of_other_channels = [name for queue in queues() if (name := f"worker-{queue}") not in firsts]
+        others = [*of_other_channels, *(name for names in self._copies.values() for name in names)]
+        return {**firsts, **dict(zip(others, free_ports(len(others), besides=astuple(ports)), strict=True))}
 
     def _table(self) -> list[Program]:
         ports, setting = self.ports, self.env.get
@@ -264,7 +252,7 @@ class LocalSystem:
             self._service("simulator", sys.executable, "-m", "simulator", "--port", str(ports.simulator)),
             self._service("api", *api),
             self._service("gateway", *MANAGE, "run_gateway", "--host", HOST, "--port", str(ports.gateway)),
-            *(self._worker(queue, name) for queue in QUEUES for name in self._all_of(f"worker-{queue}")),
+            *(self._worker(queue, name) for queue in queues() for name in self._all_of(f"worker-{queue}")),
             *(self._bridge(name) for name in self._all_of("bridge")),
         ]
 
@@ -274,7 +262,7 @@ class LocalSystem:
 
     def _log_memory(self) -> int:
         """Bytes for all partitions (dead letters have one a topic), and half as much for what Redis adds to them."""
-        work_topics = 3 + len(CHANNELS)
+        work_topics = 3 + len(channel_names())
         streams = work_topics * (int(self.env.get("PARTITIONS", "3")) + 1)
         return streams * int(self.env.get("LOG_PARTITION_BYTES", str(64 * 1024 * 1024))) * 3 // 2
 
@@ -328,9 +316,39 @@ class LocalSystem:
         )
 
 
+@functools.cache
+def channel_names() -> tuple[str, ...]:
+    """Every channel that there is a connector for, in packages of their own too: asked, for we import none of them.
+
+    Raises StartFailed with the words about one that cannot be loaded.
+    """
+    return tuple(_printed("looking for connectors", "-m", "connectors.registry", env=_inherited()).split())
+
+
+def queues() -> tuple[str, ...]:
+    """Each has a worker of its own."""
+    return ("core", "inbound", *channel_names())
+
+
+def _printed(what: str, *arguments: str, env: Mapping[str, str]) -> str:
+    """What Python printed with these arguments. Raises StartFailed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise StartFailed(f"{what} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
+
+
 def _copies(instances: Mapping[str, int]) -> dict[str, list[str]]:
     """The names beyond the first, by process. Raises ValueError for one of which there is always one."""
-    several = ("bridge", *(f"worker-{queue}" for queue in QUEUES))
+    several = ("bridge", *(f"worker-{queue}" for queue in queues()))
     if unknown := instances.keys() - set(several):
         raise ValueError(f"no such process to have several of: {', '.join(sorted(unknown))}")
     return {name: [f"{name}-{number}" for number in range(2, instances[name] + 1)] for name in instances}
@@ -409,7 +427,7 @@ def connected_system(
     state_dir: Path, ports: Ports, *, env: Mapping[str, str] | None = None, restart: bool = False
 ) -> LocalSystem:
     """A system whose WhatsApp and Instagram accounts are those of its simulator; unknown people reach the operator."""
-    agents = dict.fromkeys(CHANNELS, "operator")
+    agents = dict.fromkeys(channels.ACCOUNT_IDS, "operator")
     return LocalSystem(
         state_dir,
         ports=ports,

@@ -207,10 +207,10 @@ def _same_server(bus: redis_rules.Rules) -> bool:
 
 def _rules(part: str, number: str, faults: Iterable[redis_rules.Fault]) -> Iterator[CheckMessage]:
     for fault in faults:
-        kind, letter = (Error, "E") if fault.loses_data else (Warning, "W")
+        kind, letter = (Error, "E") if fault.is_error else (Warning, "W")
         yield kind(
             f"The {part}'s redis-server {fault.what}.",
-            hint=f"In its redis.conf: {fault.remedy}.",
+            hint=fault.remedy,
             id=f"chat4all.{letter}{number.zfill(3)}",
         )
 

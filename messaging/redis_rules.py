@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from redis.retry import Retry
 from core.errors import Unavailable
 
 TIMEOUT_S: Final = 0.9  # connecting, and again for an answer
+OLDEST: Final = (6, 2)  # the first that trims a stream by its ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,14 @@ class Rules:
     max_bytes: int
     ahead_s: float  # its clock against ours
     run_id: str  # of the process: equal for two URLs of one server
+    version: tuple[int, ...]  # of Redis, or of the Redis that it is like; () where it does not tell
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     what: str
     remedy: str
-    loses_data: bool
+    is_error: bool  # messages would be lost, or it does not work at all
 
 
 def ping(url: str, *, part: str, variable: str) -> None:
@@ -55,6 +58,7 @@ def read(url: str, *, part: str, variable: str) -> Rules:
             max_bytes=int(info.get("maxmemory", 0)),
             ahead_s=seconds + micros / 1e6 - time.time(),
             run_id=str(info.get("run_id", "")),
+            version=tuple(map(int, re.findall(r"\d+", str(info.get("redis_version", ""))))),
         )
 
 
@@ -86,23 +90,36 @@ def _fsync(client: redis.Redis) -> str | None:
 
 def log_faults(rules: Rules) -> Iterator[Fault]:
     """The event log's: nothing that it acknowledged may be lost."""
+    yield from _is_old(rules)
     if not rules.appends:
-        yield Fault("keeps nothing on disk", "set appendonly yes", loses_data=True)
+        yield Fault("keeps nothing on disk", _conf("appendonly yes"), is_error=True)
     elif rules.fsync not in {"always", None}:
-        yield Fault(f"flushes {rules.fsync}, so that a crash loses what it took last", "set appendfsync always", True)
+        what = f"flushes {rules.fsync}, so that a crash loses what it took last"
+        yield Fault(what, _conf("appendfsync always"), is_error=True)
     yield from _evicts(rules)
     if not rules.max_bytes:
-        yield Fault("may take all memory of its machine", "set maxmemory to what it has for the log", False)
+        remedy = _conf("maxmemory to what it has for the log")
+        yield Fault("may take all memory of its machine", remedy, is_error=False)
 
 
 def bus_faults(rules: Rules) -> Iterator[Fault]:
     """The bus may be flushed, but not lose a key here and there: a task without its lease is run twice."""
+    yield from _is_old(rules)
     yield from _evicts(rules)
+
+
+def _is_old(rules: Rules) -> Iterator[Fault]:
+    if rules.version and rules.version < OLDEST:
+        yield Fault(f"is {'.'.join(map(str, rules.version))}", "Use 6.2 or newer.", is_error=True)
 
 
 def _evicts(rules: Rules) -> Iterator[Fault]:
     if rules.eviction not in {"noeviction", ""}:
-        yield Fault(f"evicts ({rules.eviction})", "set maxmemory-policy noeviction", loses_data=True)
+        yield Fault(f"evicts ({rules.eviction})", _conf("maxmemory-policy noeviction"), is_error=True)
+
+
+def _conf(setting: str) -> str:
+    return f"In its redis.conf: set {setting}."
 
 
 def is_redis(url: str) -> bool:

@@ -29,20 +29,25 @@ def every(seconds: float, work: Callable[[], object], *, at_once: bool = False) 
     def loop() -> None:
         pause = threading.Event()
         if at_once:
-            attempt()
+            attempt(work)
         while not pause.wait(seconds):
-            attempt()
-
-    def attempt() -> None:
-        try:
-            with unforked():
-                work()
-        except Unavailable as error:
-            logger.warning("timer waits", extra={"error": error.detail})
-        except Exception:
-            logger.exception("timer failed")
+            attempt(work)
 
     threading.Thread(target=loop, daemon=True, name="timer").start()
+
+
+def attempt(work: Callable[[], object]) -> None:
+    """Run it once, and give its database connections back: one that broke would fail whatever comes later."""
+    try:
+        with unforked():
+            try:
+                work()
+            finally:
+                close_old_connections()
+    except Unavailable as error:
+        logger.warning("timer waits", extra={"error": error.detail})
+    except Exception:
+        logger.exception("timer failed")
 
 
 def watch_lag(topics: Collection[str]) -> None:
@@ -72,7 +77,6 @@ def measure_breakers() -> None:
     states = wiring.breakers().shared_states()
     if states is None:
         return
-    close_old_connections()
     accounts = ChannelAccount.objects.filter(is_active=True).values_list("channel", "account_id")
     metrics.BREAKER_STATE.set_all(
         {

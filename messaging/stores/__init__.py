@@ -1,1 +1,1 @@
-"""TODO"""
+"""Adapters of the MessageStore port: the ORM for SQLite and PostgreSQL, Cassandra for the cluster."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from demo.supervisor import LocalSystem
+from tests.stack.servers import needed
 
 PASSWORD = "correct horse battery"
 FLAGS = [
@@ -33,8 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Gone when its module is: until then no other test of this process can run an event loop of its own."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "no Chromium found. Hint: apt-get install chromium"
+    chromium = needed("chromium")
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         # Playwright drives its browser through an event loop of its own, which Django takes for an async view.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")

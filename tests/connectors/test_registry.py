@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -90,6 +92,25 @@ def test_a_plug_in_announces_itself_by_entry_point(make_package: object) -> None
     make_package(pigeon=PLUGIN.format(name="pigeon"))  # type: ignore[operator]
     found = registry.discover(connectors, [entry_point("aviary.pigeon:Pigeon")])
     assert set(found) == {"pigeon", *registry.channels()}
+
+
+def test_the_channels_are_told_to_others_with_those_of_plug_ins(make_package: object, tmp_path: Path) -> None:
+    """Installed as pip does it; whoever starts the workers asks this way."""
+    make_package(pigeon=PLUGIN.format(name="pigeon"))  # type: ignore[operator]
+    installed = tmp_path / "aviary-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: aviary\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\npigeon = aviary.pigeon:Pigeon\n")
+    told = subprocess.run(
+        [sys.executable, "-m", "connectors.registry"],
+        cwd=Path(connectors.__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert told.stdout.split() == ["instagram", "pigeon", "whatsapp"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pytest_django import DjangoDbBlocker
 
 from chat4all_project.parts import database
 from core.database import release_pooled, remedy, unpooled
+from messaging import sampling
 from tests.stack.servers import needed
 
 pytestmark = pytest.mark.cluster
@@ -107,6 +108,19 @@ def test_a_connection_is_given_back_before_a_long_wait(alias: str) -> None:
     thread.start()
     thread.join()
     assert theirs == [mine]
+
+
+def test_a_timer_works_again_after_its_connection_was_cut(alias: str) -> None:
+    """As a restart of the server does."""
+    answers: list[Any] = []
+
+    def look() -> None:
+        answers.append(ask(alias))
+        ask(alias, "SELECT pg_terminate_backend(pg_backend_pid())")
+
+    sampling.attempt(look)
+    sampling.attempt(look)
+    assert answers == [1, 1]
 
 
 def test_a_child_starts_with_a_pool_of_its_own(alias: str) -> None:

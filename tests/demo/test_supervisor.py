@@ -16,6 +16,8 @@ import httpx
 import pytest
 import redis
 
+from connectors import registry
+from demo import supervisor
 from demo.ports import Ports, PortsTaken
 from demo.processes import StartFailed
 from demo.supervisor import LocalSystem
@@ -76,6 +78,16 @@ def test_every_queue_has_a_worker_and_files_from_platforms_hold_up_no_message_be
     queues = {topic: wiring.queue_of(topic) for topic in wiring.work_topics()}
     assert {f"worker-{queue}" for queue in queues.values()} <= set(LocalSystem(tmp_path).processes)
     assert queues[topics.INBOUND] not in {queues[topics.MESSAGES], queues[topics.STATUS_UPDATES]}
+
+
+def test_a_new_connector_has_a_worker_with_a_health_port_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert supervisor.channel_names() == registry.channels()
+    monkeypatch.setattr(supervisor, "channel_names", lambda: (*registry.channels(), "pigeon"))
+    system = LocalSystem(tmp_path, instances={"worker-pigeon": 2})
+    assert {"worker-pigeon", "worker-pigeon-2"} <= set(system.processes)
+    assert len({system.ready_url(name) for name in system.processes if "redis" not in name}) == 10
 
 
 def test_the_log_has_room_for_all_its_partitions_and_an_end(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import httpx
 import redis
 
 from core.errors import Unavailable
-from demo.supervisor import QUEUES
+from demo.supervisor import queues
 from messaging import codec, topics
 from messaging.domain import Message, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
@@ -208,7 +208,7 @@ class Watcher:
         with redis.Redis.from_url(system.env["BUS_URL"], socket_timeout=2) as bus:
             memory: Any = bus.info("memory")
             self._note("bus_mb bus", memory["used_memory"] / 1e6)
-            for queue in QUEUES:
+            for queue in queues():
                 length: Any = bus.llen(queue)
                 self._note(f"queue {queue}", length)
 

@@ -12,13 +12,21 @@ import pytest
 import redis
 from celery import current_app
 from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
 from pytest_django import DjangoDbBlocker
 
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import wiring
 from messaging.dispatch import bus
-from messaging.management.commands.run_bridge import MAX_WAITING, RESUMES_AT_ONCE, resume_parked
+from messaging.management.commands.run_bridge import (
+    MAX_WAITING,
+    PRUNES,
+    RESUMES_AT_ONCE,
+    resume_parked,
+    until_none_is_left,
+)
 from messaging.ports import MessageStore, ParkedRecord, ParkScope, TopicPartition
 from tests.contracts.message_stores import orm_on_sqlite
 
@@ -81,6 +89,25 @@ def test_a_bus_that_is_away_is_told_as_such(store: MessageStore, tmp_path: Path)
     park(store)
     with bus(RedisServer(tmp_path, rules=BUS_RULES).url) as away, pytest.raises(Unavailable):
         resume_parked(TOPICS, away)
+
+
+# --- pruning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_everything_that_expires_is_pruned(store: MessageStore) -> None:
+    session = SessionStore()
+    session.set_expiry(-1)
+    session.create()
+    for prune in PRUNES:
+        until_none_is_left(prune)
+    assert not Session.objects.exists()
+
+
+def test_pruning_goes_on_until_nothing_is_left() -> None:
+    rounds = iter([1_000, 1_000, 3, 0])
+    until_none_is_left(lambda: next(rounds))
+    assert list(rounds) == []
 
 
 def _body(task: bytes | str) -> str:

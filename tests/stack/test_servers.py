@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.stack import servers
+from tests.stack.downloads import ROOT
+
+USES_THE_BROWSER = """
+from tests.browser.conftest import browser
+
+def test_it(browser):
+    assert browser.is_connected()
+"""
 
 
 def test_every_required_server_is_there() -> None:
@@ -29,3 +42,34 @@ def test_a_missing_server_that_is_required_fails_the_test_that_needs_it(monkeypa
 
 def test_a_server_that_is_there_is_named() -> None:
     assert servers.needed("redis-6.2").endswith("redis-server")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("path/google-chrome-stable", id="Google Chrome"),
+        pytest.param("playwright/chromium-1187/chrome-linux/chrome", id="Playwright's"),
+    ],
+)
+def test_the_browser_tests_take_a_chromium_wherever_it_is(tmp_path: Path, place: str) -> None:
+    """Where it is all that there is: what `.ci/system-parts` takes for one, or fetched, is what they start."""
+    chromium = tmp_path / place
+    chromium.parent.mkdir(parents=True)
+    chromium.write_text(f'#!/bin/sh\nPATH={os.environ["PATH"]} exec {servers.needed("chromium")} "$@"\n')
+    chromium.chmod(0o755)
+    (tmp_path / "test_it.py").write_text(USES_THE_BROWSER)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path / "test_it.py"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": str(tmp_path / "path"),
+            "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path / "playwright"),
+            "REQUIRE": "chromium",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr

@@ -36,6 +36,7 @@ class System:
         os: str = "debian",
         local: bool = False,
         apt_get_ends: int = 0,
+        playwright_has_chromium: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """``apt`` is what apt-cache answers to; None is a system without apt."""
         ours, links = self.folder / "ours", self.folder / "links"  # apart: nothing may ever be written through a link
@@ -56,11 +57,13 @@ class System:
             scripts["apt-get"] = f'echo "$@" >> {self.notes}; {indextargets}; {installs}'
             scripts["apt-cache"] = apt
         for name, script in scripts.items():
-            (ours / name).write_text(f"#!/bin/sh\n{script}\n")
-            (ours / name).chmod(0o755)
+            self._script(f"ours/{name}", script)
+        self._script(".venv/bin/python", f"exit {0 if playwright_has_chromium else 1}")
+        self._script(".venv/bin/playwright", f'echo playwright "$@" >> {self.notes}')
         self.notes.unlink(missing_ok=True)
         return subprocess.run(
             [ROOT / ".ci" / "system-parts"],
+            cwd=self.folder,
             env={"PATH": f"{ours}:{links}", "SYSTEM_ROOT": str(self.folder), "LOCAL": "1" if local else ""},
             capture_output=True,
             text=True,
@@ -79,6 +82,10 @@ class System:
 
     def add(self, path: str) -> None:
         self._write(path, "")
+
+    def _script(self, path: str, script: str) -> None:
+        self._write(path, f"#!/bin/sh\n{script}\n")
+        (self.folder / path).chmod(0o755)
 
     def _write(self, path: str, text: str) -> None:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -179,13 +186,56 @@ def test_who_is_not_root_is_told_the_line(system: System) -> None:
     assert system.installed() == []
 
 
-def test_a_system_without_apt_is_told_a_line_too(system: System) -> None:
-    without = {name: script for name, script in COMPLETE.items() if name not in {"chromium", "java", "initdb"}}
-    done = system.run(without, apt=None, user=1000)
+UBUNTU = {name: script for name, script in COMPLETE.items() if name not in {"chromium", "prometheus"}}
+"""Without a browser and one more part."""
+INSTALLS_CHROMIUM = "playwright install --with-deps chromium"
+
+
+def test_on_ubuntu_the_browser_is_playwright_s(system: System) -> None:
+    assert system.run(UBUNTU, os="ubuntu").returncode == 0
+    assert system.installed() == ["prometheus"]
+    assert system.notes.read_text().splitlines()[-1] == INSTALLS_CHROMIUM
+
+
+def test_a_browser_that_playwright_has_is_enough_on_ubuntu(system: System) -> None:
+    done = system.run({**UBUNTU, "prometheus": ""}, os="ubuntu", user=1000, playwright_has_chromium=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not system.notes.exists()
+
+
+def test_a_google_chrome_is_enough_on_ubuntu(system: System) -> None:
+    assert system.run({**UBUNTU, "prometheus": "", "google-chrome-stable": ""}, os="ubuntu").returncode == 0
+    assert not system.notes.exists()
+
+
+def test_who_is_not_root_on_ubuntu_is_told_everything_at_once(system: System) -> None:
+    done = system.run(UBUNTU, os="ubuntu", user=1000)
     assert done.returncode == 1
-    assert "more of the system: chromium java postgresql." in done.stderr
-    line = "brew install --cask google-chrome && brew install openjdk@17 && brew install postgresql@15"
-    assert done.stderr.strip().endswith(line)
+    told, line = done.stderr.splitlines()
+    assert told == "The tests need more of the system: prometheus chromium."
+    browser = "sudo .venv/bin/playwright install-deps chromium && .venv/bin/playwright install chromium"
+    assert line == f"Run: sudo apt-get install prometheus && {browser}"
+    assert not system.notes.exists()
+
+
+@pytest.mark.parametrize(
+    ("brew", "line"),
+    [
+        pytest.param(
+            {"brew": ""},
+            "brew install --cask google-chrome && brew install openjdk@17 && brew install postgresql@15",
+            id="brew",
+        ),
+        pytest.param({}, "chromium or google-chrome, java (17 or 21), initdb (PostgreSQL)", id="neither"),
+    ],
+)
+def test_a_system_without_apt_is_told_a_line_too(system: System, brew: Mapping[str, str], line: str) -> None:
+    without = {name: script for name, script in COMPLETE.items() if name not in {"chromium", "java", "initdb"}}
+    for user in (0, 1000):
+        done = system.run({**without, **brew}, apt=None, user=user)
+        assert done.returncode == 1
+        assert "more of the system: chromium java postgresql." in done.stderr
+        assert done.stderr.strip().endswith(line)
 
 
 def test_a_failed_installation_fails_and_leaves_no_policy(system: System) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import redis
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
+from accounts import services as accounts
 from core.clock import SYSTEM_CLOCK
 from core.health import serve_health
 from files import services as files
@@ -27,6 +30,12 @@ PARKED_EVERY_S = 1.0
 MAX_WAITING = 100  # tasks in a channel's queue: then its workers are away or behind
 RESUMES_AT_ONCE = 20
 PRUNE_EVERY_S = 3600.0
+PRUNES: Final[tuple[Callable[[], int], ...]] = (
+    lambda: wiring.message_store().prune(limit=1_000),
+    lambda: files.prune_unsent(limit=500),
+    lambda: accounts.prune_sessions(limit=1_000),
+)
+"""What nobody needs any more, so many at a time; each tells how many it deleted. One that fails stops no other."""
 
 
 class Command(BaseCommand):
@@ -54,7 +63,8 @@ class Command(BaseCommand):
             serve_health(options["health_port"], checks, optional=wiring.OPTIONAL)
         bus = dispatch.bus(settings.BUS_URL)
         sampling.every(PARKED_EVERY_S, lambda: resume_parked(topics, bus))
-        sampling.every(PRUNE_EVERY_S, _prune)
+        for prune in PRUNES:
+            sampling.every(PRUNE_EVERY_S, functools.partial(until_none_is_left, prune))
         metrics.start_at_zero(topics, ())
         sampling.watch_lag(topics)
         sampling.watch_breakers()
@@ -76,8 +86,6 @@ def resume_parked(topics: tuple[str, ...], bus: redis.Redis) -> None:
             tasks.send_resume(scope)
 
 
-def _prune() -> None:
-    while wiring.message_store().prune(limit=1_000):
-        pass
-    while files.prune_unsent(limit=500):
+def until_none_is_left(prune: Callable[[], int]) -> None:
+    while prune():
         pass
