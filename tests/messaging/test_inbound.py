@@ -556,10 +556,13 @@ def test_the_platforms_refusal_of_a_later_attempt_counts(desk: Desk, known: bool
 def test_a_receipt_by_our_own_id_proves_nothing_of_other_attempts(desk: Desk) -> None:
     message = sent(desk, external_id=None)
     again = Outbound(message=message, recipient=CARLA, channel="whatsapp", attempt=1, routed_at_ms=0)
-    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
+    store, now_ms = desk.bench.store, desk.bench.clock.now_ms()
     keys = [DeliveryKey(message.message_id, CARLA, attempt) for attempt in (0, 1)]
-    claims = desk.bench.store.claim_deliveries(keys, owner="b", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
-    assert [claim.state for claim in claims] == [DeliveryState.CLAIMED, DeliveryState.SENT]
+    store.claim_deliveries(keys, owner="a", now_ms=now_ms, lease_ms=1000)
+    store.settle_deliveries([DeliveryOutcome(key, uncertain=True) for key in keys], owner="a")
+    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
+    claims = store.claim_deliveries(keys, owner="b", now_ms=now_ms, lease_ms=1000)
+    assert [claim.state for claim in claims] == [DeliveryState.ABANDONED, DeliveryState.SENT]
 
 
 def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -> None:
