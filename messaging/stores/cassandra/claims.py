@@ -248,10 +248,11 @@ def _change(
 ) -> None:
     """Store what ``decide`` makes of each claim, over again for those where somebody was faster; fills ``answers``.
 
-    ``known``: claims as they were last seen, which need not be read unless they changed.
+    ``known``: claims as they were last seen. One that a write proves right need not be read; that nothing is to be done
+    it does not prove.
     """
     open_ = list(keys)
-    seen = known or {}
+    seen = {key: row for key, row in (known or {}).items() if decide(key, _held(row))[0] != _held(row)}
     written: dict[UUID | str | None, Any] = {}  # by revision what was decided with it
     for _ in range(ROUNDS):
         if not open_:
