@@ -73,7 +73,7 @@ class MessageBatchView(APIView):
         which has an answer for each in its place."""
         who, key = principal(request), _idempotency_key(request)
         bodies = parsed(serializers.NewMessages, request.data)["messages"]
-        drafts = [_draft_or_refusal(who, body) for body in bodies]
+        drafts = [_draft_or_none(who, body) for body in bodies]
         answers = accept.accept_many(drafts, wiring.desk(), key=key)
         items = [_shown_answer(answer) for answer in answers]
         refused = sum("error" in item for item in items)
@@ -92,12 +92,12 @@ def _draft(who: Principal, data: object, *, key: str | None = None) -> accept.Dr
     )
 
 
-def _draft_or_refusal(who: Principal, data: object) -> accept.Draft | Chat4AllError:
+def _draft_or_none(who: Principal, data: object) -> accept.Draft | accept.NoDraft:
     try:
         return _draft(who, data)
     except ValidationError as error:
         problem = problem_of(error)
-        return InvalidRequest(problem.detail, fields=problem.fields)
+        return accept.NoDraft(data, InvalidRequest(problem.detail, fields=problem.fields))
 
 
 def _shown_answer(answer: accept.Accepted | Chat4AllError) -> dict[str, object]:
