@@ -178,6 +178,11 @@ def test_other_addresses_are_not_found(alice: Person, path: str) -> None:
     problem(call("GET", path, alice.token), 404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/v1/files/%00", "/webhooks/whatsapp/%00", "/console/%00", "/%00"])
+def test_there_is_nothing_at_an_address_with_nul(alice: Person, path: str) -> None:
+    problem(call("GET", path, alice.token), 404, "not_found")
+
+
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", "image/*"])
 def test_answers_in_json_only(alice: Person, accept: str) -> None:
     answer = Client().get("/v1/conversations", headers={"Authorization": f"Bearer {alice.token}", "Accept": accept})
