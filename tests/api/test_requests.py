@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
 
 from accounts import directory
 from accounts.tokens import access_token, open_session
@@ -16,6 +17,7 @@ from tests.api.conftest import Log, Person, missing_id, problem
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 
 MESSAGE = f"/v1/messages/{missing_id()}"
+FILE = "/v1/files/file_1"
 ENDPOINTS = [
     ("POST", "/v1/messages"),
     ("GET", MESSAGE),
@@ -26,8 +28,22 @@ ENDPOINTS = [
     ("GET", "/v1/conversations/c1/messages"),
     ("POST", "/v1/conversations/c1/members"),
     ("DELETE", "/v1/conversations/c1/members/user_1"),
+    ("POST", "/v1/messages/batch"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/users/me"),
+    ("POST", "/v1/files"),
+    ("GET", FILE),
+    ("GET", f"{FILE}/download"),
+    ("GET", "/v1/operator/dead-letters"),
+    ("POST", "/v1/operator/dead-letters/replay"),
 ]
-WITH_BODY = ["/v1/messages", "/v1/conversations", "/v1/conversations/c1/members"]
+WITH_BODY = [
+    "/v1/messages",
+    "/v1/messages/batch",
+    "/v1/conversations",
+    "/v1/conversations/c1/members",
+    "/v1/operator/dead-letters/replay",
+]
 every_endpoint = pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 
 
@@ -36,6 +52,27 @@ def call(
 ) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     return Client().generic(method, path, body, content_type=content_type, headers=headers)
+
+
+@pytest.fixture
+def operator(alice: Person) -> Person:
+    """Alice, whom no endpoint refuses for who she is."""
+    alice.user.is_staff = True
+    alice.user.save()
+    return alice
+
+
+def routes(resolver: URLResolver) -> set[str]:
+    found = set()
+    for each in resolver.url_patterns:
+        found |= {str(each.pattern)} if isinstance(each, URLPattern) else routes(each)
+    return found
+
+
+def test_every_endpoint_is_in_the_table() -> None:
+    assert {resolve(path).route for _, path in ENDPOINTS} == {
+        route for route in routes(get_resolver()) if route.startswith("v1/")
+    }
 
 
 @every_endpoint
@@ -75,6 +112,14 @@ def test_refuses_a_user_who_was_switched_off(alice: Person, method: str, path: s
         ("/v1/conversations/c1/messages", {"GET", "HEAD"}),
         ("/v1/conversations/c1/members", {"POST"}),
         ("/v1/conversations/c1/members/user_1", {"DELETE"}),
+        ("/v1/messages/batch", {"POST"}),
+        ("/v1/users", {"GET", "HEAD"}),
+        ("/v1/users/me", {"GET", "HEAD"}),
+        ("/v1/files", {"POST"}),
+        (FILE, {"GET", "HEAD"}),
+        (f"{FILE}/download", {"GET", "HEAD"}),
+        ("/v1/operator/dead-letters", {"GET", "HEAD"}),
+        ("/v1/operator/dead-letters/replay", {"POST"}),
     ],
 )
 def test_says_which_methods_there_are(alice: Person, path: str, allowed: set[str]) -> None:
@@ -115,9 +160,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("body", BROKEN)
-def test_refuses_broken_json(alice: Person, chat: str, log: Log, body: bytes) -> None:
+def test_refuses_broken_json(operator: Person, chat: str, log: Log, body: bytes) -> None:
     for path in WITH_BODY:
-        answer = call("POST", path, alice.token, body)
+        answer = call("POST", path, operator.token, body)
         if body:
             problem(answer, 400, "malformed_json")
         else:
@@ -127,10 +172,10 @@ def test_refuses_broken_json(alice: Person, chat: str, log: Log, body: bytes) ->
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"5", b"true", b'[{"content": "a"}]'])
-def test_refuses_what_is_no_object(alice: Person, chat: str, body: bytes) -> None:
+def test_refuses_what_is_no_object(operator: Person, chat: str, body: bytes) -> None:
     fault = ("", "null" if body == b"null" else "invalid")
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, body), 422, "invalid_request", fault)
+        problem(call("POST", path, operator.token, body), 422, "invalid_request", fault)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +188,9 @@ def test_refuses_what_is_no_object(alice: Person, chat: str, body: bytes) -> Non
         "rubbish",
     ],
 )
-def test_reads_json_only(alice: Person, chat: str, content_type: str) -> None:
+def test_reads_json_only(operator: Person, chat: str, content_type: str) -> None:
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, b"{}", content_type), 415, "unsupported_media_type")
+        problem(call("POST", path, operator.token, b"{}", content_type), 415, "unsupported_media_type")
 
 
 def test_reads_utf_8_only(alice: Person, chat: str) -> None:
@@ -156,10 +201,10 @@ def test_reads_utf_8_only(alice: Person, chat: str) -> None:
     )
 
 
-def test_refuses_bodies_beyond_a_mebibyte(alice: Person, chat: str) -> None:
+def test_refuses_bodies_beyond_a_mebibyte(operator: Person, chat: str) -> None:
     body = b'{"content": "' + b"a" * 1024 * 1024 + b'"}'
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, body), 413, "payload_too_large")
+        problem(call("POST", path, operator.token, body), 413, "payload_too_large")
 
 
 def test_the_body_of_read_is_none_of_our_business_but_must_not_break_it(
