@@ -16,6 +16,7 @@ from accounts.authentication import principal
 from accounts.tokens import Principal
 from core.clock import iso_utc
 from core.errors import Chat4AllError, InvalidRequest
+from core.logging import concern
 from core.problems import problem_of
 from core.serializers import parsed
 from messaging import wiring
@@ -54,6 +55,7 @@ class MessagesView(APIView):
         """Send a message. 202: it is on the event log and will not be lost; watch its status live or by GET."""
         draft = _draft(principal(request), request.data, key=_idempotency_key(request))
         accepted = accept.accept(draft, wiring.desk())
+        concern(accepted.message_id)
         headers = {"Idempotency-Replay": "true"} if accepted.replay else {}
         return Response(accepted.as_json(), HTTP_202_ACCEPTED, headers=headers)
 
@@ -142,6 +144,7 @@ class MessageReadView(APIView):
             hints=wiring.hints(),
             log=wiring.event_log(),
         )
+        concern(change.message_id)
         answer = {"message_id": str(change.message_id), "status": change.status.value, "at": iso_utc(change.at_ms)}
         return Response(answer, HTTP_202_ACCEPTED)
 

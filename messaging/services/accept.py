@@ -17,7 +17,7 @@ from core.clock import SYSTEM_CLOCK, Clock, iso_utc
 from core.errors import Chat4AllError, FieldError, InvalidRequest, NotFound
 from core.failpoints import failpoint
 from core.ids import batch_id, derived_id, uuid7, uuid7_ms
-from messaging import codec, metrics, topics
+from messaging import codec, metrics, topics, tracing
 from messaging.domain import Conversation, Message, Party, Status
 from messaging.errors import (
     ConversationNotFound,
@@ -322,7 +322,8 @@ def _prepared(draft: Draft, message: Message, planned: Conversation | None, desk
 
 
 def _append(messages: Sequence[Message], desk: Desk) -> None:
-    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each)) for each in messages]
+    headers = tracing.of_request()
+    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each), headers) for each in messages]
     with metrics.APPEND_SECONDS.time():
         desk.log.append(records)
     failpoint("accept.appended")

@@ -13,6 +13,7 @@ from accounts import directory
 from accounts.tokens import access_token, open_session
 from messaging import topics
 from tests.api.conftest import Log, Person, missing_id, problem
+from tests.lines import Lines
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 
@@ -232,6 +233,18 @@ def test_there_is_nothing_at_an_address_with_nul(alice: Person, path: str) -> No
 def test_answers_in_json_only(alice: Person, accept: str) -> None:
     answer = Client().get("/v1/conversations", headers={"Authorization": f"Bearer {alice.token}", "Accept": accept})
     problem(answer, 406, "not_acceptable")
+
+
+def test_a_messages_id_and_its_requests_stand_in_one_line(
+    alice: Person, bob: Person, chat: str, log: Log, lines: Lines
+) -> None:
+    sent = alice.post("/v1/messages", {"conversation_id": chat, "content": "hi"}, X_Request_ID="sent-1")
+    [record] = log.new(topics.MESSAGES)
+    assert record.headers == {"request-id": "sent-1"}
+    log.work_off()
+    bob.post(f"/v1/messages/{sent.json()['message_id']}/read", X_Request_ID="read-1")
+    told = [(line["request_id"], line["message_id"]) for line in lines() if "message_id" in line]
+    assert told == [(each, sent.json()["message_id"]) for each in ("sent-1", "read-1")]
 
 
 def test_gives_back_the_request_id(alice: Person) -> None:

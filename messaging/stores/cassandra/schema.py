@@ -115,6 +115,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY ((topic, conversation_id), source_topic, partition, offset)
         ) WITH {_BY_SIZE} AND gc_grace_seconds = 86400""",
     ),
+    ("ALTER TABLE ks.parked_records ADD IF NOT EXISTS request_id text",),
 )
 VERSION: Final = len(MIGRATIONS)
 
