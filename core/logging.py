@@ -20,6 +20,8 @@ from pythonjsonlogger.json import JsonFormatter
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _message_id: ContextVar[str | None] = ContextVar("message_id", default=None)
 
+SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
 # Django adds the request itself, whose repr shows the query string: sockets and webhooks carry tokens there.
 _NEVER_LOGGED: Final = ("request", "response", "taskName", "color_message")
 
@@ -40,15 +42,19 @@ def request_id() -> str | None:
 def bind(*, request_id: str | None = None, message_id: object = None) -> Iterator[None]:
     """Name the request or the message in every line logged inside; what is not given stays as it is."""
     bound = [
-        (variable, variable.set(str(value)))
+        (variable, variable.set(variable.get() if value is None else str(value)))
         for variable, value in ((_request_id, request_id), (_message_id, message_id))
-        if value is not None
     ]
     try:
         yield
     finally:
         for variable, token in reversed(bound):
             variable.reset(token)
+
+
+def concern(message_id: object) -> None:
+    """Name the message in every line from here to the end of the `bind` around this."""
+    _message_id.set(str(message_id))
 
 
 def redact(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 import uuid
 from collections.abc import Callable
@@ -13,13 +12,12 @@ from django.http import HttpRequest, HttpResponseBase
 from django.urls import resolve
 from django_prometheus.middleware import Metrics, PrometheusAfterMiddleware
 
-from core.logging import bind
+from core.logging import SANE_REQUEST_ID, bind
 from core.methods import allowed, not_allowed
 from core.problems import Problem
 
 access_log = logging.getLogger("chat4all.access")
 
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 
@@ -103,7 +101,7 @@ class MetricsMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc] # it h
 
 def _request_id(request: HttpRequest) -> str:
     given = request.headers.get("X-Request-ID", "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _route(request: HttpRequest) -> str:
@@ -115,6 +113,8 @@ def _refusal(request: HttpRequest) -> Problem | None:
     if request.method not in _METHODS:  # each would become a label of its own in the metrics: unbounded memory
         allow = allowed(request.path_info)
         return not_allowed(allow) if allow else Problem(404, "not_found", "Not found")
+    if "\0" in request.path_info:  # nothing of ours has it in its name, and PostgreSQL and file systems break on it
+        return Problem(404, "not_found", "Not found")
     if "HTTP_TRANSFER_ENCODING" in request.META and not request.META.get("CONTENT_LENGTH"):
         # Django reads as much as Content-Length says: a chunked body would look like none at all
         return Problem(411, "length_required", "Content-Length is required")

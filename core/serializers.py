@@ -62,11 +62,15 @@ def _details(error: ValidationError) -> dict[str, Any]:
 
 
 def _has_nul(value: Any) -> bool:
-    """Strings of the top level are CharField's to refuse; these are those inside lists and objects."""
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, Mapping):
-        return any(_has_nul(name) or _has_nul(each) for name, each in value.items())
-    if isinstance(value, list | tuple):
-        return any(map(_has_nul, value))
+    """Strings of the top level are CharField's to refuse; these are those inside lists and objects, however deep."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            if "\x00" in each:
+                return True
+        elif isinstance(each, Mapping):
+            left += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple):
+            left += each
     return False

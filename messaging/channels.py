@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from django.db import Error, connections, transaction
+from django.db import DataError, Error, connections, transaction
 from django.db.models import QuerySet
 
 from accounts.models import User, Workspace
@@ -82,6 +82,8 @@ def _read(known: Mapping[str, object]) -> tuple[ChannelConfig, ...]:
             connections["default"].close_if_unusable_or_obsolete()  # workers have no requests around which Django does
         rows = ChannelAccount.objects.filter(is_active=True, **known).order_by("-is_default", "pk")
         return tuple(_config(row) for row in rows)
+    except DataError:  # it answers, only not to that: nobody may make it look away
+        raise
     except Error as error:
         raise Unavailable(f"The accounts database does not answer: {type(error).__name__}") from error
 

@@ -268,6 +268,7 @@ class ParkedRecord(models.Model):
     value = models.BinaryField()
     parked_at_ms = models.BigIntegerField()
     attempts = models.IntegerField()
+    request_id = models.CharField(max_length=128, null=True)
 
     class Meta:
         constraints = (

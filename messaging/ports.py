@@ -257,6 +257,7 @@ class ParkedRecord:
     value: bytes
     parked_at_ms: int
     attempts: int
+    request_id: str | None = None  # the one that it comes from
 
 
 @dataclass(frozen=True, slots=True, order=True)

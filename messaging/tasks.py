@@ -10,6 +10,7 @@ import functools
 import logging
 import secrets
 import time
+from contextlib import nullcontext
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from kombu.exceptions import KombuError
 from redis import RedisError
 
 from core.errors import Unavailable
-from messaging import metrics, topics, wiring
+from messaging import metrics, topics, tracing, wiring
 from messaging.dispatch import BusWorker, Lease, WorkItem
 from messaging.errors import LeaseLost
 from messaging.ports import ParkScope, TopicPartition
@@ -121,8 +122,10 @@ def _outcomes(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) ->
     except LeaseLost:
         raise
     except Exception as error:  # a bug of ours, or a value that some part does not take: it must not stop the others
-        logger.exception("a batch failed", extra={"topic": topic, "records": len(items)})
-        if len(items) > 1:
+        alone = len(items) == 1
+        with tracing.about(items[0].record) if alone else nullcontext():
+            logger.exception("a batch failed", extra={"topic": topic, "records": len(items)})
+        if not alone:
             return None
         [item] = items
         return {item.record.offset: _broken(item, error)}

@@ -41,7 +41,7 @@ def _default_workspace_again(*, using: str, plan: object = None, **_: object) ->
 
 post_migrate.connect(_default_workspace_again, sender=apps.get_app_config("accounts"))
 
-pytest_plugins = ["tests.system"]  # the fixture `system`: the whole local profile, running
+pytest_plugins = ["tests.system", "tests.lines"]  # the fixtures `system`: the local profile, running, and `lines`
 
 
 def redis_executables() -> dict[str, str]:

@@ -27,6 +27,7 @@ from connectors import registry
 from connectors.errors import InvalidAddress, UnknownChannel
 from core.errors import Unavailable
 from core.ids import derived_id
+from core.text import storable
 from messaging import codec, topics, wiring
 from messaging.admin import log_places
 from messaging.domain import Conversation, Message, Outbound, Party, RecipientStatus, StatusChange, overall
@@ -114,7 +115,7 @@ class ExplorerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 def find(request: HttpRequest) -> Shown | HttpResponseRedirect:
     """What a text names in a workspace; straight there when it names one thing."""
-    text = request.GET.get("q", "").strip()[:MAX_QUERY_CHARS]
+    text = _asked(request, "q").strip()
     slug = request.GET.get("workspace", DEFAULT_WORKSPACE_SLUG)
     workspaces = list(Workspace.objects.order_by("slug"))
     workspace = next((each for each in workspaces if each.slug == slug), None)
@@ -123,6 +124,10 @@ def find(request: HttpRequest) -> Shown | HttpResponseRedirect:
         return HttpResponseRedirect(hits[0].url)
     shown = {"q": text, "chosen": slug, "workspaces": workspaces, "hits": hits}
     return Shown("find", "Message explorer", shown)
+
+
+def _asked(request: HttpRequest, name: str) -> str:
+    return storable(request.GET.get(name, ""))[:MAX_QUERY_CHARS]
 
 
 def _hits(text: str, workspace_id: UUID) -> Iterator[Hit]:
@@ -230,7 +235,7 @@ def message(request: HttpRequest, message_id: UUID) -> Shown:
 
 def person(request: HttpRequest) -> Shown:
     """The conversations of a user or an external person, last active first."""
-    party = request.GET.get("party", "")[:MAX_QUERY_CHARS]
+    party = _asked(request, "party")
     workspace_ids = _uuids(request.GET.get("workspace", ""))
     workspace = Workspace.objects.filter(id__in=workspace_ids).first()
     if workspace is None or not party:

@@ -16,6 +16,7 @@ from accounts.authentication import principal
 from accounts.tokens import Principal
 from core.clock import iso_utc
 from core.errors import Chat4AllError, InvalidRequest
+from core.logging import concern
 from core.problems import problem_of
 from core.serializers import parsed
 from messaging import wiring
@@ -54,6 +55,7 @@ class MessagesView(APIView):
         """Send a message. 202: it is on the event log and will not be lost; watch its status live or by GET."""
         draft = _draft(principal(request), request.data, key=_idempotency_key(request))
         accepted = accept.accept(draft, wiring.desk())
+        concern(accepted.message_id)
         headers = {"Idempotency-Replay": "true"} if accepted.replay else {}
         return Response(accepted.as_json(), HTTP_202_ACCEPTED, headers=headers)
 
@@ -73,7 +75,7 @@ class MessageBatchView(APIView):
         which has an answer for each in its place."""
         who, key = principal(request), _idempotency_key(request)
         bodies = parsed(serializers.NewMessages, request.data)["messages"]
-        drafts = [_draft_or_refusal(who, body) for body in bodies]
+        drafts = [_draft_or_none(who, body) for body in bodies]
         answers = accept.accept_many(drafts, wiring.desk(), key=key)
         items = [_shown_answer(answer) for answer in answers]
         refused = sum("error" in item for item in items)
@@ -92,12 +94,12 @@ def _draft(who: Principal, data: object, *, key: str | None = None) -> accept.Dr
     )
 
 
-def _draft_or_refusal(who: Principal, data: object) -> accept.Draft | Chat4AllError:
+def _draft_or_none(who: Principal, data: object) -> accept.Draft | accept.NoDraft:
     try:
         return _draft(who, data)
     except ValidationError as error:
         problem = problem_of(error)
-        return InvalidRequest(problem.detail, fields=problem.fields)
+        return accept.NoDraft(data, InvalidRequest(problem.detail, fields=problem.fields))
 
 
 def _shown_answer(answer: accept.Accepted | Chat4AllError) -> dict[str, object]:
@@ -142,6 +144,7 @@ class MessageReadView(APIView):
             hints=wiring.hints(),
             log=wiring.event_log(),
         )
+        concern(change.message_id)
         answer = {"message_id": str(change.message_id), "status": change.status.value, "at": iso_utc(change.at_ms)}
         return Response(answer, HTTP_202_ACCEPTED)
 

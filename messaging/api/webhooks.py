@@ -21,7 +21,7 @@ from connectors.errors import BadWebhook, UnknownChannel
 from core.clock import SYSTEM_CLOCK
 from core.errors import Chat4AllError, NotFound
 from core.text import storable
-from messaging import channels, codec, topics, wiring
+from messaging import channels, codec, topics, tracing, wiring
 from messaging.channels import ChannelConfig
 from messaging.domain import InboundEvent
 from messaging.ports import NewRecord
@@ -60,7 +60,7 @@ class WebhookView(APIView):
         body = _raw_body(request)
         connector.verify_signature(ours.account, request.headers, body)
         items = connector.split(ours.account, _decoded(body))
-        now_ms = SYSTEM_CLOCK.now_ms()
+        now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
         records = [
             NewRecord(
                 topics.INBOUND,
@@ -75,6 +75,7 @@ class WebhookView(APIView):
                         received_at_ms=now_ms,
                     )
                 ),
+                headers,
             )
             for item in items
         ]

@@ -8,7 +8,7 @@ from typing import Final
 
 from core.clock import Clock
 from core.errors import Unavailable
-from messaging import metrics
+from messaging import metrics, tracing
 from messaging.ports import EventLog, NewRecord
 from messaging.topics import MAX_RECORD_BYTES, dead_letters
 from messaging.work import EXPIRED, Work
@@ -49,10 +49,11 @@ class DeadLetters:
             written.append(now_s)
         metrics.DEAD_LETTERS.labels(topic).inc()
         source, offset = work.record.source, work.record.offset
-        logger.error(
-            "dead letter",
-            extra={"topic": topic, "partition": source.partition, "offset": offset, "reason": reason},
-        )
+        with tracing.about(work.record):
+            logger.error(
+                "dead letter",
+                extra={"topic": topic, "partition": source.partition, "offset": offset, "reason": reason},
+            )
         return True
 
 
@@ -71,7 +72,7 @@ def dead_letter(work: Work, reason: str, *, now_ms: int) -> NewRecord:
         record.key if keeps else record.key[:KEPT_OF_KEY_CHARS],
         record.value[:MAX_RECORD_BYTES],
         {
-            **(record.headers if keeps else {}),
+            **(record.headers if keeps else tracing.onward(record)),
             **was_cut,
             "dl-topic": record.source.topic,
             "dl-partition": str(record.source.partition),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+import msgspec
 from redis.exceptions import ResponseError
 
 from core.clock import SYSTEM_CLOCK, Clock
@@ -33,6 +34,9 @@ _ACQUIRE: Final = Script("acquire")
 _RELEASE: Final = Script("release")
 _COMMIT: Final = Script("commit")
 _TRIM: Final = Script("trim")
+
+_encode_headers: Final = msgspec.json.Encoder().encode  # each record has some: a tenth of the standard library's time
+_decode_headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 
 
 class RedisStreamsLog:
@@ -147,7 +151,7 @@ class RedisStreamsLog:
     def _append_chunk(self, records: Sequence[NewRecord], *, timeout_s: float) -> list[tuple[TopicPartition, int]]:
         arguments: list[Argument] = []
         for record in records:
-            headers = json.dumps(dict(record.headers)) if record.headers else ""
+            headers = _encode_headers(dict(record.headers)) if record.headers else b""
             arguments += [record.topic, key_hash(record.key), record.key, record.value, headers]
         try:
             placed = self._link.script(_APPEND, self._prefix, *arguments, timeout_s=timeout_s)
@@ -299,6 +303,6 @@ def _record(source: TopicPartition, entry: tuple[bytes, list[bytes]]) -> Record:
         offset=int(entry_id.split(b"-")[0]) - 1,
         key=fields[3].decode(),
         value=fields[5],
-        headers=json.loads(fields[7]) if fields[7] else {},
+        headers=_decode_headers(fields[7]) if fields[7] else {},
         appended_at_ms=int(fields[1]),
     )

@@ -7,6 +7,7 @@ request are checked one by one and appended at once.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, Self
@@ -16,7 +17,7 @@ from core.clock import SYSTEM_CLOCK, Clock, iso_utc
 from core.errors import Chat4AllError, FieldError, InvalidRequest, NotFound
 from core.failpoints import failpoint
 from core.ids import batch_id, derived_id, uuid7, uuid7_ms
-from messaging import codec, metrics, topics
+from messaging import codec, metrics, topics, tracing
 from messaging.domain import Conversation, Message, Party, Status
 from messaging.errors import (
     ConversationNotFound,
@@ -56,6 +57,19 @@ class Draft:
 
 def _hash_of(parts: Sequence[str | None]) -> str:
     return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class NoDraft:
+    """What a client posted as a message and is none, and why."""
+
+    body: object  # as its JSON was read
+    error: Chat4AllError
+
+    @property
+    def body_hash(self) -> str:
+        """As that of a draft."""
+        return _hash_of([json.dumps(self.body, sort_keys=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +153,10 @@ def accept(draft: Draft, desk: Desk) -> Accepted:
 
 
 def accept_many(
-    drafts: Sequence[Draft | Chat4AllError], desk: Desk, *, key: str | None = None
+    drafts: Sequence[Draft | NoDraft], desk: Desk, *, key: str | None = None
 ) -> list[Accepted | Chat4AllError]:
     """Take up to MAX_BATCH messages of one user: those that are accepted are on the log when this returns, in their
-    order; the others come with the reason. What is no draft passes through.
+    order; the others come with the reason.
 
     Under a ``key`` the same request again appends nothing twice: it answers what was accepted as a replay, and looks
     again at what was refused. Raises what `accept` raises for the key, and for what we could not: then a part of
@@ -152,7 +166,8 @@ def accept_many(
     base = uuid7()
     if key is None or not good:
         return _accept_all(drafts, base, set(), desk)
-    once = Try(good[0].workspace_id, good[0].user_id, key, _hash_of([draft.body_hash for draft in good]))
+    # All of them, in their order: ids go by place, and what is no draft moves those behind it.
+    once = Try(good[0].workspace_id, good[0].user_id, key, _hash_of([draft.body_hash for draft in drafts]))
     claim = _claimed(once, batch_id(base, 0), desk)
     before = _taken_before(claim.message_id, len(drafts), desk) if claim.state is KeyState.DONE else set()
     try:
@@ -167,14 +182,14 @@ def accept_many(
 
 
 def _accept_all(
-    drafts: Sequence[Draft | Chat4AllError], base: UUID, before: Set[UUID], desk: Desk
+    drafts: Sequence[Draft | NoDraft], base: UUID, before: Set[UUID], desk: Desk
 ) -> list[Accepted | Chat4AllError]:
     answers: list[Accepted | Chat4AllError] = []
     messages = []
     for number, draft in enumerate(drafts):
         message_id = batch_id(base, number)
-        if not isinstance(draft, Draft):
-            answers.append(draft)
+        if isinstance(draft, NoDraft):
+            answers.append(draft.error)
         elif message_id in before:
             answers.append(Accepted(message_id, draft.conversation, uuid7_ms(message_id), replay=True))
         else:
@@ -307,7 +322,8 @@ def _prepared(draft: Draft, message: Message, planned: Conversation | None, desk
 
 
 def _append(messages: Sequence[Message], desk: Desk) -> None:
-    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each)) for each in messages]
+    headers = tracing.of_request()
+    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each), headers) for each in messages]
     with metrics.APPEND_SECONDS.time():
         desk.log.append(records)
     failpoint("accept.appended")

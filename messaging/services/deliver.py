@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from connectors.errors import (
 from core.clock import Clock
 from core.errors import Unavailable
 from core.failpoints import failpoint
-from messaging import codec, metrics, topics
+from messaging import codec, metrics, topics, tracing
 from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
 from messaging.ports import (
@@ -266,7 +266,7 @@ class _Run:
                 outcomes[send.item.record.offset] = outcome
             elif send.again:
                 # Said before it is done: a worker that dies in between leaves no duplicate without its mark.
-                self._report([_change(send, Status.SENT, self._now(), reason="maybe_duplicate")])
+                self._report([_news(send, Status.SENT, self._now(), reason="maybe_duplicate")])
         return outcomes
 
     def _give_back(self, sends: Sequence[_Send], claims: Sequence[DeliveryClaim]) -> None:
@@ -304,7 +304,8 @@ class _Run:
         """Before it is settled: an operator may replay whatever is FAILED like this. False: not now."""
         item = send.item
         self._lease.check()
-        return self._delivery.bury(Work(item.record, item.attempts, first_failed_ms=item.first_failed_ms), reason)
+        with _about(send):
+            return self._delivery.bury(Work(item.record, item.attempts, first_failed_ms=item.first_failed_ms), reason)
 
     def _heed(self, send: _Send, claim: DeliveryClaim) -> Outcome | None:
         """What an earlier claim says; None: send."""
@@ -404,7 +405,8 @@ class _Run:
     def _meaning(self, send: _Send, error: Exception) -> DeliveryError:
         """What it means for a message that a part of ours failed while it was sent."""
         if not isinstance(error, Unavailable | LeaseLost):
-            logger.exception("a send broke", extra={"channel": self._delivery.channel})
+            with _about(send):
+                logger.exception("a send broke", extra={"channel": self._delivery.channel})
             send.bug = type(error).__name__
             if send.item.attempts + 1 >= MAX_BROKEN or not self._parks:
                 return PermanentDeliveryError("internal_error")
@@ -424,7 +426,7 @@ class _Run:
             self._remember(sent)
         refused = [(send, send.error.reason) for send in sends if isinstance(send.error, PermanentDeliveryError)]
         if refused:
-            self._report([_change(send, Status.FAILED, self._now(), reason=reason) for send, reason in refused])
+            self._report([self._failed(send, reason) for send, reason in refused])
 
     def _remember(self, sends: Sequence[_Send]) -> None:
         """What the platform calls our messages, and where answers of these people belong."""
@@ -488,18 +490,23 @@ class _Run:
 
     def _fail(self, refusals: Iterable[tuple[_Send, str]]) -> None:
         """These end here: FAILED with the reason, for good."""
-        changes, outcomes = [], []
+        news, outcomes = [], []
         for send, reason in refusals:
             outcomes.append(DeliveryOutcome(send.key, failed_reason=reason))
-            changes.append(_change(send, Status.FAILED, self._now(), reason=reason))
+            news.append(self._failed(send, reason))
             metrics.DELIVERIES.labels(self._delivery.channel, "refused").inc()
         self._delivery.store.settle_deliveries(outcomes, owner=self._owner)
-        self._report(changes)
+        self._report(news)
 
-    def _report(self, changes: Sequence[StatusChange]) -> None:
-        if changes:
+    def _failed(self, send: _Send, reason: str) -> NewRecord:
+        with _about(send):
+            logger.info("not delivered", extra={"channel": self._delivery.channel, "reason": reason})
+        return _news(send, Status.FAILED, self._now(), reason=reason)
+
+    def _report(self, news: Sequence[NewRecord]) -> None:
+        if news:
             self._lease.check()
-            self._delivery.log.append([status_record(change) for change in changes])
+            self._delivery.log.append(news)
 
     def _outcome(self, send: _Send) -> Outcome:
         match send.error:
@@ -529,6 +536,8 @@ class _Run:
                     continue
             elif self._parks and self._failing_for_long(item, outcome):
                 wait_ms = max(PARK_FIRST_MS, _as_asked_ms(outcome))
+                with tracing.about(item.record, outbound.message.message_id):
+                    logger.info("parked", extra={"channel": self._delivery.channel, "reason": outcome.reason})
                 parked |= _park(threads[conversation_id], self._delivery, wait_ms=wait_ms)
             del threads[conversation_id]
         return parked
@@ -575,9 +584,9 @@ def _supersedes(ours: str, theirs: str) -> bool:
     return bool(our_place) and our_place == their_place and their_epoch < our_epoch
 
 
-def status_record(change: StatusChange) -> NewRecord:
-    """A status change as `status-updates` takes it."""
-    return NewRecord(topics.STATUS_UPDATES, str(change.conversation_id), codec.encode(change))
+def status_record(change: StatusChange, headers: Mapping[str, str]) -> NewRecord:
+    """A status change as `status-updates` takes it; ``headers`` as `tracing` gives them."""
+    return NewRecord(topics.STATUS_UPDATES, str(change.conversation_id), codec.encode(change), headers)
 
 
 def _by_conversation(values: Iterable[tuple[Item, Outbound]]) -> Threads:
@@ -600,8 +609,8 @@ def _park(thread: Sequence[tuple[Item, Outbound]], delivery: Delivery, *, wait_m
     now_ms = delivery.clock.now_ms()
     conversation_id = thread[0][1].message.conversation_id
     records = [
-        ParkedRecord(item.record.source, item.record.offset, item.record.value, now_ms, item.attempts)
-        for item, _ in thread
+        ParkedRecord(record.source, record.offset, record.value, now_ms, item.attempts, tracing.origin(record))
+        for item, record in ((item, item.record) for item, _ in thread)
     ]
     scope = ParkScope(topics.outbound(delivery.channel), conversation_id)
     delivery.store.park(scope, records, due_at_ms=now_ms + wait_ms)
@@ -611,7 +620,8 @@ def _park(thread: Sequence[tuple[Item, Outbound]], delivery: Delivery, *, wait_m
 
 def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:
     key = str(scope.conversation_id)
-    record = Record(parked.source, parked.offset, key, parked.value, {}, parked.parked_at_ms)
+    headers = tracing.headers(parked.request_id)
+    record = Record(parked.source, parked.offset, key, parked.value, headers, parked.parked_at_ms)
     return ParkedItem(record, parked.attempts, parked.parked_at_ms)
 
 
@@ -668,9 +678,13 @@ def _settlements(send: _Send) -> list[DeliveryOutcome]:
             return [DeliveryOutcome(send.key)]
 
 
-def _change(send: _Send, status: Status, at_ms: int, *, reason: str) -> StatusChange:
+def _about(send: _Send) -> AbstractContextManager[None]:
+    return tracing.about(send.item.record, send.outbound.message.message_id)
+
+
+def _news(send: _Send, status: Status, at_ms: int, *, reason: str) -> NewRecord:
     message = send.outbound.message
-    return StatusChange(
+    change = StatusChange(
         message_id=message.message_id,
         conversation_id=message.conversation_id,
         recipient=send.outbound.recipient,
@@ -680,3 +694,4 @@ def _change(send: _Send, status: Status, at_ms: int, *, reason: str) -> StatusCh
         reason=reason,
         external_id=send.external_id,
     )
+    return status_record(change, tracing.onward(send.item.record))

@@ -19,7 +19,7 @@ from core.failpoints import failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from core.text import storable
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
-from messaging import codec, metrics, topics
+from messaging import codec, metrics, topics, tracing
 from messaging.domain import (
     MAX_ADDRESS_CHARS,
     MAX_EXTERNAL_ID_CHARS,
@@ -168,7 +168,8 @@ def _resolve_one(
         case StatusReport() as report:
             return _report(letter, report, inbound, refs, found)
         case Ignored(kind):
-            logger.info("inbound ignored", extra={"channel": event.channel, "kind": kind})
+            with tracing.about(letter.item.record):
+                logger.info("inbound ignored", extra={"channel": event.channel, "kind": kind})
             return DONE
 
 
@@ -247,9 +248,10 @@ def _receive(
             external_id=external_id,
         )
         inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
-        found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message)))
+        headers = tracing.onward(item.record)
+        found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message), headers))
     if late:
-        found.append(NewRecord(topics.INBOUND, item.record.key + LATE_FILE, item.record.value))
+        found.append(_again(item, LATE_FILE))
     return DONE
 
 
@@ -271,7 +273,7 @@ def _late_files(
         except DeliveryError as error:
             if inbound.clock.now_ms() - event.received_at_ms <= LATE_FILE_GIVEN_UP_MS:
                 return _later(item, error.reason, inbound, found)
-            _lost(event, error)
+            _lost(item, ref, error)
         except StorageUnavailable:
             return _later(item, "storage_away", inbound, found)
     return DONE
@@ -279,9 +281,15 @@ def _late_files(
 
 def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord]) -> Outcome:
     if item.first_failed_ms and inbound.clock.now_ms() - item.first_failed_ms > LATE_FILE_AGAIN_MS:
-        found.append(NewRecord(topics.INBOUND, item.record.key, item.record.value))
+        found.append(_again(item))
         return DONE
     return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason=reason)
+
+
+def _again(item: Item, suffix: str = "") -> NewRecord:
+    """The same item at the end of the log, where it holds nobody up."""
+    record = item.record
+    return NewRecord(topics.INBOUND, record.key + suffix, record.value, tracing.onward(record))
 
 
 def _claimed(
@@ -382,13 +390,14 @@ def _fetched(
     except (DeliveryError, EmptyFile, FileTooLarge) as error:
         if isinstance(error, DeliveryError) and not _is_final(error, item, inbound):
             raise
-        _lost(event, error)
+        _lost(item, ref, error)
         return None
 
 
-def _lost(event: InboundEvent, error: Exception) -> None:
-    logger.warning("attachment lost", extra={"channel": event.channel, "error": type(error).__name__})
-    metrics.INBOUND.labels(event.channel, "attachment_gone").inc()
+def _lost(item: Item, ref: ExternalRef, error: Exception) -> None:
+    with tracing.about(item.record, ref.message_id):
+        logger.warning("attachment lost", extra={"channel": ref.channel, "error": type(error).__name__})
+    metrics.INBOUND.labels(ref.channel, "attachment_gone").inc()
 
 
 def _is_final(error: DeliveryError, item: Item, inbound: Inbound) -> bool:
@@ -428,7 +437,7 @@ def _report(
     target = _reported(event, report, inbound, refs)
     if target is None:
         if not item.record.key.endswith(WAITING):
-            found.append(NewRecord(topics.INBOUND, item.record.key + WAITING, item.record.value))
+            found.append(_again(item, WAITING))
             return DONE
         if inbound.clock.now_ms() - event.received_at_ms < UNKNOWN_STATUS_WAIT_MS:
             return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
@@ -445,7 +454,7 @@ def _report(
         reason=report.reason,
         external_id=report.external_id,
     )
-    found.append(status_record(change))
+    found.append(status_record(change, tracing.onward(item.record)))
     return DONE
 
 

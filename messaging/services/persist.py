@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.clock import SYSTEM_CLOCK, Clock
 from core.failpoints import failpoint
-from messaging import codec, metrics, topics
+from messaging import codec, metrics, topics, tracing
 from messaging.domain import Message, Outbound, Party, RecipientStatus
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
@@ -38,7 +38,7 @@ def persist(
     statuses = store.statuses(messages)
     lease.check()
     notify([push for message in messages for push in _pushes(message, statuses[message.message_id])])
-    outbound = [record for message in messages for record in _outbound(message, clock.now_ms())]
+    outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
     if outbound:
         lease.check()
         log.append(outbound)
@@ -59,12 +59,13 @@ def _pushes(message: Message, statuses: Sequence[RecipientStatus]) -> list[Push]
     return [Push(user, f"message:{message.message_id}", body) for user in message.audience]
 
 
-def _outbound(message: Message, now_ms: int) -> list[NewRecord]:
+def _outbound(item: Item, message: Message, now_ms: int) -> list[NewRecord]:
     """One record for each external recipient, on its channel's topic."""
     records = []
     for recipient in message.recipients:
         channel = Party.parse(recipient).channel
         if channel is not None:
             value = codec.encode(Outbound(message=message, recipient=recipient, channel=channel, routed_at_ms=now_ms))
-            records.append(NewRecord(topics.outbound(channel), str(message.conversation_id), value))
+            key, headers = str(message.conversation_id), tracing.onward(item.record)
+            records.append(NewRecord(topics.outbound(channel), key, value, headers))
     return records

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from core.clock import SYSTEM_CLOCK, Clock
+from messaging import tracing
 from messaging.domain import Conversation, Message, RecipientStatus, Status, StatusChange
 from messaging.errors import MessageNotFound, NotARecipient
 from messaging.ports import EventLog, MessageStore, Transition
@@ -98,7 +99,7 @@ def mark_read(
         status=Status.READ,
         at_ms=clock.now_ms(),
     )
-    log.append([status_record(change)])
+    log.append([status_record(change, tracing.of_request())])
     return change
 
 
@@ -106,7 +107,7 @@ def acknowledge(
     user_id: str, messages: Sequence[tuple[UUID, UUID]], *, log: EventLog, clock: Clock = SYSTEM_CLOCK
 ) -> None:
     """A device of this user acknowledged these (conversation id, message id), which the gateway had pushed to it."""
-    now_ms = clock.now_ms()
+    now_ms, headers = clock.now_ms(), tracing.of_request()
     log.append(
         [
             status_record(
@@ -116,7 +117,8 @@ def acknowledge(
                     recipient=user_id,
                     status=Status.DELIVERED,
                     at_ms=now_ms,
-                )
+                ),
+                headers,
             )
             for conversation_id, message_id in messages
         ]

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 from uuid import UUID
 
-from messaging import codec, topics
+from messaging import codec, topics, tracing
 from messaging.domain import MAX_ATTEMPT, InboundEvent, Message, Outbound, RecipientStatus, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
@@ -341,7 +341,7 @@ def _new_attempt(each: Letter, outbound: Outbound, now_ms: int) -> list[NewRecor
         at_ms=now_ms,
         attempt=again.attempt,
     )
-    return [status_record(opened), _again(each, codec.encode(again))]
+    return [status_record(opened, tracing.onward(each.record)), _again(each, codec.encode(again))]
 
 
 def _again(each: Letter, value: bytes) -> NewRecord:

@@ -139,9 +139,10 @@ def parked_row(scope: ports.ParkScope, record: ports.ParkedRecord) -> models.Par
         value=record.value,
         parked_at_ms=record.parked_at_ms,
         attempts=record.attempts,
+        request_id=record.request_id,
     )
 
 
 def parked_record(row: models.ParkedRecord) -> ports.ParkedRecord:
     source = ports.TopicPartition(row.source_topic, row.partition)
-    return ports.ParkedRecord(source, row.offset, bytes(row.value), row.parked_at_ms, row.attempts)
+    return ports.ParkedRecord(source, row.offset, bytes(row.value), row.parked_at_ms, row.attempts, row.request_id)

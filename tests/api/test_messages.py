@@ -483,6 +483,22 @@ def test_a_batch_under_a_key_is_sent_once(alice: Person, chat: str, log: Log) ->
     problem(alice.post(BATCH, {"messages": body["messages"][:2]}, Idempotency_Key="k1"), 422, "idempotency_mismatch")
 
 
+def test_a_batch_without_what_was_wrong_in_it_needs_another_key(alice: Person, chat: str, log: Log) -> None:
+    good, bad = {"conversation_id": chat, "content": "hi"}, {"conversation_id": chat, "content": ""}
+    assert alice.post(BATCH, {"messages": [bad, good]}, Idempotency_Key="k1").status_code == 207
+    problem(alice.post(BATCH, {"messages": [good]}, Idempotency_Key="k1"), 422, "idempotency_mismatch")
+    assert alice.post(BATCH, {"messages": [bad, good]}, Idempotency_Key="k1").status_code == 207
+    assert len(log.new(topics.MESSAGES)) == 1
+
+
+@pytest.mark.parametrize("depth", [100, 400, 600, 800, 900, 950])
+def test_what_is_nested_deeply_in_a_batch_is_refused(alice: Person, chat: str, depth: int) -> None:
+    """Up to where the parser gives up."""
+    nested = "[" * depth + "]" * depth
+    body = f'{{"messages": [{nested}, {{"conversation_id": "{chat}", "content": "hi"}}]}}'
+    assert alice.post(BATCH, body, Idempotency_Key=f"k{depth}").status_code in {207, 400}
+
+
 def test_a_batch_without_the_log_is_not_accepted(alice: Person, chat: str, own_log: RedisServer) -> None:
     own_log.stop()
     answer = alice.post(BATCH, {"messages": [{"conversation_id": chat, "content": "hi"}] * 2})

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
 
 from accounts import directory
 from accounts.tokens import access_token, open_session
 from messaging import topics
 from tests.api.conftest import Log, Person, missing_id, problem
+from tests.lines import Lines
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 
 MESSAGE = f"/v1/messages/{missing_id()}"
+FILE = "/v1/files/file_1"
 ENDPOINTS = [
     ("POST", "/v1/messages"),
     ("GET", MESSAGE),
@@ -26,8 +29,22 @@ ENDPOINTS = [
     ("GET", "/v1/conversations/c1/messages"),
     ("POST", "/v1/conversations/c1/members"),
     ("DELETE", "/v1/conversations/c1/members/user_1"),
+    ("POST", "/v1/messages/batch"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/users/me"),
+    ("POST", "/v1/files"),
+    ("GET", FILE),
+    ("GET", f"{FILE}/download"),
+    ("GET", "/v1/operator/dead-letters"),
+    ("POST", "/v1/operator/dead-letters/replay"),
 ]
-WITH_BODY = ["/v1/messages", "/v1/conversations", "/v1/conversations/c1/members"]
+WITH_BODY = [
+    "/v1/messages",
+    "/v1/messages/batch",
+    "/v1/conversations",
+    "/v1/conversations/c1/members",
+    "/v1/operator/dead-letters/replay",
+]
 every_endpoint = pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 
 
@@ -36,6 +53,27 @@ def call(
 ) -> Any:
     headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
     return Client().generic(method, path, body, content_type=content_type, headers=headers)
+
+
+@pytest.fixture
+def operator(alice: Person) -> Person:
+    """Alice, whom no endpoint refuses for who she is."""
+    alice.user.is_staff = True
+    alice.user.save()
+    return alice
+
+
+def routes(resolver: URLResolver) -> set[str]:
+    found = set()
+    for each in resolver.url_patterns:
+        found |= {str(each.pattern)} if isinstance(each, URLPattern) else routes(each)
+    return found
+
+
+def test_every_endpoint_is_in_the_table() -> None:
+    assert {resolve(path).route for _, path in ENDPOINTS} == {
+        route for route in routes(get_resolver()) if route.startswith("v1/")
+    }
 
 
 @every_endpoint
@@ -75,6 +113,14 @@ def test_refuses_a_user_who_was_switched_off(alice: Person, method: str, path: s
         ("/v1/conversations/c1/messages", {"GET", "HEAD"}),
         ("/v1/conversations/c1/members", {"POST"}),
         ("/v1/conversations/c1/members/user_1", {"DELETE"}),
+        ("/v1/messages/batch", {"POST"}),
+        ("/v1/users", {"GET", "HEAD"}),
+        ("/v1/users/me", {"GET", "HEAD"}),
+        ("/v1/files", {"POST"}),
+        (FILE, {"GET", "HEAD"}),
+        (f"{FILE}/download", {"GET", "HEAD"}),
+        ("/v1/operator/dead-letters", {"GET", "HEAD"}),
+        ("/v1/operator/dead-letters/replay", {"POST"}),
     ],
 )
 def test_says_which_methods_there_are(alice: Person, path: str, allowed: set[str]) -> None:
@@ -115,9 +161,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("body", BROKEN)
-def test_refuses_broken_json(alice: Person, chat: str, log: Log, body: bytes) -> None:
+def test_refuses_broken_json(operator: Person, chat: str, log: Log, body: bytes) -> None:
     for path in WITH_BODY:
-        answer = call("POST", path, alice.token, body)
+        answer = call("POST", path, operator.token, body)
         if body:
             problem(answer, 400, "malformed_json")
         else:
@@ -127,10 +173,10 @@ def test_refuses_broken_json(alice: Person, chat: str, log: Log, body: bytes) ->
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"5", b"true", b'[{"content": "a"}]'])
-def test_refuses_what_is_no_object(alice: Person, chat: str, body: bytes) -> None:
+def test_refuses_what_is_no_object(operator: Person, chat: str, body: bytes) -> None:
     fault = ("", "null" if body == b"null" else "invalid")
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, body), 422, "invalid_request", fault)
+        problem(call("POST", path, operator.token, body), 422, "invalid_request", fault)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +189,9 @@ def test_refuses_what_is_no_object(alice: Person, chat: str, body: bytes) -> Non
         "rubbish",
     ],
 )
-def test_reads_json_only(alice: Person, chat: str, content_type: str) -> None:
+def test_reads_json_only(operator: Person, chat: str, content_type: str) -> None:
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, b"{}", content_type), 415, "unsupported_media_type")
+        problem(call("POST", path, operator.token, b"{}", content_type), 415, "unsupported_media_type")
 
 
 def test_reads_utf_8_only(alice: Person, chat: str) -> None:
@@ -156,10 +202,10 @@ def test_reads_utf_8_only(alice: Person, chat: str) -> None:
     )
 
 
-def test_refuses_bodies_beyond_a_mebibyte(alice: Person, chat: str) -> None:
+def test_refuses_bodies_beyond_a_mebibyte(operator: Person, chat: str) -> None:
     body = b'{"content": "' + b"a" * 1024 * 1024 + b'"}'
     for path in WITH_BODY:
-        problem(call("POST", path, alice.token, body), 413, "payload_too_large")
+        problem(call("POST", path, operator.token, body), 413, "payload_too_large")
 
 
 def test_the_body_of_read_is_none_of_our_business_but_must_not_break_it(
@@ -178,10 +224,27 @@ def test_other_addresses_are_not_found(alice: Person, path: str) -> None:
     problem(call("GET", path, alice.token), 404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/v1/files/%00", "/webhooks/whatsapp/%00", "/console/%00", "/%00"])
+def test_there_is_nothing_at_an_address_with_nul(alice: Person, path: str) -> None:
+    problem(call("GET", path, alice.token), 404, "not_found")
+
+
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", "image/*"])
 def test_answers_in_json_only(alice: Person, accept: str) -> None:
     answer = Client().get("/v1/conversations", headers={"Authorization": f"Bearer {alice.token}", "Accept": accept})
     problem(answer, 406, "not_acceptable")
+
+
+def test_a_messages_id_and_its_requests_stand_in_one_line(
+    alice: Person, bob: Person, chat: str, log: Log, lines: Lines
+) -> None:
+    sent = alice.post("/v1/messages", {"conversation_id": chat, "content": "hi"}, X_Request_ID="sent-1")
+    [record] = log.new(topics.MESSAGES)
+    assert record.headers == {"request-id": "sent-1"}
+    log.work_off()
+    bob.post(f"/v1/messages/{sent.json()['message_id']}/read", X_Request_ID="read-1")
+    told = [(line["request_id"], line["message_id"]) for line in lines() if "message_id" in line]
+    assert told == [(each, sent.json()["message_id"]) for each in ("sent-1", "read-1")]
 
 
 def test_gives_back_the_request_id(alice: Person) -> None:

@@ -48,6 +48,11 @@ def test_appends_every_item_in_order(log: Log) -> None:
     assert {each.key for each in log.new(topics.INBOUND)} == {"1055:+5511999998801", "1055:+5511999998802"}
 
 
+def test_its_records_name_the_request(log: Log) -> None:
+    answer = post(webhook(text(1), text(2)))
+    assert [each.headers for each in log.new(topics.INBOUND)] == [{"request-id": answer["X-Request-ID"]}] * 2
+
+
 def test_leaves_out_items_of_other_accounts(log: Log) -> None:
     assert post(webhook(text(1, account="other"))).json() == {"received": 0}
     assert log.new(topics.INBOUND) == []

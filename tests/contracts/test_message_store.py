@@ -849,7 +849,7 @@ class TestParking:
 
     def test_a_record_is_parked_once_as_it_was_read_first(self, store: MessageStore) -> None:
         scope, source = a_scope()
-        first = parked(source, 9, value=b"\x00\xff{}", attempts=3)
+        first = replace(parked(source, 9, value=b"\x00\xff{}", attempts=3), request_id="r1")
         store.park(scope, [first], due_at_ms=NOON_MS)
         store.park(scope, [replace(first, attempts=4, parked_at_ms=NOON_MS + 9)], due_at_ms=NOON_MS)
         assert store.parked(scope, limit=10) == [first]

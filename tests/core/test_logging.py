@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.test import Client
 
-from core.logging import JsonLines, _Context, bind, redact, request_id
-
-Lines = Callable[[], list[dict[str, Any]]]
-
-
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    """What is logged from now on, as it would go to stderr."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.addFilter(_Context("test"))
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.addHandler(handler)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.removeHandler(handler)
+from core.logging import bind, concern, redact, request_id
+from tests.lines import Lines
 
 
 def test_writes_one_object_per_line(lines: Lines) -> None:
@@ -51,6 +35,15 @@ def test_names_the_request_and_the_message(lines: Lines) -> None:
         (None, None),
     ]
     assert request_id() is None
+
+
+def test_names_what_it_turns_out_to_be_about_to_the_end_of_the_block(lines: Lines) -> None:
+    log = logging.getLogger("shop")
+    with bind(request_id="r1"):
+        concern("m1")
+        log.warning("from here on")
+    log.warning("and no longer")
+    assert [(line.get("request_id"), line.get("message_id")) for line in lines()] == [("r1", "m1"), (None, None)]
 
 
 def test_lets_a_line_name_its_own_message(lines: Lines) -> None:

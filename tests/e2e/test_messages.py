@@ -207,6 +207,23 @@ def test_a_message_that_the_platform_refuses_fails_with_the_reason_and_the_next_
     assert town.texts(nobody) == ["and now?"]
 
 
+def test_a_requests_id_leads_from_the_apis_log_to_the_workers(shop: Shop) -> None:
+    town, alice, nobody = shop.town, shop.alice, phone()
+    with town.switches(unknown_numbers=[nobody]):
+        body = {"conversation_id": f"no-{nobody}", "recipient_id": f"whatsapp:+{nobody}", "content": "hi"}
+        request_id = f"request-{nobody}"
+        answer = alice.api.post("/v1/messages", json=body, headers={"X-Request-ID": request_id})
+        message_id = answer.json()["message_id"]
+        all_are(alice, [message_id], "FAILED")
+    logs = {name: town.system.log_tail(name, 500).splitlines() for name in town.system.processes}
+    told = {
+        line["message"]: (line["service"].rstrip("-0123456789"), line["message_id"])
+        for log in logs.values()
+        for line in (json.loads(each) for each in log if request_id in each)
+    }
+    assert told == {"request": ("api", message_id), "not delivered": ("worker-whatsapp", message_id)}
+
+
 @pytest.mark.parametrize("system", ["local"], indirect=True)  # half a minute; nothing of it depends on the servers
 def test_an_outage_holds_a_channel_back_and_loses_nothing_while_the_other_goes_on(shop: Shop) -> None:
     town, alice = shop.town, shop.alice

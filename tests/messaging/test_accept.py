@@ -34,6 +34,7 @@ from messaging.services.accept import KEY_LEASE_MS, Accepted, Desk, Draft, accep
 from messaging.services.conversations import ConversationCache
 from messaging.services.persist import persist
 from messaging.services.reading import acknowledge, history, mark_read, story
+from messaging.services.recent import RecentMessages
 from tests.contracts.message_stores import ALICE, BOB, CARLA, MALLORY
 from tests.messaging.workbench import WORKSPACE, FreeLease, Fuse, Killed, Workbench, every_step, items
 
@@ -160,6 +161,7 @@ class Counter:
             log=self.bench.log,
             notify=self.bench.sockets,
             lease=FreeLease(),
+            recent=RecentMessages(),
             clock=self.bench.clock,
         )
 

@@ -13,7 +13,7 @@ from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import BATCH_IDS, batch_id, uuid7, uuid7_ms
 from messaging.errors import IdempotencyMismatch, LogUnavailable, SenderMismatch, StoreUnavailable
 from messaging.ports import MessageStore
-from messaging.services.accept import KEY_LEASE_MS, MAX_BATCH, Accepted, Draft, accept_many
+from messaging.services.accept import KEY_LEASE_MS, MAX_BATCH, Accepted, Draft, NoDraft, accept_many
 from tests.contracts.message_stores import ALICE, BOB, MALLORY
 from tests.messaging.test_accept import AwayAfter, Counter, DeadlyLog
 from tests.messaging.workbench import WORKSPACE, Fuse, Killed, Workbench, every_step
@@ -49,7 +49,14 @@ def test_all_are_on_the_log_in_their_order_and_each_is_answered(counter: Counter
 def test_what_is_wrong_is_refused_by_itself(counter: Counter) -> None:
     refused = InvalidRequest("no draft at all")
     answers = accept_many(
-        [draft("one"), refused, draft("two", sender_id=MALLORY), draft("three", "nowhere"), draft("four")], counter.desk
+        [
+            draft("one"),
+            NoDraft(None, refused),
+            draft("two", sender_id=MALLORY),
+            draft("three", "nowhere"),
+            draft("four"),
+        ],
+        counter.desk,
     )
     assert texts(counter) == ["one", "four"]
     assert [getattr(each, "code", "accepted") for each in answers] == [
@@ -82,6 +89,19 @@ def test_under_a_key_the_same_request_again_sends_nothing_twice(counter: Counter
     assert sorted(texts(counter)) == ["hi", "one", "three", "two"]
     with pytest.raises(IdempotencyMismatch):
         accept_many(drafts[1:], counter.desk, key="k")
+
+
+def test_under_a_key_a_request_without_what_was_wrong_in_it_is_another_one(counter: Counter) -> None:
+    def wrong(body: object) -> NoDraft:
+        return NoDraft(body, InvalidRequest("no draft at all"))
+
+    drafts: list[Draft | NoDraft] = [wrong({"content": ""}), draft("one"), wrong(5)]
+    first = accept_many(drafts, counter.desk, key="k")
+    for other in (drafts[1:], drafts[:2], [draft("one"), *drafts], [wrong({"content": 1}), *drafts[1:]], drafts[::-1]):
+        with pytest.raises(IdempotencyMismatch):
+            accept_many(other, counter.desk, key="k")
+    assert ids(accept_many(drafts, counter.desk, key="k")) == ids(first)
+    assert texts(counter) == ["one"]
 
 
 def test_what_was_stored_meanwhile_is_known_without_hints(counter: Counter) -> None:

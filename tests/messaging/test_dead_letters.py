@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from core.clock import SYSTEM_CLOCK
-from messaging import topics
+from messaging import topics, tracing
 from messaging.bridge.dead_letters import DeadLetters
 from messaging.eventlog.kafka_producer import OVERHEAD_BYTES
 from messaging.eventlog.memory import MemoryLog
 from messaging.ports import Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 from messaging.work import Work
+from tests.lines import Lines
 
 SOURCE = TopicPartition(topics.MESSAGES, 1)
 
@@ -42,3 +45,24 @@ def test_what_another_producer_wrote_too_large_is_buried_cut_and_says_so(
     beside = (letter.key, *letter.headers, *letter.headers.values())
     assert sum(len(each.encode()) for each in beside) <= OVERHEAD_BYTES // 2, "Kafka takes no more"
     assert cut or (letter.key, letter.headers["trace"]) == (key, header)
+
+
+@pytest.mark.parametrize("size", [10, OVERHEAD_BYTES])
+def test_a_dead_letter_names_the_request_it_comes_from(lines: Lines, size: int) -> None:
+    """Kept beside what is cut; what another producer wrote there, and no request id is, goes on to nothing."""
+    log = MemoryLog()
+    log.ensure_topics(topics.all_topics(()))
+    headers = {tracing.REQUEST_ID: "r1", "other": "x" * size}
+    assert DeadLetters(log, per_minute=1, clock=SYSTEM_CLOCK).bury(Work(record_with(headers)), "undecodable")
+    [letter] = log.read(TopicPartition(topics.dead_letters(topics.MESSAGES), 0), start=0, limit=9)
+    assert letter.headers[tracing.REQUEST_ID] == "r1"
+    assert [(line["message"], line["request_id"]) for line in lines()] == [("dead letter", "r1")]
+
+
+@pytest.mark.parametrize("strange", ["", "x" * 129, "a b", "a\0"])
+def test_what_is_no_request_id_leads_to_nothing(strange: str) -> None:
+    assert tracing.onward(record_with({tracing.REQUEST_ID: strange})) == {}
+
+
+def record_with(headers: Mapping[str, str]) -> Record:
+    return Record(SOURCE, 7, "chat", b"x", headers, appended_at_ms=1)

@@ -19,7 +19,7 @@ from connectors.http import Limits
 from core.errors import Chat4AllError, Unavailable
 from core.ids import derived_id, uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
-from messaging import codec, tasks, topics, wiring
+from messaging import codec, tasks, topics, tracing, wiring
 from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
@@ -33,8 +33,10 @@ from messaging.services.inbound import (
     resolve,
 )
 from messaging.services.persist import persist
+from messaging.services.recent import RecentMessages
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
+from tests.lines import Lines
 from tests.messaging.workbench import (
     WHATSAPP,
     WORKSPACE,
@@ -82,6 +84,7 @@ class Desk:
         self.bench = bench
         self.webhooks = Webhooks()
         self.kept: dict[str, bytes] = {}
+        self.headers: Mapping[str, str] = {}  # of the records of what arrives
         self.refuses: Chat4AllError | None = None
         self.inboxes: dict[tuple[str, str], Inbox] = {("whatsapp", "1055"): Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))}
 
@@ -99,7 +102,7 @@ class Desk:
             payload=self.webhooks.payload(event),
             received_at_ms=self.bench.clock.now_ms(),
         )
-        record = NewRecord(topics.INBOUND, f"{account_id}:{contact}", codec.encode(value))
+        record = NewRecord(topics.INBOUND, f"{account_id}:{contact}", codec.encode(value), self.headers)
         [(source, offset)] = self.bench.log.append([record])
         return self.bench.log.read(source, start=offset, limit=1)[0]
 
@@ -158,6 +161,7 @@ class Desk:
             log=self.bench.log,
             notify=self.bench.sockets,
             lease=FreeLease(),
+            recent=RecentMessages(),
             clock=self.bench.clock,
         )
         return list({each.message_id: each for each in self.bench.on_log(topics.MESSAGES, Message)}.values())
@@ -192,6 +196,27 @@ def sent(desk: Desk, *, external_id: str | None = "wamid.out1", workspace_id: UU
         )
         desk.bench.store.claim_externals([ref])
     return message
+
+
+# --- the request that brought it -----------------------------------------------------------------------------------
+
+
+def test_what_follows_from_a_webhook_names_its_request(desk: Desk, lines: Lines) -> None:
+    sent(desk)
+    desk.refuses, desk.headers = StorageUnavailable(), tracing.headers("r1")
+    arrived = desk.arrives(
+        says(attachments=(PHOTO,)), reports("READ", "wamid.out1"), reports("READ", "wamid.unknown"), Ignored("reaction")
+    )
+    assert desk.resolve(arrived) == [DONE] * 4
+    log = desk.bench.log
+    for topic, count in ((topics.MESSAGES, 1), (topics.STATUS_UPDATES, 1), (topics.INBOUND, len(arrived) + 2)):
+        records = log.read(TopicPartition(topic, 0), start=0, limit=100)
+        assert [record.headers for record in records] == [tracing.headers("r1")] * count, topic
+    desk.refuses = FileTooLarge(1)
+    [message] = desk.store_all()
+    assert desk.resolve(desk.late()) == [DONE]
+    told = [(line["message"], line["request_id"], line.get("message_id")) for line in lines()]
+    assert told == [("inbound ignored", "r1", None), ("attachment lost", "r1", str(message.message_id))]
 
 
 # --- people who write --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from accounts.models import AuditEvent
-from messaging import codec, topics, wiring
+from messaging import codec, topics, tracing, wiring
 from messaging.bridge import DeadLetters
 from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange
 from messaging.models import ReplayedLetter
@@ -220,6 +220,19 @@ def test_a_failed_send_is_replayed_as_a_new_attempt_and_its_status_moves_on(benc
     assert bench.platform.texts == ["a1"]
     history = [(each.change.status, each.change.attempt) for each in bench.store.transitions(message)]
     assert history == [(Status.SENT, 0), (Status.FAILED, 0), (Status.SENT, 1)]
+
+
+def test_a_new_attempt_names_the_request_that_the_first_came_from(bench: Workbench) -> None:
+    message, now_ms = bench.message(bench.conversation()), bench.clock.now_ms()
+    bench.store.save_messages([message])
+    value = codec.encode(Outbound(message=message, recipient=CARLA, channel="whatsapp", routed_at_ms=now_ms))
+    bench.log.append([NewRecord(OUTBOUND, str(message.conversation_id), value, tracing.headers("r1"))])
+    bench.clock.advance(MAX_AGE_MS / 1000 + 1)
+    work_off(bench, OUTBOUND)
+    work_off(bench, topics.STATUS_UPDATES)
+    assert run(bench, wanted(OUTBOUND)) == [Fate.REPLAYED]
+    for topic in (OUTBOUND, topics.STATUS_UPDATES):
+        assert [each.headers.get(tracing.REQUEST_ID) for each in on(bench, topic)] == ["r1", "r1"], topic
 
 
 def test_a_new_attempt_that_fails_again_shows_it_and_may_be_replayed_again(bench: Workbench) -> None:

@@ -45,11 +45,13 @@ DELETE_DUE: Final = (
 SELECT_DUE: Final = "SELECT * FROM ks.parked_due WHERE topic = ? AND shard = ? AND due_at_ms <= ? LIMIT ?"
 INSERT_RECORD: Final = (
     "INSERT INTO ks.parked_records (topic, conversation_id, source_topic, partition, offset, value, parked_at_ms,"
-    " attempts) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    " attempts, request_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _RECORDS: Final = f"FROM ks.parked_records WHERE {_SCOPE}"
 _HERE: Final = "AND source_topic = ? AND partition = ? AND offset IN ?"
-SELECT_RECORDS: Final = f"SELECT * {_RECORDS} LIMIT ?"
+SELECT_RECORDS: Final = (
+    f"SELECT source_topic, partition, offset, value, parked_at_ms, attempts, request_id {_RECORDS} LIMIT ?"
+)
 SELECT_WRITTEN: Final = f"SELECT source_topic, partition, offset, writetime(value) AS written_us {_RECORDS} {_HERE}"
 DELETE_RECORD: Final = (
     f"DELETE FROM ks.parked_records USING TIMESTAMP ? WHERE {_SCOPE} AND source_topic = ? AND partition = ?"
@@ -267,7 +269,7 @@ def _add(call: Call, scope: ParkScope, records: Sequence[ParkedRecord]) -> None:
                 [
                     Statement(
                         INSERT_RECORD,
-                        (*_key(scope), *_place(source, offset), each.value, each.parked_at_ms, each.attempts),
+                        (*_key(scope), *_place(source, offset), *_what(each)),
                         size=200 + len(each.value),
                     )
                     for (source, offset), each in new.items()
@@ -312,6 +314,10 @@ def _place(source: TopicPartition, offset: int) -> tuple[str, int, int]:
     return source.topic, source.partition, offset
 
 
+def _what(record: ParkedRecord) -> tuple[bytes, int, int, str | None]:
+    return record.value, record.parked_at_ms, record.attempts, record.request_id
+
+
 def _record(row: Row) -> ParkedRecord:
     source = TopicPartition(row["source_topic"], row["partition"])
-    return ParkedRecord(source, row["offset"], row["value"], row["parked_at_ms"], row["attempts"])
+    return ParkedRecord(source, row["offset"], row["value"], row["parked_at_ms"], row["attempts"], row["request_id"])

@@ -117,6 +117,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     # Which attempt the platform took; rows from before have none: the first.
     ("ALTER TABLE ks.external_ids ADD IF NOT EXISTS attempt int",),
+    ("ALTER TABLE ks.parked_records ADD IF NOT EXISTS request_id text",),
 )
 VERSION: Final = len(MIGRATIONS)
 
