@@ -59,6 +59,11 @@ def uuid7_ms(value: uuid.UUID) -> int:
     return value.int >> 80
 
 
+def uuid7_floor(ms: int) -> uuid.UUID:
+    """The lowest UUIDv7 of a millisecond: behind it sorts what is minted then or later, and nothing else."""
+    return uuid.UUID(int=ms << 80 | 0x7 << 76 | 0b10 << 62)
+
+
 def uuid7_us(value: uuid.UUID) -> int:
     """The Unix time in microseconds at which a UUIDv7 of ours was minted."""
     fraction = (value.int >> 64) & 0xFFF

@@ -395,6 +395,9 @@ class MessageStore(Protocol):
         """Record outcomes. SENT is final, and FAILED but for evidence: SENT is recorded whoever brings it. Any other
         outcome of an owner that lost its claim is ignored."""
 
+    def settled_deliveries(self, keys: Collection[DeliveryKey]) -> Set[DeliveryKey]:
+        """Those of these whose claim ended SENT or FAILED; claims nothing."""
+
     # held back conversations
     def park(self, scope: ParkScope, records: Sequence[ParkedRecord], *, due_at_ms: int) -> None:
         """Hold these back, behind those already there; a record already there (same place on the log) is not added

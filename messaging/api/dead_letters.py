@@ -87,6 +87,7 @@ class ReplayAnswer(serializers.Serializer[None]):
     already_replayed = serializers.IntegerField()
     delivered_meanwhile = serializers.IntegerField()
     out_of_attempts = serializers.IntegerField()
+    cut = serializers.IntegerField()
     unknown = serializers.IntegerField()
     dry_run = serializers.BooleanField()
     next_cursor = serializers.CharField(allow_null=True)

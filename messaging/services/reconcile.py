@@ -1,7 +1,8 @@
-"""A stretch of the log against the store: what was taken and is not there, or is there otherwise.
+"""A stretch of the log and the store side by side: what was taken and is not there, is there otherwise or not sent on,
+and what is there and was never taken.
 
-Only what the group has committed is judged: the rest is still on its way. The store is never read by time, so that
-this works on every adapter; rows that no record explains are not looked for here.
+Only what the group has committed is judged: the rest is still on its way. The store is never read by time alone, so
+that this works on every adapter: rows are looked at in the conversations that the stretch has records of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from messaging.domain import Message, RecipientStatus, StatusChange
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
 from messaging.services import log_walk
+from messaging.services.deliver import MAX_AGE_MS
+from messaging.services.unexplained import Rows
+from messaging.services.unsent import Unsent
 from messaging.topics import Topic
 
 PAGE: Final = 100
@@ -30,23 +34,24 @@ Value = TypeVar("Value", Message, StatusChange)
 class Fault(StrEnum):
     MISSING = "not stored"
     DIFFERENT = "stored otherwise"  # a repeat would not change it: a person has to look
+    UNSENT = "stored, and nobody sends it"
+    UNEXPLAINED = "stored, and no record tells of it"
     NOT_APPLIED = "status not applied"
     UNREADABLE = "unreadable and no dead letter"
 
 
-REPAIRABLE: Final = frozenset({Fault.MISSING, Fault.NOT_APPLIED})
+REPAIRABLE: Final = frozenset({Fault.MISSING, Fault.UNSENT, Fault.NOT_APPLIED})
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     fault: Fault
-    record: Record
+    record: Record | None = None  # None: there is none
     message_id: UUID | None = None
 
     def __str__(self) -> str:
-        source = self.record.source
         what = f"message {self.message_id}" if self.message_id else "?"
-        return f"{source.topic}/{source.partition}@{self.record.offset}\t{what}\t{self.fault.value}"
+        return f"{_place(self.record)}\t{what}\t{self.fault.value}"
 
 
 @dataclass(slots=True)
@@ -54,7 +59,9 @@ class Counts:
     """What a walk saw so far."""
 
     records: int = 0
+    rows: int = 0
     pending: int = 0  # not committed yet: on their way
+    sending: int = 0  # messages whose sends wait on their channel's topic, or are parked
     dead: int = 0  # missing, and rightly: a dead letter
     waiting: int = 0  # statuses whose message is not stored: they wait for it
     faults: Counter[Fault] = field(default_factory=Counter)
@@ -82,14 +89,13 @@ def compare(topic: Topic, span: Span, places: Places, counts: Counts) -> Iterato
     dead = _DeadLetters(topic.name, span.since_ms, places.log)
     for number in range(topic.partitions):
         source = TopicPartition(topic.name, number)
-        start = log_walk.first_since(source, span.since_ms, places.log)
-        # What is committed is read before the store is: whatever lies below was done by then.
-        committed = places.log.committed(places.group, source)
-        for page in log_walk.pages(source, places.log, start=start, until_ms=span.until_ms, limit=PAGE):
-            done = [record for record in page if record.offset < committed]
-            counts.records += len(page)
-            counts.pending += len(page) - len(done)
-            found = list(_page(topic.name, done, places.store, dead, counts))
+        if topic.name == topics.MESSAGES:
+            stretch = _messages(topic, source, span, places, counts)
+        else:
+            stretch = _statuses(source, span, places, counts)
+        for page in stretch:
+            found = [each for each in page if not _is_dead(each, dead)]
+            counts.dead += len(page) - len(found)
             counts.faults.update(each.fault for each in found)
             yield found
 
@@ -97,7 +103,7 @@ def compare(topic: Topic, span: Span, places: Places, counts: Counts) -> Iterato
 def repair(differences: Sequence[Difference], log: EventLog) -> list[Difference]:
     """Append what is missing again, in its order: the bridge does the work, and repeats change nothing. Those that this
     can't repair are answered. Raises LogUnavailable."""
-    again = [each.record for each in differences if each.fault in REPAIRABLE]
+    again = [each.record for each in differences if each.record and each.fault in REPAIRABLE]
     if again:
         log.append([NewRecord(each.source.topic, each.key, each.value, each.headers) for each in again])
     return [each for each in differences if each.fault not in REPAIRABLE]
@@ -130,30 +136,68 @@ class _DeadLetters:
             self._next = page[-1].offset + 1
 
 
-def _page(
-    topic: str, records: Sequence[Record], store: MessageStore, dead: _DeadLetters, counts: Counts
-) -> Iterator[Difference]:
-    if topic == topics.MESSAGES:
-        values, unreadable = _decoded(Message, records)
-        found = _messages(values, store)
-    else:
-        changes, unreadable = _decoded(StatusChange, records)
-        found = _statuses(changes, store, counts)
-    for each in (*(Difference(Fault.UNREADABLE, record) for record in unreadable), *found):
-        if each.fault is not Fault.DIFFERENT and dead.has(each.record):
-            counts.dead += 1
-        else:
-            yield each
+def _is_dead(difference: Difference, dead: _DeadLetters) -> bool:
+    """Rightly not done: a dead letter tells of it."""
+    record = difference.record
+    return record is not None and difference.fault is not Fault.DIFFERENT and dead.has(record)
 
 
-def _messages(values: Sequence[tuple[Record, Message]], store: MessageStore) -> Iterator[Difference]:
+def _place(record: Record | None) -> str:
+    if record is None:
+        return "-"
+    return f"{record.source.topic}/{record.source.partition}@{record.offset}"
+
+
+def _done(source: TopicPartition, span: Span, places: Places, counts: Counts) -> Iterator[list[Record]]:
+    """The records that are done, page by page; nothing of a page that is on its way."""
+    start = log_walk.first_since(source, span.since_ms, places.log)
+    # What is committed is read before the store is: whatever lies below was done by then.
+    committed = places.log.committed(places.group, source)
+    for page in log_walk.pages(source, places.log, start=start, until_ms=span.until_ms, limit=PAGE):
+        done = [record for record in page if record.offset < committed]
+        counts.records += len(page)
+        counts.pending += len(page) - len(done)
+        yield done
+
+
+def _messages(
+    topic: Topic, source: TopicPartition, span: Span, places: Places, counts: Counts
+) -> Iterator[list[Difference]]:
+    rows = Rows(topic, source, since_ms=span.since_ms, log=places.log, store=places.store)
+    unsent = Unsent(log=places.log, store=places.store, group=places.group, partitions=topic.partitions)
+    for done in _done(source, span, places, counts):
+        values, unreadable = _decoded(Message, done)
+        rows.meet(message for _, message in values)
+        found = [*_unreadable(unreadable), *_judged(values, places.store, unsent)]
+        counts.sending += len(unsent.on_their_way)
+        yield found
+        if rows.is_full:
+            yield from _unexplained(rows, done[-1].appended_at_ms, counts)
+    yield from _unexplained(rows, span.until_ms, counts)
+
+
+def _unexplained(rows: Rows, until_ms: int, counts: Counts) -> Iterator[list[Difference]]:
+    for looked_at, ids in rows.unexplained(until_ms):
+        counts.rows += looked_at
+        yield [Difference(Fault.UNEXPLAINED, message_id=each) for each in ids]
+
+
+def _judged(values: Sequence[tuple[Record, Message]], store: MessageStore, unsent: Unsent) -> Iterator[Difference]:
     stored = store.messages({message.message_id for _, message in values}) if values else {}
+    sent_on: dict[UUID, Record] = {}
     for record, message in values:
         found = stored.get(message.message_id)
         if found is None:
             yield Difference(Fault.MISSING, record, message.message_id)
         elif _fixed(found) != _fixed(message):
             yield Difference(Fault.DIFFERENT, record, message.message_id)
+        elif record.appended_at_ms - message.accepted_at_ms < MAX_AGE_MS:
+            # Of what was appended again much later claims may be gone, while its record is still there.
+            sent_on.setdefault(message.message_id, record)
+    lost = unsent.lost([stored[message_id] for message_id in sent_on])
+    for message_id, record in sent_on.items():
+        if message_id in lost:
+            yield Difference(Fault.UNSENT, record, message_id)
 
 
 def _fixed(message: Message) -> Message:
@@ -161,7 +205,13 @@ def _fixed(message: Message) -> Message:
     return replace(message, recipients=(), audience=())
 
 
-def _statuses(
+def _statuses(source: TopicPartition, span: Span, places: Places, counts: Counts) -> Iterator[list[Difference]]:
+    for done in _done(source, span, places, counts):
+        values, unreadable = _decoded(StatusChange, done)
+        yield [*_unreadable(unreadable), *_unapplied(values, places.store, counts)]
+
+
+def _unapplied(
     values: Sequence[tuple[Record, StatusChange]], store: MessageStore, counts: Counts
 ) -> Iterator[Difference]:
     messages = store.messages({change.message_id for _, change in values}) if values else {}
@@ -194,3 +244,7 @@ def _decoded(kind: type[Value], records: Sequence[Record]) -> tuple[list[tuple[R
         except UndecodableRecord:
             unreadable.append(record)
     return values, unreadable
+
+
+def _unreadable(records: Sequence[Record]) -> list[Difference]:
+    return [Difference(Fault.UNREADABLE, record) for record in records]

@@ -24,6 +24,7 @@ from messaging.topics import Topic
 
 PAGE: Final = 20  # records read, appended and marked at a time: at most 20 MiB
 HEADER_PREFIX: Final = "dl-"
+CUT: Final = "dl-cut"  # see `bridge.dead_letters`
 REPLAY_OF: Final = "replay-of"
 
 Value = Message | StatusChange | InboundEvent | Outbound
@@ -147,6 +148,7 @@ class Fate(StrEnum):
     ALREADY = "already replayed"
     DELIVERED = "delivered meanwhile"
     SPENT = "out of attempts"
+    CUT = "cut"  # it was too large to be kept whole: what would go back is not what came
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,8 @@ def _standing(letters: Sequence[Letter], store: MessageStore) -> dict[Place, Rec
 
 
 def _judged(each: Letter, standing: RecipientStatus | None, now_ms: int) -> Verdict:
+    if CUT in each.record.headers:
+        return Verdict(each, Fate.CUT)
     if not isinstance(each.value, Outbound) or standing is None:
         return Verdict(each, Fate.REPLAYED, [_again(each, each.record.value)])
     outbound = each.value

@@ -433,6 +433,16 @@ class OrmStore:
             if changed:
                 self._write(DeliveryClaim, changed.values(), CLAIM_FIELDS)
 
+    def settled_deliveries(self, keys: Collection[DeliveryKey]) -> Set[DeliveryKey]:
+        ended = self._rows(DeliveryClaim).filter(stage__in=(Stage.SENT, Stage.FAILED))
+        with self._session():
+            found = {
+                rows.delivery_key(row)
+                for some in _chunks(sorted({key.message_id for key in keys}))
+                for row in ended.filter(message_id__in=some)
+            }
+        return found.intersection(keys)
+
     def _locked_claims(self, keys: Sequence[DeliveryKey]) -> dict[DeliveryKey, DeliveryClaim]:
         found = self._rows(DeliveryClaim).filter(
             message_id__in={key.message_id for key in keys}, recipient__in={key.recipient for key in keys}

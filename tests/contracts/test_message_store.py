@@ -801,6 +801,27 @@ class TestDeliveries:
         assert [each.state for each in answers] == [DeliveryState.CLAIMED, DeliveryState.BUSY, DeliveryState.CLAIMED]
         assert store.claim_deliveries([], owner="b", now_ms=NOON_MS, lease_ms=1) == []
 
+    def test_claims_that_ended_are_told_and_nothing_is_claimed(self, store: MessageStore) -> None:
+        message_id = uuid7()
+        sent, failed, free, doubted, begun, later, unknown = (DeliveryKey(message_id, CARLA, each) for each in range(7))
+        stranger = DeliveryKey(message_id, "whatsapp:+351911111111")
+        taken = [sent, failed, free, doubted, begun, later]
+        store.claim_deliveries(taken, owner="a", now_ms=NOON_MS, lease_ms=1000)
+        store.settle_deliveries(
+            [
+                DeliveryOutcome(sent, external_id="wamid.1"),
+                DeliveryOutcome(failed, failed_reason="undeliverable"),
+                DeliveryOutcome(free),
+                DeliveryOutcome(doubted, uncertain=True),
+                DeliveryOutcome(later, external_id="wamid.2"),
+            ],
+            owner="a",
+        )
+        asked = [sent, failed, free, doubted, begun, unknown, stranger]
+        assert store.settled_deliveries(asked) == {sent, failed}
+        assert store.settled_deliveries([]) == set()
+        assert claim(store, unknown, owner="b")[0] is DeliveryState.CLAIMED
+
     def test_of_claims_at_once_exactly_one_is_ours(self, store: MessageStore) -> None:
         for _ in range(10):
             keys = [DeliveryKey(uuid7(), CARLA) for _ in range(3)]

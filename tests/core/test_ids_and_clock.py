@@ -34,6 +34,13 @@ def test_writes_the_time_into_a_message_id() -> None:
     assert before // 1000 - 1 <= ids.uuid7_us(minted) <= time.time_ns() // 1000 + 1000
 
 
+def test_the_floor_of_a_millisecond_lies_below_what_is_minted_in_it_and_above_what_was_before() -> None:
+    minted = ids.uuid7()
+    ms = ids.uuid7_ms(minted)
+    assert ids.uuid7_floor(ms) < minted < ids.uuid7_floor(ms + 1)
+    assert ids.uuid7_floor(ms).version == 7, "Cassandra sorts by the version first"
+
+
 def test_derives_one_id_from_a_name_and_another_in_another_workspace() -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     assert ids.derived_id(here, "team") == ids.derived_id(here, "team")

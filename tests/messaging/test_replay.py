@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +18,7 @@ from accounts.models import AuditEvent
 from messaging import codec, topics, tracing, wiring
 from messaging.bridge import DeadLetters
 from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange
+from messaging.management.commands import replay_dead_letters
 from messaging.models import ReplayedLetter
 from messaging.ports import DeliveryKey, NewRecord, Record, TopicPartition
 from messaging.replays import SqlMarks
@@ -157,6 +161,13 @@ def test_broken_bytes_go_back_too(bench: Workbench) -> None:
     bury(bench, bench.log.read(place[0], start=place[1], limit=1), "undecodable")
     assert run(bench) == [Fate.REPLAYED]
     assert [each.value for each in on(bench, topics.MESSAGES)] == [b"\x00not ours"] * 2
+
+
+def test_what_was_too_large_to_be_kept_whole_stays_where_it_is(bench: Workbench) -> None:
+    [record] = bench.append(topics.MESSAGES, [bench.message(bench.conversation())])
+    bury(bench, [replace(record, value=b"x" * (topics.MAX_RECORD_BYTES + 1))], "undecodable")
+    assert run(bench) == [Fate.CUT]
+    assert len(on(bench, topics.MESSAGES)) == 1
 
 
 def test_a_log_that_began_anew_is_not_taken_for_the_one_before(bench: Workbench) -> None:
@@ -463,6 +474,8 @@ def test_single_letters_are_named_by_id(mixed: Workbench, command: Callable[...,
         (["--topic", "nonsense"], "no such topic: nonsense"),
         (["--since", "yesterday"], "is no time"),
         (["--limit", "0"], "at least 1"),
+        (["--id", "messages:0:1", "--error", "ValueError"], "no other filter goes with it"),
+        (["--id", "messages:0:1", "--topic", "messages"], "no other filter goes with it"),
     ],
 )
 def test_the_command_says_what_is_wrong(command: Callable[..., list[str]], arguments: list[str], words: str) -> None:
@@ -474,3 +487,27 @@ def test_a_log_that_is_away_is_told_with_what_was_done(bench: Workbench, command
     bench.log.set_available(False)
     with pytest.raises(CommandError, match="0 replayed so far, run it again"):
         command()
+
+
+def test_the_command_tells_how_far_it_looked_though_nothing_is_chosen(
+    bench: Workbench, command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_dead_letters, "PROGRESS_EVERY", 2 * replay.PAGE)
+    bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation()) for _ in range(90)]))
+    assert command("--error", "other") == ["40 looked at: 0 replayed", "80 looked at: 0 replayed", "0 replayed"]
+
+
+def test_a_command_that_is_stopped_says_that_more_is_left(bench: Workbench, command: Callable[..., list[str]]) -> None:
+    bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation()) for _ in range(45)]))
+    append = bench.log.append
+
+    def asked_meanwhile(records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return append(records)
+
+    bench.log.append = asked_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(CommandError, match="stopped; 20 replayed so far, run it again to go on") as stopped:
+        command()
+    assert stopped.value.returncode == 2
+    bench.log.append = append  # type: ignore[method-assign]
+    assert command()[-1] == "25 replayed, 20 already replayed"

@@ -16,14 +16,17 @@ from messaging.services import reconcile
 from messaging.services.reconcile import Counts, Places, Span
 
 GRACE_S = 60.0
-PROGRESS_EVERY = 10_000  # records
+PROGRESS_EVERY = 10_000  # records and rows
 
 
 class Command(BaseCommand):
     help = (
-        "Report each message on the log that is not stored, or is stored otherwise, and each status that was not "
-        "applied; what is a dead letter is no fault, and what the bridges have not committed is on its way. "
-        "Exit code 1 when something differs and was not repaired, 2 when a part is away."
+        "Report each message on the log that is not stored, is stored otherwise, or is not sent on to an external "
+        "recipient, each status that was not applied, and, in the conversations met, each message that is stored and "
+        "was never on the log. What is a dead letter is no fault, and what the bridges have not committed is on its "
+        "way. What is stored otherwise, or without a record, stays as it is: messages never change, and which of both "
+        "is right is for a person to tell. Exit code 1 when something differs and was not repaired, 2 when a part is "
+        "away."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -34,7 +37,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--limit", type=_positive, default=100, help="stop after so many differences (default: 100)"
         )
-        parser.add_argument("--repair", action="store_true", help="append again what is missing or was not applied")
+        parser.add_argument("--repair", action="store_true", help="append again what is not stored, sent on or applied")
 
     def handle(self, *_: Any, **options: Any) -> None:
         counts, left = Counts(), 0
@@ -64,8 +67,8 @@ class Command(BaseCommand):
                 for each in differences:
                     self.stdout.write(str(each))
                 left += len(reconcile.repair(differences, places.log) if options["repair"] else differences)
-                if counts.records >= told_at + PROGRESS_EVERY:
-                    told_at = counts.records
+                if counts.records + counts.rows >= told_at + PROGRESS_EVERY:
+                    told_at = counts.records + counts.rows
                     self._tell(counts)
                 if counts.faults.total() >= options["limit"]:
                     self.stdout.write(f"stopped after {counts.faults.total()} differences: --limit")
@@ -75,8 +78,8 @@ class Command(BaseCommand):
     def _tell(self, counts: Counts) -> None:
         faults = [f"{count} {fault.value}" for fault, count in sorted(counts.faults.items())]
         self.stdout.write(
-            f"{counts.records} records compared: {', '.join(faults) or 'nothing differs'} "
-            f"({counts.pending} on their way, {counts.dead} dead letters, "
+            f"{counts.records} records and {counts.rows} rows compared: {', '.join(faults) or 'nothing differs'} "
+            f"({counts.pending} on their way, {counts.sending} being sent, {counts.dead} dead letters, "
             f"{counts.waiting} statuses wait for their message)"
         )
 

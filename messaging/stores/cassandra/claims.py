@@ -6,7 +6,7 @@ told from a success by looking which revision stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -221,6 +221,14 @@ class Deliveries(Part):
             known = {key: row for key in by_key if (row := self._own.take(key))}
             with self._db.call() as call:
                 _change(call, list(by_key), settle, {}, only_existing=True, known=known)
+
+    def settled_deliveries(self, keys: Collection[DeliveryKey]) -> Set[DeliveryKey]:
+        asked = list(keys)
+        if not asked:
+            return set()
+        with self._db.call() as call:
+            found = call.each(SELECT_CLAIM, [(key.message_id, key.recipient, key.attempt) for key in asked])
+        return {key for key, rows in zip(asked, found, strict=True) if rows and rows[0]["stage"] in (SENT, FAILED)}
 
 
 def _settled(held: Held, outcome: DeliveryOutcome, *, owner: str) -> Held:
