@@ -11,7 +11,8 @@ from tests.faults.checker import Rule, check, report
 from tests.faults.collect import Device, Watcher, Writer, collect, devices
 from tests.faults.conftest import Harbour
 from tests.faults.history import History
-from tests.town import eventually, phone
+from tests.faults.patience import eventually
+from tests.town import phone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
 PEOPLE, EACH = 10, 6

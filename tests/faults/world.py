@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from django.test import override_settings
+
 from demo.cluster import Servers, fresh_name
 from demo.ports import free_ports
 from demo.supervisor import LocalSystem
+from messaging import topics, wiring
+from messaging.ports import MessageStore
 from tests.faults.collect import CHANNELS, Mark
+from tests.faults.patience import STARTS_S, eventually
 from tests.stack.cassandra import Cassandra
 from tests.stack.kafka import Kafka
 from tests.stack.minio import Minio
@@ -21,12 +27,12 @@ from tests.stack.postgres import Postgres
 from tests.stack.scratch import scratch_directory
 from tests.stack.server import Server
 from tests.stack.toxiproxy import Proxy, Toxiproxy
-from tests.town import Resident, Town, eventually
+from tests.town import Resident, Town
 
 Profile = Literal["local", "cluster"]
 LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
 CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
-LOG_PARTITION_BYTES: Final = 16 * 1024 * 1024  # several rounds; a soak must not fill the log's Redis beyond its bound
+FAR_MS: Final = 2**62  # later than whatever is due
 SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
 
@@ -96,6 +102,7 @@ class World:
     mended_s: float = field(default=0.0, init=False)  # monotonic
     load: Load = field(init=False)  # of the round that is on
     mark: Mark | None = field(default=None, init=False)  # where the last round began
+    _store: MessageStore | None = field(default=None, init=False)  # of the cluster profile
 
     @property
     def system(self) -> LocalSystem:
@@ -106,6 +113,23 @@ class World:
         """Raises AssertionError on the local profile, where a fault that asks for them has no place."""
         assert self.backends is not None, "the local profile has no such servers"
         return self.backends
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def restart(self, name: str) -> None:
+        """As the system's, with the time that a busy machine may need."""
+        self.system.restart(name, STARTS_S)
+
+    def parked(self) -> bool:
+        """Whether anything waits apart to be sent again."""
+        url = self.system.env.get("MESSAGE_STORE_URL")
+        if url is None:
+            return _parked_in(self.system.state_dir / "messages.sqlite3")
+        with override_settings(MESSAGE_STORE_URL=url):
+            store = self._store = self._store or wiring.message_store.__wrapped__()
+        return any(store.due_scopes(topic=topics.outbound(each), now_ms=FAR_MS, limit=1) for each in CHANNELS)
 
     def mended(self) -> None:
         """From now on the system can do its work again: recovery is counted from here. A fault says it right before it
@@ -119,16 +143,27 @@ class World:
         aside.write_text(action)
         aside.rename(self.failpoints / point)
 
-    def struck(self, point: str, *, within_s: float = 30) -> int:
+    def disarm(self) -> None:
+        """What nobody came by, and what was struck, is no part of the next round; nor are clocks."""
+        for each in self.failpoints.iterdir():
+            each.unlink(missing_ok=True)
+
+    def struck(self, point: str) -> int:
         """The process that was struck there, once one was."""
         mark = self.failpoints / f"{point}.struck"
-        eventually(mark.exists, within_s=within_s)
+        eventually(mark.exists)
         return int(mark.read_text())
+
+
+def _parked_in(database: Path) -> bool:
+    """Read aside from Django, whose settings name another file."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as opened:
+        return opened.execute("SELECT 1 FROM messaging_parkedscope LIMIT 1").fetchone() is not None
 
 
 @contextmanager
 def local_world(folder: Path) -> Iterator[World]:
-    with LocalSystem(folder, env={**_failpoints(folder), "LOG_PARTITION_BYTES": str(LOG_PARTITION_BYTES)}) as system:
+    with LocalSystem(folder, env=_failpoints(folder)) as system:
         yield from _peopled("local", system)
 
 
@@ -179,4 +214,6 @@ def _peopled(profile: Profile, system: LocalSystem, backends: Backends | None = 
     with Town(system) as town:
         alice, bob = town.resident("alice"), town.resident("bob")
         accounts = {channel: town.account(channel, alice) for channel in CHANNELS}
-        yield World(profile, town, alice, bob, accounts, Path(system.env["FAILPOINTS"]), backends)
+        world = World(profile, town, alice, bob, accounts, Path(system.env["FAILPOINTS"]), backends)
+        with closing(world):
+            yield world

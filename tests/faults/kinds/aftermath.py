@@ -9,9 +9,9 @@ from messaging.domain import Status, rank
 from messaging.services.deliver import UNKNOWN
 from tests.faults.checker import Report
 from tests.faults.history import History
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
-from tests.town import eventually
 
 READ: Final = rank(Status.READ)
 NOWHERE: Final[frozenset[Profile]] = frozenset()
@@ -30,7 +30,10 @@ def all_read(world: World, history: History, _report: Report) -> None:
         if row.message_id not in dead
         and any(recipient.startswith("whatsapp:") and standing < READ for recipient, standing in row.ranks.items())
     ]:
-        eventually(lambda message_id=unread: world.alice.message(message_id)["status"] == "READ")  # type: ignore[misc]
+        eventually(
+            lambda message_id=unread: world.alice.message(message_id)["status"] == "READ",  # type: ignore[misc]
+            every_s=0.2,
+        )
 
 
 def of_all(

@@ -17,11 +17,11 @@ from core.ids import uuid7_ms
 from tests.faults.kinds.aftermath import all_read
 from tests.faults.kinds.onlookers import asking
 from tests.faults.kinds.processes import children, family
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, LOCAL, Pace, World
-from tests.town import eventually, phone
+from tests.town import phone
 
-STARTS_S: Final = 90.0  # a process of ours, on a busy machine
 MINUTES_S: Final = 7 * 60  # more than any lease, claim, token's grace or look-back has
 APART_S: Final = 4.0  # of two API processes: within the lease of an idempotency claim, so that both are in it
 
@@ -66,7 +66,7 @@ def _make_room(world: World, names: Iterable[str]) -> None:
     _limit_files(world, names, resource.RLIM_INFINITY)
     for name in names:
         if not world.system.is_running(name):
-            world.system.restart(name, STARTS_S)
+            world.restart(name)
 
 
 def _limit_files(world: World, names: Iterable[str], size: int) -> None:
@@ -121,12 +121,12 @@ def jumps(world: World, pace: Pace) -> None:
             for ahead_s in (MINUTES_S, -MINUTES_S, MINUTES_S / 2):
                 set_clock("", ahead_s)
                 world.system.kill("bridge")
-                world.system.restart("bridge", STARTS_S)
+                world.restart("bridge")
                 goes_on(world, "user", "whatsapp", within_s=pace.outage_s + 60)
                 assert _id_is_ahead_s(world) > MINUTES_S / 4, "ids never go back"
             world.mended()
     finally:
-        world.system.restart("api", STARTS_S)  # whose ids would be ahead of the time for as long
+        world.restart("api")  # whose ids would be ahead of the time for as long
 
 
 def differ(world: World, pace: Pace) -> None:

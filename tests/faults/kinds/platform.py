@@ -15,9 +15,9 @@ from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS
 from tests.faults.history import History
 from tests.faults.kinds.combined import Strike
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually
 
 UNAVAILABLE, THROTTLED = "131016", "130429"
 OUTAGE_TAKES_S: Final = 2 * Rules().open_s + 120  # a probe that meets the last moment, and a parked message's minute
@@ -41,7 +41,7 @@ def away(channel: str) -> Strike:
         others = ("user", *(each for each in CHANNELS if each != channel), *(f"from {each}" for each in CHANNELS))
         try:
             with town.switches_of(world.accounts[channel], outage=True):
-                eventually(lambda: town.breakers().get(name) == BreakerState.OPEN, within_s=90)
+                eventually(lambda: town.breakers().get(name) == BreakerState.OPEN, within_s=90, every_s=0.3)
                 _lasts(pace.outage_s / 2)
                 refused, since_s = refusals(world)[UNAVAILABLE], time.monotonic()
                 _lasts(pace.outage_s / 2)
@@ -53,7 +53,7 @@ def away(channel: str) -> Strike:
         finally:
             world.mended()
         all_arrive(world, waiting, within_s=OUTAGE_TAKES_S + pace.outage_s)
-        eventually(lambda: town.breakers()[name] == BreakerState.CLOSED, within_s=OUTAGE_TAKES_S)
+        eventually(lambda: town.breakers()[name] == BreakerState.CLOSED, within_s=OUTAGE_TAKES_S, every_s=0.3)
 
     return strike
 
@@ -110,7 +110,7 @@ def all_arrive(world: World, texts: frozenset[str], *, within_s: float = 90) -> 
         return texts - world.load.arrivals().keys()
 
     try:
-        eventually(lambda: not missing(), within_s=within_s)
+        eventually(lambda: not missing(), within_s=within_s, every_s=0.5)
     except AssertionError:
         raise AssertionError(f"not there within {within_s:g} s: {sorted(missing())[:5]}") from None
 

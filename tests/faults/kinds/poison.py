@@ -23,9 +23,9 @@ from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.kinds.onlookers import Log
 from tests.faults.kinds.platform import all_arrive
 from tests.faults.kinds.processes import names_of
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually
 
 KIND: Final = "killer"
 WORKS: Final = topics.work_topics(CHANNELS)
@@ -91,7 +91,7 @@ def core_workers_that_die_of(world: World, text: str) -> Iterator[None]:
             yield
         finally:
             for name in names:
-                system.restart(name)
+                world.restart(name)
             worker.terminate()
             worker.wait(60)
 

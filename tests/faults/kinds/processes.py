@@ -6,16 +6,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
+from messaging import topics
+from tests.faults.collect import CHANNELS
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one, together
 from tests.faults.kinds.onlookers import asking, metric
+from tests.faults.patience import eventually
 from tests.faults.world import Pace, World
-from tests.town import eventually
 
 Strike = Callable[[World, Pace], None]
 
@@ -39,7 +41,7 @@ def killed(name: str) -> Strike:
     def strike(world: World, _pace: Pace) -> None:
         world.mended()
         world.system.kill(name)
-        world.system.restart(name)
+        world.restart(name)
 
     return strike
 
@@ -65,7 +67,7 @@ def all_killed(names: Iterable[str]) -> Strike:
         for each in down:
             world.system.kill(each)
         with ThreadPoolExecutor(len(down)) as starting:
-            list(starting.map(world.system.restart, down))
+            list(starting.map(world.restart, down))
 
     return strike
 
@@ -85,17 +87,17 @@ def frozen(names: Iterable[str]) -> Strike:
     return strike
 
 
-def frozen_at(point: str) -> Strike:
-    """SIGSTOP the worker's child that comes by there first, for so long that its batch is in other hands when it wakes
-    up."""
+def frozen_at(point: str, *works: str) -> Strike:
+    """SIGSTOP the worker's child that comes by there first, for so long that its batch, of one of these topics, is in
+    other hands when it wakes up."""
 
     def strike(world: World, pace: Pace) -> None:
-        before = _taken_back(world)
+        before = _taken_back(world, works)
         world.arm(point, "stop")
         stopped = world.struck(point)
         began_s = time.monotonic()
         try:
-            eventually(lambda: _taken_back(world) > before)
+            eventually(lambda: _taken_back(world, works) > before, every_s=0.3)
             threading.Event().wait(pace.pause_s - (time.monotonic() - began_s))
         finally:
             _signal([stopped], signal.SIGCONT)
@@ -104,11 +106,12 @@ def frozen_at(point: str) -> Strike:
     return strike
 
 
-def _taken_back(world: World) -> float:
-    """How many batches of vanished workers the bridges took back so far."""
+def _taken_back(world: World, works: Sequence[str]) -> float:
+    """How many batches of these topics the bridges took back from vanished workers so far."""
     return sum(
-        metric(world.system, bridge, "chat4all_batches_redispatched_total", state="lapsed")
+        metric(world.system, bridge, "chat4all_batches_redispatched_total", topic=topic, state="lapsed")
         for bridge in names_of(world, ["bridge"])
+        for topic in works
     )
 
 
@@ -143,7 +146,7 @@ def _have(world: World, names: Iterable[str]) -> None:
     """All of these run again, with children."""
     for each in names_of(world, names):
         if not world.system.is_running(each):
-            world.system.restart(each)
+            world.restart(each)
 
 
 def names_of(world: World, names: Iterable[str]) -> list[str]:
@@ -185,8 +188,10 @@ KILLS: Final = {
     "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS)),
 }
 FREEZES: Final = {
-    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored")),
-    "a sender freezes between the platform's yes and our write": nobody_hung(frozen_at("deliver.sent")),
+    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored", topics.MESSAGES)),
+    "a sender freezes between the platform's yes and our write": nobody_hung(
+        frozen_at("deliver.sent", *map(topics.outbound, CHANNELS))
+    ),
 }
 NOW_AND_THEN: Final = {
     "the API and the gateway freeze": FRONT_FROZEN,

@@ -12,9 +12,10 @@ from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.kinds.combined import Strike, together
 from tests.faults.kinds.platform import all_arrive, away, no_send_buried, refusals
 from tests.faults.kinds.processes import names_of
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually, insta_id, phone
+from tests.town import insta_id, phone
 
 KIND: Final = "unreachable"
 BUSY: Final = "131056"
@@ -69,7 +70,7 @@ def _bridges_die(world: World, outbound: list[TopicPartition]) -> None:
         spans = {each: log.end_offset(each) - log.committed(GROUP, each) for each in outbound}
     finally:
         for name in names:
-            world.system.restart(name)
+            world.restart(name)
     assert max(spans.values()) <= MAY_REPEAT
 
 

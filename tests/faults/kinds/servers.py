@@ -14,11 +14,12 @@ import redis
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import asking
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
 from tests.stack.server import Server
 from tests.stack.toxiproxy import Proxy
-from tests.town import eventually, phone
+from tests.town import phone
 
 Strike = Callable[[World, Pace], None]
 LATENCY_MS: Final = 3_000
@@ -50,7 +51,7 @@ def redis_killed(name: str) -> Strike:
 
     def strike(world: World, _pace: Pace) -> None:
         world.system.kill(name)
-        world.system.restart(name)
+        world.restart(name)
         world.mended()
 
     return strike
