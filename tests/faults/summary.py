@@ -46,8 +46,8 @@ BEGIN: Final = "<!-- {profile}: `make soak` writes from here -->"
 END: Final = "<!-- {profile}: to here -->"
 SOAK_HEAD: Final = (
     "| profile | fault | times | acknowledged | heard | lost | twice at a platform | ambiguous | dead letters "
-    "| went on after, at most | target |",
-    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    "| undecided | went on after, at most | target | caught up after, at most |",
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
 
 
@@ -69,8 +69,13 @@ def soak(outcomes: Sequence[Outcome], failures: Sequence[Failure]) -> str:
     rows = [_kind_line(each) for each in kinds]
     reports = [each.report for each in outcomes] + [each.report for each in failures if each.report is not None]
     struck = len(outcomes) + len(failures)
+    undecided = sum(each.undecided for each in reports)
     slowest = max((each.goes_on_s for each in outcomes), default=0.0)
-    total = f"| | **all** | **{struck:,}** | {_counts(reports, '**{:,}**')} | {slowest:.1f} s | |"
+    latest = max((each.caught_up_s for each in outcomes), default=0.0)
+    total = (
+        f"| | **all** | **{struck:,}** | {_counts(reports, '**{:,}**')} | **{undecided:,}** | {slowest:.1f} s | "
+        f"| {latest:.1f} s |"
+    )
     return "\n".join((*SOAK_HEAD, *rows, total, *_missed(kinds), *_failed(failures)))
 
 
@@ -91,7 +96,12 @@ def _kind(each: Outcome) -> tuple[str, str]:
 def _kind_line(same: Sequence[Outcome]) -> str:
     profile, fault = _kind(same[0])
     numbers = _counts([each.report for each in same], "{:,}")
-    return f"| {profile} | {fault} | {len(same)} | {numbers} | {_slowest(same):.1f} s | {same[0].target_s:g} s |"
+    undecided = sum(each.report.undecided for each in same)
+    latest = max(each.caught_up_s for each in same)
+    return (
+        f"| {profile} | {fault} | {len(same)} | {numbers} | {undecided:,} | {_slowest(same):.1f} s "
+        f"| {same[0].target_s:g} s | {latest:.1f} s |"
+    )
 
 
 def _counts(reports: Sequence[Report], form: str) -> str:

@@ -26,11 +26,10 @@ FAULTS = tuple(Fault(f"part {number} breaks", nothing) for number in range(8))
 LOCAL_ONLY = Fault("the disk is full", nothing, profiles=frozenset({"local"}))
 
 
-def seen(acknowledged: int, *, lost: int = 0, duplicated: int = 0, ambiguous: int = 0) -> Report:
+def seen(acknowledged: int, *, lost: int = 0, **more: int) -> Report:
     broken = [Violation(Rule.LOST, str(number)) for number in range(lost)]
     quiet = report(History(requests=[], log=[], told=[], dead=[], stored={}, sent=[]))
-    counts = {"acknowledged": acknowledged, "lost": lost, "duplicated": duplicated, "ambiguous": ambiguous}
-    return replace(quiet, violations=broken, **counts)
+    return replace(quiet, violations=broken, acknowledged=acknowledged, lost=lost, **more)
 
 
 def outcome(fault: str, *, acknowledged: int = 100, goes_on_s: float = 1.0, **more: Any) -> Outcome:
@@ -102,6 +101,30 @@ def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
     assert rounds.names()[-1] == both.name
 
 
+def test_joined_are_the_rounds_of_make_test() -> None:
+    both = Fault("part 1 and part 2 break", nothing, joined=True)
+    rounds = Rounds()
+    rounds.soak(Plan(3, "local", messages=1, joined=True), (both, replace(FAULTS[0], short=frozenset())))
+    assert rounds.names() == [both.name]
+
+
+@pytest.mark.parametrize(("acknowledged", "is_written"), [(100, True), (99, False)])
+def test_interrupted_it_writes_what_it_came_to_once_that_is_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, acknowledged: int, is_written: bool
+) -> None:
+    monkeypatch.setattr(soak, "GUARANTEES", tmp_path / "guarantees.md")
+    marks = summary.BEGIN.format(profile="local"), summary.END.format(profile="local")
+    soak.GUARANTEES.write_text("\n".join(marks))
+
+    def interrupted(running: Soak) -> None:
+        running.outcomes.append(outcome("one", acknowledged=acknowledged))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Soak, "run", interrupted)
+    assert soak.main(["--profile", "local", "--messages", "100", "--write"]) == 130
+    assert ("| local | one |" in soak.GUARANTEES.read_text()) is is_written
+
+
 def test_a_profile_has_its_own_world_and_its_own_faults() -> None:
     rounds = Rounds()
     rounds.soak(Plan(3, "both", messages=1), (*FAULTS, LOCAL_ONLY))
@@ -125,7 +148,8 @@ def test_the_line_of_a_failed_round_runs_that_round_alone_with_its_seed() -> Non
     plan = Plan(3, "both", messages=500)
     words = plan.repeats("local", FAULTS[2], lap=4).split("soak ", 1)[1]
     options = soak._parser().parse_args(words.replace("'part 2 breaks'", "part#2#breaks").split())
-    again = Plan(options.seed, options.profile, options.messages, options.pace, options.only.replace("#", " "))
+    only = options.only.replace("#", " ")
+    again = Plan(options.seed, options.profile, options.messages, options.pace, only=only)
     rounds = Rounds()
     rounds.soak(again)
     assert [(profile, name, seed) for profile, _, name, seed in rounds.struck] == [("local", "part 2 breaks", 7)]
@@ -174,17 +198,17 @@ def test_the_table_has_a_line_for_each_kind_and_names_who_was_late_or_failed() -
     outcomes = [
         outcome("one", goes_on_s=4.0),
         outcome("two", ambiguous=2, duplicated=1),
-        outcome("one", acknowledged=2_000, goes_on_s=11.5),
+        outcome("one", acknowledged=2_000, goes_on_s=11.5, undecided=3),
     ]
     failures = [
         summary.Failure("three", "local", 9, "PromisesBroken: 40 acknowledged, 1 lost\nmore", "…", seen(40, lost=1))
     ]
     told = summary.soak(outcomes, failures)
-    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 0 | 11.5 s | 10 s |" in told
-    assert "| local | two | 1 | 100 | 0 | 0 | 1 | 2 | 0 | 1.0 s | 10 s |" in told
-    assert "| | **all** | **4** | **2,240** | **0** | **1** | **1** | **2** | **0** | 11.5 s | |" in told, (
-        "what failed counts"
-    )
+    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 0 | 3 | 11.5 s | 10 s | 2.0 s |" in told
+    assert "| local | two | 1 | 100 | 0 | 0 | 1 | 2 | 0 | 0 | 1.0 s | 10 s | 2.0 s |" in told
+    assert (
+        "| | **all** | **4** | **2,240** | **0** | **1** | **1** | **2** | **0** | **3** | 11.5 s | | 2.0 s |" in told
+    ), "what failed counts"
     assert "- one (local): 11.5 s, not 10 s" in told
     assert "two (local)" not in told
     assert "- three (local), seed 9: PromisesBroken: 40 acknowledged, 1 lost" in told.splitlines()
