@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -177,13 +178,13 @@ def _keep(world: World, name: str) -> None:
 
 
 @contextmanager
-def own_world(profile: Profile) -> Iterator[World]:
+def own_world(pace: Pace, profile: Profile) -> Iterator[World]:
     """A new system in a folder that goes with it."""
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="chat4all-soak-", ignore_cleanup_errors=True))
         )
-        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder))
+        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder, pace))
 
 
 def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
@@ -196,7 +197,8 @@ def main(arguments: Sequence[str]) -> int:
     if not any(plan.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile]):
         print(f"no fault of {plan.profile} has {plan.only!r} in its name", file=sys.stderr)
         return 2
-    soak = Soak(plan, kinds.ALL, strike, own_world, say=lambda text: print(text, flush=True))
+    opened = partial(own_world, PACES[plan.pace])
+    soak = Soak(plan, kinds.ALL, strike, opened, say=lambda text: print(text, flush=True))
     print(f"seed {plan.seed}: the same seed strikes in the same order", flush=True)
     try:
         with interruptible():

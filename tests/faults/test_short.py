@@ -42,7 +42,7 @@ class Berth:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
-    with closing(Berth(lambda: local_world(tmp_path_factory.mktemp("faults")))) as berth:
+    with closing(Berth(lambda: local_world(tmp_path_factory.mktemp("faults"), SHORT))) as berth:
         yield berth
 
 
@@ -50,7 +50,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
     for name in ("kafka", "cassandra", "postgres", "s3"):
         needed(name)  # whoever has none of them runs none of this
-    with closing(Berth(lambda: cluster_world(tmp_path_factory.mktemp("cluster-faults")))) as berth:
+    with closing(Berth(lambda: cluster_world(tmp_path_factory.mktemp("cluster-faults"), SHORT))) as berth:
         yield berth
 
 

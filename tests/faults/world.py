@@ -33,6 +33,7 @@ Profile = Literal["local", "cluster"]
 LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
 CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
 FAR_MS: Final = 2**62  # later than whatever is due
+WAITS: Final = "waits"  # a file of the failpoints' folder
 SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
 
@@ -46,10 +47,11 @@ class Pace:
     per_second: float  # requests that the writers try together
     batch: int  # messages in those requests that carry several
     messages: int  # accepted in one round at least
+    waits: float  # the share of our own long waits that is kept, see `core.failpoints`
 
 
-SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=15, per_second=25, batch=5, messages=120)
-FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600)
+SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=8, per_second=25, batch=5, messages=120, waits=0.4)
+FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600, waits=1)
 DENSE: Final = replace(FULL, per_second=32, batch=32, messages=12_500)  # about 100 messages a second
 
 
@@ -147,7 +149,8 @@ class World:
     def disarm(self) -> None:
         """What nobody came by, and what was struck, is no part of the next round; nor are clocks."""
         for each in self.failpoints.iterdir():
-            each.unlink(missing_ok=True)
+            if each.name != WAITS:
+                each.unlink(missing_ok=True)
 
     def struck(self, point: str) -> int:
         """The process that was struck there, once one was."""
@@ -163,13 +166,13 @@ def _parked_in(database: Path) -> bool:
 
 
 @contextmanager
-def local_world(folder: Path) -> Iterator[World]:
-    with LocalSystem(folder, env=_failpoints(folder)) as system:
+def local_world(folder: Path, pace: Pace) -> Iterator[World]:
+    with LocalSystem(folder, env=_failpoints(folder, pace)) as system:
         yield from _peopled("local", system)
 
 
 @contextmanager
-def cluster_world(folder: Path) -> Iterator[World]:
+def cluster_world(folder: Path, pace: Pace) -> Iterator[World]:
     """On servers of its own. They must be installed; see `tests.stack.servers.needed`."""
     with ExitStack() as stack:
         backends = _started(stack.enter_context(scratch_directory()), stack)
@@ -182,14 +185,15 @@ def cluster_world(folder: Path) -> Iterator[World]:
         )
         name = fresh_name()
         servers.create_database(name)
-        env = {**servers.parts(name), **_failpoints(folder)}
+        env = {**servers.parts(name), **_failpoints(folder, pace)}
         with LocalSystem(folder / "system", env=env, instances=SEVERAL) as system:
             yield from _peopled("cluster", system, backends)
 
 
-def _failpoints(folder: Path) -> dict[str, str]:
+def _failpoints(folder: Path, pace: Pace) -> dict[str, str]:
     points = folder / "failpoints"
     points.mkdir(parents=True)
+    (points / WAITS).write_text(str(pace.waits))
     return {"FAILPOINTS": str(points)}
 
 

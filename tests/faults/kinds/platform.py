@@ -46,7 +46,7 @@ def away(channel: str) -> Strike:
                 refused, since_s = refusals(world)[UNAVAILABLE], time.monotonic()
                 _lasts(pace.outage_s / 2)
                 waiting, meanwhile = load.texts(channel) - load.arrivals().keys(), load.texts(*others)
-                probes = 1 + (time.monotonic() - since_s) / Rules().open_s
+                probes = 1 + (time.monotonic() - since_s) / (Rules().open_s * pace.waits)
                 assert refusals(world)[UNAVAILABLE] - refused <= probes, "the channel does not pause"
                 assert waiting, "nobody wrote to the channel that is away"
                 all_arrive(world, meanwhile)  # while it is still away
