@@ -159,7 +159,7 @@ class Soak:
         self.say(
             f"{done.profile}, lap {lap + 1}, {left} to go: {done.fault}: {seen.acknowledged:,} acknowledged, "
             f"{seen.lost} lost, {seen.duplicated} twice, {seen.ambiguous} ambiguous, "
-            f"goes on after {done.goes_on_s:.1f} s, took {done.took_s:.0f} s; "
+            f"{seen.undecided} undecided, took {done.took_s:.0f} s{_told_late(done)}; "
             f"{self.acknowledged:,} of {self.plan.messages:,}, about {self._minutes_left(lap):.0f} min left"
         )
 
@@ -207,7 +207,12 @@ def main(arguments: Sequence[str]) -> int:
         _tell(soak, write=options.write and soak.has_enough)
         return 130
     _tell(soak, write=options.write)
-    return 1 if soak.failures else 0
+    return 1 if soak.failures or any(each.missed() for each in soak.outcomes) else 0
+
+
+def _told_late(done: Outcome) -> str:
+    late = (f"{each.what}: {each.went_on_s:.1f} s, not {each.target_s:g} s" for each in done.missed())
+    return "".join(f", LATE {each}" for each in late)
 
 
 def _tell(soak: Soak, *, write: bool) -> None:

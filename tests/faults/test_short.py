@@ -61,11 +61,15 @@ def of(profile: Profile) -> list[object]:
 @pytest.mark.parametrize("fault", of("local"))
 def test_on_the_local_profile_nothing_is_lost_when(local: Berth, fault: Fault) -> None:
     with local.world() as world:
-        summary.note(rounds.run(fault, world, SHORT, seed=SEED))
+        outcome = rounds.run(fault, world, SHORT, seed=SEED)
+    summary.note(outcome)
+    assert outcome.missed(SHORT.slack) == []
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("fault", of("cluster"))
 def test_on_the_cluster_profile_nothing_is_lost_when(cluster: Berth, fault: Fault) -> None:
     with cluster.world() as world:
-        summary.note(rounds.run(fault, world, SHORT, seed=SEED))
+        outcome = rounds.run(fault, world, SHORT, seed=SEED)
+    summary.note(outcome)
+    assert outcome.missed(SHORT.slack) == []

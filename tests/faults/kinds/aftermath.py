@@ -42,15 +42,12 @@ def of_all(
     *,
     profiles: frozenset[Profile] = LOCAL | CLUSTER,
     short: frozenset[Profile] | None = None,
-    target_s: float = 10,
     joined: bool = False,
 ) -> Fault:
     """A fault of every `make test`, and of the soak, after which all was read."""
-    return Fault(name, strike, profiles, profiles if short is None else short, all_read, target_s, joined)
+    return Fault(name, strike, profiles, profiles if short is None else short, all_read, joined)
 
 
-def of_soak(
-    name: str, strike: Strike, *, profiles: frozenset[Profile] = LOCAL | CLUSTER, target_s: float = 10
-) -> Fault:
+def of_soak(name: str, strike: Strike, *, profiles: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
     """The same of the soak alone."""
-    return of_all(name, strike, profiles=profiles, short=NOWHERE, target_s=target_s)
+    return of_all(name, strike, profiles=profiles, short=NOWHERE)

@@ -27,6 +27,7 @@ def one_by_one(*strikes: Strike) -> Strike:
 
     def strike(world: World, pace: Pace) -> None:
         for each in strikes:
+            world.begins()
             each(world, pace)
 
     return strike

@@ -15,14 +15,17 @@ from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.aftermath import of_all
+from tests.faults.kinds.aftermath import of_all, of_soak
+from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import Log
-from tests.faults.kinds.processes import names_of
+from tests.faults.kinds.platform import all_arrive
+from tests.faults.kinds.processes import EVERYBODY, names_of
 from tests.faults.patience import eventually
-from tests.faults.world import CLUSTER, Pace, World
+from tests.faults.world import CLUSTER, KILLED_S, Pace, World
 
 STAYS_S: Final = 2.0  # a bridge, at most, before it goes again
 TAKEN_OVER_WITHIN_S: Final = 90.0  # the group misses a member after 6 s; the rest is for a busy machine
+JOINED_S: Final = 10.0  # the last that came back makes them share anew
 GOINGS: Final = 2  # of each bridge at least, however long it takes to start one
 
 
@@ -46,7 +49,7 @@ def storm(world: World, pace: Pace) -> None:
             list(each.map(come_and_go, range(len(names)), names))
     finally:
         _all_back(world)
-        world.mended()
+        world.mended("bridges came and went", target_s=JOINED_S)
 
 
 def killed_in_revoke(world: World, _pace: Pace) -> None:
@@ -62,18 +65,22 @@ def killed_in_revoke(world: World, _pace: Pace) -> None:
             world.restart(other)
         if not others:
             world.system.end(first)
-        world.mended()
-        world.struck("bridge.revoking")
+        at_s = world.struck("bridge.revoking").at_s
         eventually(lambda: not world.system.is_running(first))
+        if others:
+            all_arrive(world, world.load.texts(*EVERYBODY))
+            world.taken_over("a bridge is killed while it hands over", at_s, target_s=KILLED_S)
     finally:
         _all_back(world)
+    if not others:
+        world.mended("a bridge that was killed as it ended is back", target_s=KILLED_S)
 
 
 def zombie(world: World, _pace: Pace) -> None:
     """A bridge stops right before a commit, sleeps until others have all that it had and went on, and wakes up: the
     commit that it had begun is refused, and it takes part again."""
     world.arm("bridge.uncommitted", "stop")
-    pid = world.struck("bridge.uncommitted")
+    pid, at_s = world.struck("bridge.uncommitted")
     try:
         asleep = next(name for name in bridges(world) if world.system.pid(name) == pid)
         log, standing = Log.of(world.system, asleep), committed(world)
@@ -84,9 +91,10 @@ def zombie(world: World, _pace: Pace) -> None:
         )
         eventually(lambda: any(offset > standing[source] for source, offset in committed(world).items()))
         went_on = committed(world)
+        all_arrive(world, world.load.texts(*EVERYBODY))
+        world.taken_over("a bridge sleeps", at_s, target_s=KILLED_S)
     finally:
         os.kill(pid, signal.SIGCONT)
-        world.mended()
     eventually(lambda: log.says("commit refused"))
     eventually(lambda: owned(world.system, asleep), within_s=TAKEN_OVER_WITHIN_S)
     now = committed(world)
@@ -117,7 +125,13 @@ def _all_back(world: World) -> None:
 
 
 MEMBERSHIP: Final = (
-    of_all("bridges come and go", storm, short=CLUSTER),
-    of_all("a bridge is killed while it hands over", killed_in_revoke, short=CLUSTER),
-    of_all("a bridge sleeps through the loss of its partitions", zombie, profiles=CLUSTER),
+    of_all(
+        "bridges come and go, die as they hand over, and sleep",
+        one_by_one(storm, killed_in_revoke, zombie),
+        profiles=CLUSTER,
+        joined=True,
+    ),
+    of_soak("bridges come and go", storm),
+    of_soak("a bridge is killed while it hands over", killed_in_revoke),
+    of_soak("a bridge sleeps through the loss of its partitions", zombie, profiles=CLUSTER),
 )
