@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Self
-from uuid import UUID
 
 import httpx
 import redis
@@ -45,7 +44,7 @@ from tests.town import Resident, Socket, Town
 
 CHANNELS: Final = ("whatsapp", "instagram")
 PAGE: Final = 500
-NEWEST, OTHERS = 8, 4  # of the records that a look at commits finds done; each costs a request
+NEWEST, OTHERS = 4, 2  # of the records that a look at commits finds done; each costs a request
 READERS: Final = 8  # histories that are fetched at once
 AGAIN: Final = (409, 503)  # what a careful client may meet first; 409: its own first try is still running
 EXPECTED: Final = (202, *AGAIN)
@@ -157,10 +156,22 @@ def conversations_of(who: Resident) -> Iterator[str]:
 
 
 class Watcher:
-    """Looks at commits, memory and queues again and again while a run goes on."""
+    """Looks at commits, memory and queues again and again while a run goes on.
+
+    ``bounds`` are for names that begin like this: ``rss_mb <process>``, ``bus_mb``, ``queue <name>`` (tasks),
+    ``log_share`` (of its maxmemory).
+    """
 
     def __init__(
-        self, town: Town, reader: Resident, parking: Parking, *, every_s: float = 0.3, bounds: Mapping[str, float]
+        self,
+        town: Town,
+        reader: Resident,
+        parking: Parking,
+        *,
+        accounts: Sequence[str],
+        since: Mark,
+        bounds: Mapping[str, float],
+        every_s: float = 0.3,
     ) -> None:
         self._town = town
         self._reader = reader
@@ -169,8 +180,8 @@ class Watcher:
         self._bounds = bounds
         self._sources = [source for topic in topics.work_topics(CHANNELS) for source in sources(town, topic)]
         self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
-        self._began = Mark.of_log(town)
-        self._news = _News(town, self._began)
+        self._began = since
+        self._ends = _Ends(town, accounts, since)
         self._highest: dict[str, float] = {}
         self._last_s: dict[str, float] = {}  # by what was looked at, monotonic
         self._stop = threading.Event()
@@ -178,7 +189,7 @@ class Watcher:
 
     @property
     def levels(self) -> list[Level]:
-        return [Level(name, highest, self._bounds[_kind(name)]) for name, highest in sorted(self._highest.items())]
+        return [Level(name, highest, self._bounds[self._kind(name)]) for name, highest in sorted(self._highest.items())]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -237,11 +248,11 @@ class Watcher:
         return True
 
     def _is_settled(self, record: Record, outbound: Outbound) -> bool:
-        """Told of, parked, or a dead letter; told of twice, as what was parked may be sent between the two looks."""
+        """At an end, parked, or a dead letter. Looked for twice, as what was parked may be sent between two looks."""
         return (
-            self._news.has(outbound)
+            self._ends.has(outbound)
             or self._parking.holds(outbound.message.conversation_id, record.source, record.offset)
-            or self._news.has(outbound)
+            or self._ends.has(outbound)
             or self._is_dead(record)
         )
 
@@ -276,38 +287,50 @@ class Watcher:
                 self._note("log_share redis-log", memory["used_memory"] / memory["maxmemory"])
 
     def _note(self, name: str, value: float) -> None:
-        if (kind := _kind(name)) in self._bounds:
+        if kind := self._kind(name):
             self._highest[name] = max(value, self._highest.get(name, 0))
             self._last_s[kind] = time.monotonic()
 
+    def _kind(self, name: str) -> str:
+        """What a bound is given for, say ``rss_mb worker`` rather than ``rss_mb``; "" when none is."""
+        return max((each for each in self._bounds if name.startswith(each)), key=len, default="")
 
-class _News:
-    """Which sends were told of on `status-updates`: read on when one is asked for that is not among them."""
 
-    def __init__(self, town: Town, since: Mark) -> None:
-        self._log = town.log
-        self._next = {each: since.offsets[each] for each in sources(town, topics.STATUS_UPDATES)}
-        self._highest: dict[tuple[UUID, str], int] = {}
+class _Ends:
+    """Which sends came to an end: a platform has them, or a status says so. Read on when one is asked for that is not
+    among them. Of what an operator replays it says nothing."""
+
+    def __init__(self, town: Town, accounts: Sequence[str], since: Mark) -> None:
+        self._town = town
+        self._taken = {each: since.sent.get(each, 0) for each in accounts}
+        self._told = {each: since.offsets.get(each, 0) for each in sources(town, topics.STATUS_UPDATES)}
+        self._known: set[tuple[str, str]] = set()  # the message's id, or its text; to whom
 
     def has(self, outbound: Outbound) -> bool:
-        key, least = (outbound.message.message_id, outbound.recipient), rank(Status.SENT, outbound.attempt)
-        if self._highest.get(key, -1) < least:
+        if not self._has(outbound):
             self._read_on()
-        return self._highest.get(key, -1) >= least
+        return self._has(outbound)
+
+    def _has(self, outbound: Outbound) -> bool:
+        message, to = outbound.message, outbound.recipient
+        return not self._known.isdisjoint({(str(message.message_id), to), (message.content, to)})
 
     def _read_on(self) -> None:
-        for source in self._next:
-            while page := self._log.read(source, start=self._next[source], limit=PAGE):
+        for account, since in self._taken.items():
+            for each in _ledger(self._town, "messages", account, since):
+                self._known.add((each["correlation"] or each["text"], _address(each, "to")))
+                self._taken[account] = each["seq"]
+        for source in self._told:
+            while page := self._town.log.read(source, start=self._told[source], limit=PAGE):
                 for record in page:
                     self._take(record)
-                self._next[source] = page[-1].offset + 1
+                self._told[source] = page[-1].offset + 1
 
     def _take(self, record: Record) -> None:
         with suppress(UndecodableRecord):
             change = codec.decode(StatusChange, record.value)
             if not change.note:  # which is told before a second try
-                key = change.message_id, change.recipient
-                self._highest[key] = max(change.rank, self._highest.get(key, -1))
+                self._known.add((str(change.message_id), change.recipient))
 
 
 def _some(records: Sequence[Record]) -> list[Record]:
@@ -315,11 +338,6 @@ def _some(records: Sequence[Record]) -> list[Record]:
     newest = max(0, len(records) - NEWEST)
     others = random.sample(range(newest), min(newest, OTHERS))
     return [records[each] for each in (*sorted(others), *range(newest, len(records)))]
-
-
-def _kind(name: str) -> str:
-    """``rss_mb``, ``bus_mb``, ``queue`` or ``log_share`` (of its maxmemory): what bounds are given for."""
-    return name.partition(" ")[0]
 
 
 def _family(pid: int) -> list[int]:
@@ -521,16 +539,20 @@ def _sent(
     town: Town, account_id: str, where: Mapping[str, str], by_text: Mapping[str, str], since: Mark
 ) -> Iterator[Sent]:
     for each in since.received(town, account_id):
-        plus = "+" if each["channel"] == "whatsapp" else ""
         message_id = each["correlation"] or by_text.get(each["text"], "")
-        yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
+        yield Sent(where.get(message_id, ""), _address(each, "to"), message_id)
 
 
 def _heard(town: Town, account_id: str, since: Mark) -> Iterator[Heard]:
     for each in since.said(town, account_id):
-        plus = "+" if each["channel"] == "whatsapp" else ""
         taken = each["delivered_at"] is not None
-        yield Heard(f"{each['channel']}:{plus}{each['from']}", each["text"], each["id"], taken)
+        yield Heard(_address(each, "from"), each["text"], each["id"], taken)
+
+
+def _address(entry: Mapping[str, Any], whose: str) -> str:
+    """A person of a platform's ledger, as we call them."""
+    plus = "+" if entry["channel"] == "whatsapp" else ""
+    return f"{entry['channel']}:{plus}{entry[whose]}"
 
 
 def _client(device: Device, conversations: Iterable[str]) -> Client:

@@ -29,7 +29,16 @@ AFTERWARDS: Final = 30  # accepted after the strike at least: they tell when wor
 BATCHES: Final = 0.2  # of the requests to users: they carry several messages
 PARKED_S: Final = 120.0  # what waits apart is tried again after half the time for which it was parked, or a minute
 PERSONS_SHARE: Final = 0.2  # of the writers' requests; persons on the platforms write that much together
-BOUNDS: Final = {"rss_mb": 900.0, "bus_mb": 128.0, "queue": 50.0}
+# Of processes about twice what they have when nothing breaks, pages that children share counted for each.
+BOUNDS: Final = {
+    "rss_mb": 300.0,
+    "rss_mb api": 750.0,
+    "rss_mb worker": 900.0,
+    "rss_mb redis": 900.0,
+    "rss_mb simulator": 900.0,
+    "bus_mb": 128.0,
+    "queue": 50.0,
+}
 LOG_BOUNDS: Final = {"log_share": 1.0}
 BEGUN_WITHIN_S: Final = 5.0  # of a blow: what is said then meets what it left
 _names = itertools.count(1)
@@ -118,10 +127,16 @@ class Round:
     def __post_init__(self) -> None:
         self.writers = max(6, math.ceil(self.pace.per_second / EACH_PER_SECOND))
         self.writer = Writer(self.world.alice)
-        bounds = BOUNDS | (LOG_BOUNDS if self.world.profile == "local" else {})
-        self.watcher = Watcher(self.world.town, self.world.alice, self.world.parking, bounds=bounds)
-        self.mark = Mark.now(self.world.town, self.world.accounts.values(), after=self.world.mark)
-        self.world.mark = self.mark
+        accounts = list(self.world.accounts.values())
+        self.mark = self.world.mark = Mark.now(self.world.town, accounts, after=self.world.mark)
+        self.watcher = Watcher(
+            self.world.town,
+            self.world.alice,
+            self.world.parking,
+            accounts=accounts,
+            since=self.mark,
+            bounds=BOUNDS | (LOG_BOUNDS if self.world.profile == "local" else {}),
+        )
         bob = self.world.bob.user_id
         self.lines = [
             *(Line(f"{self.name}-user-{number}", bob, "user") for number in range(24)),

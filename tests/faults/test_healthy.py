@@ -11,7 +11,7 @@ import pytest
 from messaging import topics
 from messaging.domain import Status, rank
 from tests.faults.checker import Rule, check, report
-from tests.faults.collect import CHANNELS, Device, Watcher, Writer, collect, devices
+from tests.faults.collect import CHANNELS, FROM_THE_START, Device, Watcher, Writer, collect, devices
 from tests.faults.conftest import Harbour
 from tests.faults.history import History
 from tests.faults.parking import Parking
@@ -28,7 +28,7 @@ def test_a_healthy_run_keeps_every_promise_and_a_stranger_s_message_is_noticed(h
     town, writer = harbour.town, Writer(harbour.alice)
     people = [phone() for _ in range(PEOPLE)]
     parking = Parking(town.system, CHANNELS)
-    watcher = Watcher(town, harbour.alice, parking, bounds=BOUNDS)
+    watcher = Watcher(town, harbour.alice, parking, accounts=[harbour.whatsapp], since=FROM_THE_START, bounds=BOUNDS)
 
     def write(to: str) -> None:
         for number in range(EACH):

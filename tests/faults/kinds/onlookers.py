@@ -13,6 +13,7 @@ from typing import Final
 import httpx
 
 from demo.supervisor import LocalSystem
+from tests.faults.collect import CHANNELS
 from tests.faults.history import Request
 from tests.faults.patience import COMES_S, eventually
 from tests.faults.world import World
@@ -23,6 +24,7 @@ from tests.town import phone
 LONGEST_ANSWER_S: Final = 25.0
 GIVES_UP_S: Final = 40.0
 NO_ANSWER: Final = 0
+EVERYBODY: Final = ("user", *CHANNELS, *(f"from {each}" for each in CHANNELS))  # who writes all the time
 KIND: Final = "asked"
 
 
@@ -90,6 +92,16 @@ def asking(world: World) -> Iterator[Impatient]:
     assert not thread.is_alive(), "a client hangs"
     assert client.heard <= {202, 503}, client.heard
     assert max(seconds for _, seconds in client.answers) < LONGEST_ANSWER_S
+
+
+def all_arrive(world: World, texts: frozenset[str], *, within_s: float = 90) -> None:
+    def missing() -> frozenset[str]:
+        return texts - world.load.arrivals().keys()
+
+    try:
+        eventually(lambda: not missing(), within_s=within_s, every_s=0.5)
+    except AssertionError:
+        raise AssertionError(f"not there within {within_s:g} s: {sorted(missing())[:5]}") from None
 
 
 def metric(system: LocalSystem, process: str, name: str, **labels: str) -> float:

@@ -14,6 +14,7 @@ from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS
 from tests.faults.history import History
 from tests.faults.kinds.combined import Strike
+from tests.faults.kinds.onlookers import all_arrive
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
@@ -117,16 +118,6 @@ def _expected(switches: dict[str, Any]) -> list[str]:
     met = {"failure_rate": UNAVAILABLE, "throttle_rate": THROTTLED, "ambiguous_rate": "unanswered"}
     met |= {"duplicate_rate": "duplicated", "reorder_rate": "reordered", "early_status_rate": "early"}
     return [met[each] for each in switches if each in met]
-
-
-def all_arrive(world: World, texts: frozenset[str], *, within_s: float = 90) -> None:
-    def missing() -> frozenset[str]:
-        return texts - world.load.arrivals().keys()
-
-    try:
-        eventually(lambda: not missing(), within_s=within_s, every_s=0.5)
-    except AssertionError:
-        raise AssertionError(f"not there within {within_s:g} s: {sorted(missing())[:5]}") from None
 
 
 def no_send_buried(_world: World, history: History, _report: Report) -> None:

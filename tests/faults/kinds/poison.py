@@ -21,8 +21,7 @@ from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.kinds.combined import one_by_one
-from tests.faults.kinds.onlookers import Log
-from tests.faults.kinds.platform import all_arrive
+from tests.faults.kinds.onlookers import Log, all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.kinds.servers import ACCOUNTS_AND_FILES, accounts_and_files_away
 from tests.faults.patience import eventually

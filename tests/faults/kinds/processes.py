@@ -16,14 +16,12 @@ from messaging import topics
 from tests.faults.collect import CHANNELS
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one, together
-from tests.faults.kinds.onlookers import asking, metric
-from tests.faults.kinds.platform import all_arrive
+from tests.faults.kinds.onlookers import EVERYBODY, all_arrive, asking, metric
 from tests.faults.patience import eventually
 from tests.faults.world import KILLED_S, Pace, World
 
 Strike = Callable[[World, Pace], None]
 COPY: Final = re.compile(r"-\d+$")  # of a process' name: the others do its work
-EVERYBODY: Final = ("user", *CHANNELS, *(f"from {each}" for each in CHANNELS))
 IN_DOUBT_S: Final = 20.0  # what a sender that died may have sent is waited for by design, 10 s, before others go on
 THAWED_S: Final = 20.0  # who slept finds that its work is others', and joins them
 

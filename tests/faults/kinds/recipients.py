@@ -9,7 +9,8 @@ from messaging import topics
 from messaging.ports import TopicPartition
 from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.kinds.combined import Strike, together
-from tests.faults.kinds.platform import all_arrive, away, no_send_buried, refusals
+from tests.faults.kinds.onlookers import all_arrive
+from tests.faults.kinds.platform import away, no_send_buried, refusals
 from tests.faults.kinds.processes import names_of
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
