@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from connectors.errors import DeliveryError, PausedDeliveryError
 from core.clock import Clock
+from core.failpoints import WAITS
 
 
 class BreakerState(StrEnum):
@@ -27,7 +28,7 @@ class BreakerState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Rules:
     failures_in_row: int = 5
-    open_s: float = 30.0
+    open_s: float = 30.0 * WAITS
     window_s: float = 30.0  # a window begins with the first result after the last one ended
     window_calls: int = 20  # fewer say nothing about a rate
     failure_rate: float = 0.5

@@ -10,6 +10,8 @@ The file is renamed to ``<name>.struck`` and holds the process id then, so that 
 
 A file ``clock``, ``clock.<SERVICE>`` or ``clock.<process id>`` holds the seconds by which wall clocks are wrong: of all
 processes, of a service's, of one. The nearest counts, and may change at any time.
+
+A file ``waits`` holds the share of their long waits that processes keep which start from now on: 0.5 halves them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,18 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(os.environ["FAILPOINTS"]) if os.environ.get("FAILPOINTS") else None
+
+
+def _waits(folder: Path | None) -> float:
+    if folder is not None:
+        with suppress(FileNotFoundError):
+            return float((folder / "waits").read_text())
+    return 1.0
+
+
+WAITS: Final = _waits(FOLDER)
+"""Of what takes half a minute by design: until a breaker lets a probe through, until what failed is parked and tried
+again, until no evidence of a send is expected any more."""
 
 
 def failpoint(name: str) -> None:

@@ -182,12 +182,17 @@ class Supervisor:
         """SIGTERM, SIGKILL after its grace, and wait; nothing of its process group is left."""
         self._stop([self._runs[name]])
 
-    def kill(self, name: str) -> None:
-        """SIGKILL it and its children, as if its machine died, and wait. It stays down until started."""
+    def kill(self, name: str, *, alone: bool = False) -> None:
+        """SIGKILL it and its children, as if its machine died, and wait. It stays down until started; where it dies
+        ``alone``, its children live on until then."""
         with self._lock:
             run = self._runs[name]
             run.wanted, run.restart_at_s = False, None
-            self._reap(run)
+            if not alone:
+                self._reap(run)
+            elif run.process is not None:
+                run.process.kill()
+                run.process.wait()
 
     def restart(self, name: str, *, timeout_s: float) -> None:
         self.stop(name)

@@ -145,9 +145,9 @@ class LocalSystem:
         """Stop every process, the last started first; nothing is left. May be called again."""
         self._supervisor.close()
 
-    def kill(self, name: str) -> None:
-        """SIGKILL a process and its children; it stays down until `restart`."""
-        self._supervisor.kill(name)
+    def kill(self, name: str, *, alone: bool = False) -> None:
+        """SIGKILL a process and its children, or it ``alone``; it stays down until `restart`, they live until then."""
+        self._supervisor.kill(name, alone=alone)
 
     def end(self, name: str) -> None:
         """SIGTERM to a process, and wait until it and its children are gone; it stays down until `restart`."""

@@ -64,8 +64,9 @@ def unavailable() -> GraphError:
     return GraphError(131016, "Service unavailable", "A service is temporarily unavailable", http_status=503)
 
 
-def throttled() -> GraphError:
-    return GraphError(130429, "Rate limit hit", "Message failed to send because there were too many messages sent")
+def throttled(http_status: int) -> GraphError:
+    details = "Message failed to send because there were too many messages sent"
+    return GraphError(130429, "Rate limit hit", details, http_status=http_status)
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):

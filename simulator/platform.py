@@ -225,10 +225,10 @@ class Platform:
         if self._dice.hits("failure", switches.failure_rate):
             raise unavailable().later(switches.retry_after_s)
         if self._dice.hits("throttle", switches.throttle_rate):
-            raise throttled().later(switches.retry_after_s)
+            raise throttled(switches.throttle_status).later(switches.retry_after_s)
         per_s = switches.messages_per_s
         if per_s and not self._rates.take(account.account_id, per_s=per_s, burst=max(per_s, 1)):
-            raise throttled().later(switches.retry_after_s)
+            raise throttled(switches.throttle_status).later(switches.retry_after_s)
         pair = (account.account_id, draft.contact)
         if draft.contact in switches.busy_numbers or (
             switches.pair_limit
@@ -321,6 +321,7 @@ class Platform:
         try:
             async with asyncio.timeout(EARLY_STATUS_PATIENCE_S):
                 await delivered.wait()
+            self.webhooks.delivery.items_early += 1
         except TimeoutError:
             log("early_status_late", account_id=account.account_id)
 
@@ -340,6 +341,7 @@ class Platform:
         """The last two swapped, both at the later one's time: news comes late, never before it happened."""
         if len(plan) < 2 or not self._dice.hits("reorder", rate):
             return plan
+        self.webhooks.delivery.items_reordered += 1
         *others, (early, _), (late, late_ms) = plan
         return [*others, (late, late_ms), (early, late_ms)]
 

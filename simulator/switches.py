@@ -30,7 +30,8 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     latency_jitter_ms: Millis = 0
     outage: bool = False  # every call answers 503; webhooks go on
     failure_rate: Rate = 0.0  # 5xx, surely not sent
-    throttle_rate: Rate = 0.0  # 130429 inside HTTP 400
+    throttle_rate: Rate = 0.0  # 130429
+    throttle_status: Literal[400, 429] = 400  # of the HTTP answer with 130429
     ambiguous_rate: Rate = 0.0  # accepted, but the answer never arrives
     ambiguous_mode: Literal["close", "hang", "garbage"] = "close"
     messages_per_s: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0  # per account, 130429 beyond; 0 is unlimited

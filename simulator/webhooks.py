@@ -39,6 +39,8 @@ class Delivery(msgspec.Struct, kw_only=True):
 
     items_delivered: int = 0
     items_duplicated: int = 0
+    items_reordered: int = 0  # pairs of which the later one was told first
+    items_early: int = 0  # delivered before the send call was answered
     items_given_up: int = 0
     posts_delivered: int = 0
     posts_failed: int = 0

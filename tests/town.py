@@ -33,14 +33,14 @@ _insta = itertools.count(17_841_400_000_000)
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T | None], *, within_s: float = 20) -> T:
+def eventually(look: Callable[[], T | None], *, within_s: float = 20, every_s: float = 0.03) -> T:
     """What ``look`` answers once that is something true; fails with its last answer."""
     pause = threading.Event()
     deadline_s = time.monotonic() + within_s
     while not (seen := look()):
         if time.monotonic() > deadline_s:
             raise AssertionError(f"not within {within_s:g} s: {look}, last {seen!r}")
-        pause.wait(0.03)
+        pause.wait(every_s)
     return seen
 
 

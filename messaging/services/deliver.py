@@ -27,7 +27,7 @@ from connectors.errors import (
 )
 from core.clock import Clock
 from core.errors import Unavailable
-from core.failpoints import failpoint
+from core.failpoints import WAITS, failpoint
 from messaging import codec, metrics, topics, tracing
 from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
@@ -52,18 +52,18 @@ logger = logging.getLogger(__name__)
 # worker is not waited for that long: its successor knows by the owner's epoch, see `_supersedes`.
 CLAIM_LEASE_MS: Final = 75_000
 POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST then takes at most 18 s (`http.Limits`)
-EVIDENCE_WAIT_MS: Final = 10_000  # a status with our correlation field may still tell that it was delivered
+EVIDENCE_WAIT_MS: Final = int(10_000 * WAITS)  # a status with our correlation field may still tell of its delivery
 # The second try of an attempt has a claim of its own, under a number above all attempts (`domain.MAX_ATTEMPT`).
 SECOND_TRY: Final = 1000
 ARRIVED: Final = (Status.DELIVERED, Status.READ)  # whichever attempt it was
 UNKNOWN: Final = "unknown_delivery"
-PARK_AFTER_MS: Final = 30_000  # of failing in the lane
+PARK_AFTER_MS: Final = int(30_000 * WAITS)  # of failing in the lane
 PARK_PAUSED_AFTER_MS: Final = 300_000  # of an account that is away: it would hold the partition's watermark for ever
-PARK_FIRST_MS: Final = 30_000
-PARK_PAUSED_MS: Final = 60_000  # each minute however long it lasts: an outage says nothing about the recipient
+PARK_FIRST_MS: Final = int(30_000 * WAITS)
+PARK_PAUSED_MS: Final = int(60_000 * WAITS)  # each time, however long: an outage says nothing about the recipient
 PARK_LONGEST_MS: Final = 30 * 60_000
 PARK_AS_ASKED_MS: Final = 3600_000  # the longest wait that a platform is granted
-RESUME_WITHIN_MS: Final = 20_000  # of being taken; less than any wait, so that what was just tried is left alone
+RESUME_WITHIN_MS: Final = int(20_000 * WAITS)  # of being taken; less than any wait: what was just tried is left alone
 MAX_BROKEN: Final = 3  # tries of a message that something of ours breaks on
 MAX_AGE_MS: Final = 24 * 3600 * 1000  # WhatsApp's service window: what is older would be refused or a surprise
 

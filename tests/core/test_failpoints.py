@@ -68,6 +68,35 @@ def test_ids_go_on_when_the_clock_goes_back(tmp_path: Path) -> None:
     assert ids_s == pytest.approx(3_000, abs=1_000), "they never fall behind those that were minted before"
 
 
+WAITS: Final = """
+from connectors.breaker import Rules
+from messaging.services import deliver
+print(Rules().open_s, deliver.PARK_AFTER_MS, deliver.PARK_FIRST_MS, deliver.EVIDENCE_WAIT_MS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        pytest.param("0.5", "15.0 15000 15000 5000", id="half of them"),
+        pytest.param(None, "30.0 30000 30000 10000", id="all of them unless a file says so"),
+    ],
+)
+def test_long_waits_keep_the_share_that_a_file_says(tmp_path: Path, share: str | None, told: str) -> None:
+    if share:
+        (tmp_path / "waits").write_text(share)
+    settings = {"DJANGO_SETTINGS_MODULE": "chat4all_project.settings", "FAILPOINTS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == told.split()
+
+
 def test_no_file_moves_a_clock_unless_failpoints_are_on(tmp_path: Path) -> None:
     (tmp_path / "clock").write_text("3000")
     with Process() as one:

@@ -155,6 +155,23 @@ def test_children_of_a_program_end_with_it(supervise: Callable[..., Supervisor],
     eventually(lambda: not is_alive(child))
 
 
+def test_children_of_a_program_that_is_killed_alone_live_until_it_is_started_again(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    mark, crashes = tmp_path / "child", []  # type: tuple[Path, list[Crash]]
+    supervisor = supervise(Program("parent", python(PARENT, mark)), on_crash=crashes.append)
+    supervisor.start("parent")
+    eventually(mark.exists)
+    parent, child = supervisor.pid("parent"), int(mark.read_text())
+    supervisor.kill("parent", alone=True)
+    assert not is_alive(parent)
+    assert not supervisor.is_running("parent")
+    assert is_alive(child)
+    supervisor.start("parent")
+    eventually(lambda: not is_alive(child))
+    assert crashes == []
+
+
 def test_children_of_a_program_that_crashed_end_too(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
     mark = tmp_path / "child"
     crashes: list[Crash] = []

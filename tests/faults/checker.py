@@ -26,6 +26,7 @@ class Rule(StrEnum):
 
     LOST = "acknowledged, and neither stored nor a dead letter"
     HEARD_LOST = "heard from a person with a 200, and neither stored nor a dead letter"
+    SAME_ID = "two requests were given one id"
     STORED_TWICE = "stored more than once"
     STORED_WRONG = "stored otherwise than it was acknowledged"
     PHANTOM = "stored, though nobody's request can have made it"
@@ -37,10 +38,12 @@ class Rule(StrEnum):
     STATUS_LOST = "a status on the log does not stand in the store"
     NOT_SENT = "never reached its platform, and nothing says that it failed"
     SENT_TWICE = "reached its platform more than once, unmarked"
+    SENT_WRONG = "reached somebody whom it was not for"
     COMMIT_AHEAD = "committed beyond what was done"
     COMMIT_BACK = "a committed offset went back"
     FRAME_ORDER = "frames of a socket out of sequence, or one event twice"
     CLIENT_DIFFERS = "a client does not show what is stored"
+    STATUS_DIFFERS = "a client shows another status than the store"
     UNBOUNDED = "over its bound"
 
 
@@ -173,6 +176,14 @@ def _heard_lost(facts: _Facts) -> Found:
             yield f"{each.external_id} of {each.sender}"
 
 
+def _same_id(facts: _Facts) -> Found:
+    """Of which one would be lost unseen."""
+    ids = Counter(each.message_id for each in facts.history.requests if each.message_id is not None)
+    for message_id, count in ids.items():
+        if count > 1:
+            yield f"{message_id}, {count} times"
+
+
 def _stored_twice(facts: _Facts) -> Found:
     for message_id, count in Counter(row.message_id for row in facts.rows).items():
         if count > 1:
@@ -301,6 +312,16 @@ def _sent_twice(facts: _Facts) -> Found:
             yield f"{message_id} to {recipient}, {count} times"
 
 
+def _sent_wrong(facts: _Facts) -> Found:
+    """A message that is lost or no dead letter's is told by other rules; what nobody wrote is not."""
+    ranks = {row.message_id: row.ranks for row in facts.rows}
+    on_log = {each.message_id for each in facts.history.log}
+    for each in facts.history.sent:
+        known = each.message_id in on_log if each.message_id not in ranks else each.recipient in ranks[each.message_id]
+        if not known:
+            yield f"{each.message_id or 'an unknown message'} to {each.recipient}"
+
+
 def _arrivals(facts: _Facts) -> Counter[tuple[Id, str]]:
     return Counter((each.message_id, each.recipient) for each in facts.history.sent)
 
@@ -349,6 +370,24 @@ def _client_differs(facts: _Facts) -> Found:
                 yield f"{client.user}, {conversation}: {', '.join(sorted(differing)[:3])}"
 
 
+def _status_differs(facts: _Facts) -> Found:
+    """The sender's devices, and those of a recipient who is a user, follow a status."""
+    for client in facts.history.clients:
+        shown = dict(client.ranks)
+        has = {message_id for fetched in client.fetched.values() for message_id in fetched}
+        for frame in client.frames:
+            if frame.rank is None:
+                has.add(frame.message_id)
+            else:
+                key = frame.message_id, frame.recipient
+                shown[key] = max(frame.rank, shown.get(key, 0))
+        for row in facts.rows:
+            for recipient, standing in row.ranks.items():
+                follows = row.message_id in has and client.user in (row.sender, recipient)
+                if follows and max(0, shown.get((row.message_id, recipient), 0)) != standing:
+                    yield f"{client.user}, {row.message_id} for {recipient}"
+
+
 def _unbounded(facts: _Facts) -> Found:
     for each in facts.history.levels:
         if each.highest > each.bound:
@@ -358,6 +397,7 @@ def _unbounded(facts: _Facts) -> Found:
 RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
     Rule.LOST: _lost,
     Rule.HEARD_LOST: _heard_lost,
+    Rule.SAME_ID: _same_id,
     Rule.STORED_TWICE: _stored_twice,
     Rule.STORED_WRONG: _stored_wrong,
     Rule.PHANTOM: _phantoms,
@@ -369,10 +409,12 @@ RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
     Rule.STATUS_LOST: _status_lost,
     Rule.NOT_SENT: _not_sent,
     Rule.SENT_TWICE: _sent_twice,
+    Rule.SENT_WRONG: _sent_wrong,
     Rule.COMMIT_AHEAD: _commit_ahead,
     Rule.COMMIT_BACK: _commit_back,
     Rule.FRAME_ORDER: _frame_order,
     Rule.CLIENT_DIFFERS: _client_differs,
+    Rule.STATUS_DIFFERS: _status_differs,
     Rule.UNBOUNDED: _unbounded,
 }
 

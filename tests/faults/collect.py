@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -20,7 +21,7 @@ import redis
 from core.errors import Unavailable
 from demo.supervisor import queues
 from messaging import codec, topics
-from messaging.domain import Message, Status, StatusChange, rank
+from messaging.domain import Message, Outbound, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import Record, TopicPartition
 from messaging.services import replay
@@ -38,13 +39,15 @@ from tests.faults.history import (
     Sent,
     Told,
 )
+from tests.faults.parking import Parking
 from tests.town import Resident, Socket, Town
 
 CHANNELS: Final = ("whatsapp", "instagram")
 PAGE: Final = 500
-NEWEST, OTHERS = 8, 4  # of the records that a look at commits finds done; each costs a request
+NEWEST, OTHERS = 4, 2  # of the records that a look at commits finds done; each costs a request
 READERS: Final = 8  # histories that are fetched at once
-ADVICE: Final = (202, 409, 503)  # what a careful client meets; 409: its own first try is still running
+AGAIN: Final = (409, 503)  # what a careful client may meet first; 409: its own first try is still running
+EXPECTED: Final = (202, *AGAIN)
 GROUP: Final = "bridge"
 
 
@@ -55,25 +58,30 @@ class Writer:
         self.author = author
         self.requests: list[Request] = []
         self.accepted = 0
+        self.strange: list[str] = []  # answers that nothing which breaks is a reason for
         self._lock = threading.Lock()
 
     def write(self, conversation: str, texts: Sequence[str], to: str, *, within_s: float = 60) -> bool:
-        """One of them by itself, several in one request. Whether they were accepted: not when nobody can tell in time,
-        or when they were refused."""
+        """One of them by itself, several in one request. Whether all were accepted: not when nobody can tell in time,
+        or when some were refused."""
         messages = [{"conversation_id": conversation, "recipient_id": to, "content": text} for text in texts]
         if len(messages) == 1:
             answer, undecided = self._insist("/v1/messages", messages[0], within_s=within_s)
         else:
             answer, undecided = self._insist("/v1/messages/batch", {"messages": messages}, within_s=within_s)
-        ids = [each["message_id"] for each in answer.get("items", [answer])] if answer else [None] * len(texts)
+        ids = [each.get("message_id") for each in answer.get("items", [answer])] if answer else [None] * len(texts)
+        for text, message_id in zip(texts, ids, strict=True):
+            self.note(Request(conversation, self.author.user_id, text, message_id, undecided))
+        return None not in ids
+
+    def note(self, request: Request) -> None:
+        """What the author wanted to send, be it by another way."""
         with self._lock:
-            for text, message_id in zip(texts, ids, strict=True):
-                self.requests.append(Request(conversation, self.author.user_id, text, message_id, undecided))
-            self.accepted += len(texts) if answer else 0
-        return answer is not None
+            self.requests.append(request)
+            self.accepted += request.message_id is not None
 
     def _insist(self, path: str, body: Mapping[str, object], *, within_s: float) -> tuple[Any, bool]:
-        """What a 202 said, None without one; and whether it is open what came of it."""
+        """What it was told in the end, None without an answer; and whether it is open what came of it."""
         headers = {"Idempotency-Key": secrets.token_hex(8)}
         deadline_s = time.monotonic() + within_s
         pause, undecided = threading.Event(), False
@@ -83,10 +91,12 @@ class Writer:
             except httpx.TransportError:
                 undecided = True
             else:
-                if answer.status_code not in ADVICE:
-                    break
-                if answer.status_code == httpx.codes.ACCEPTED:
+                if answer.status_code not in EXPECTED:
+                    self.strange.append(f"{path}: {answer.status_code} {answer.text[:500]}")
+                if answer.is_success:  # 207: some were refused
                     return answer.json(), False
+                if answer.status_code not in AGAIN and answer.is_client_error:
+                    return None, False
                 undecided = True
             pause.wait(0.1)
         return None, undecided
@@ -100,8 +110,9 @@ class Device(Socket):
         self.who = who
         self.older = frozenset(conversations_of(who))
         self.seen: list[dict[str, Any]] = []
-        self.times: list[tuple[float, dict[str, Any]]] = []  # monotonic
         self.fetched: dict[str, frozenset[str]] = {}
+        self.ranks: dict[tuple[str, str], int] = {}  # that came with a message
+        self.shown_s: dict[str, float] = {}  # by text, when it was first pushed or fetched; monotonic
         super().__init__(who.gateway_url, who.token)
 
     def _take(self, socket: Any, frame: dict[str, Any]) -> None:
@@ -109,16 +120,27 @@ class Device(Socket):
             self._fetch()
         elif "seq" in frame and frame["type"] != "hello":
             self.seen.append(frame)
-            self.times.append((time.monotonic(), frame))
+            if frame["type"] == "message":
+                self._show(frame["message"])
         super()._take(socket, frame)
+
+    def _show(self, message: Mapping[str, Any]) -> None:
+        self.shown_s.setdefault(message["content"], time.monotonic())
+        for each in message["statuses"]:
+            key = message["message_id"], each["recipient_id"]
+            self.ranks[key] = max(rank(Status(each["status"])), self.ranks.get(key, rank(Status.ACCEPTED)))
 
     def _fetch(self) -> None:
         """Until it succeeds: the API may be away for the same reason."""
         while not self._closing.is_set():
             with suppress(httpx.HTTPError, AssertionError):
                 names = [name for name in conversations_of(self.who) if name not in self.older]
-                found = {name: frozenset(each["message_id"] for each in self.who.history(name)) for name in names}
-                self.fetched = {name: ids | self.fetched.get(name, frozenset()) for name, ids in found.items()}
+                found = {name: self.who.history(name) for name in names}
+                for name, messages in found.items():
+                    ids = frozenset(each["message_id"] for each in messages)
+                    self.fetched[name] = ids | self.fetched.get(name, frozenset())
+                    for each in messages:
+                        self._show(each)
                 return
             self._closing.wait(0.3)
 
@@ -134,23 +156,40 @@ def conversations_of(who: Resident) -> Iterator[str]:
 
 
 class Watcher:
-    """Looks at commits, memory and queues again and again while a run goes on."""
+    """Looks at commits, memory and queues again and again while a run goes on.
 
-    def __init__(self, town: Town, reader: Resident, *, every_s: float = 0.3, bounds: Mapping[str, float]) -> None:
+    ``bounds`` are for names that begin like this: ``rss_mb <process>``, ``bus_mb``, ``queue <name>`` (tasks),
+    ``log_share`` (of its maxmemory).
+    """
+
+    def __init__(
+        self,
+        town: Town,
+        reader: Resident,
+        parking: Parking,
+        *,
+        accounts: Sequence[str],
+        since: Mark,
+        bounds: Mapping[str, float],
+        every_s: float = 0.3,
+    ) -> None:
         self._town = town
         self._reader = reader
+        self._parking = parking
         self._every_s = every_s
         self._bounds = bounds
-        self._sources = list(sources(town, topics.MESSAGES))
+        self._sources = [source for topic in topics.work_topics(CHANNELS) for source in sources(town, topic)]
         self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
-        self._began = Mark.of_log(town)
+        self._began = since
+        self._ends = _Ends(town, accounts, since)
         self._highest: dict[str, float] = {}
+        self._last_s: dict[str, float] = {}  # by what was looked at, monotonic
         self._stop = threading.Event()
         self.commits: list[Commit] = []
 
     @property
     def levels(self) -> list[Level]:
-        return [Level(name, highest, self._bounds[_kind(name)]) for name, highest in sorted(self._highest.items())]
+        return [Level(name, highest, self._bounds[self._kind(name)]) for name, highest in sorted(self._highest.items())]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -162,18 +201,29 @@ class Watcher:
             self._stop.set()
             thread.join(30)
 
+    def unseen_since(self, since_s: float) -> list[str]:
+        """What was not looked at since then: kinds of levels, and topics."""
+        everything = [*self._bounds, *dict.fromkeys(each.topic for each in self._sources)]
+        return [each for each in everything if self._last_s.get(each, 0) < since_s]
+
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):
-            # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
-            with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
-                self._look_at_processes()
-                for source in self._sources:
-                    self._look_at_commits(source)
+            for look in (self._look_at_processes, self._look_at_bus, self._look_at_log, self._look_at_commits):
+                # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
+                with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
+                    look()
 
-    def _look_at_commits(self, source: TopicPartition) -> None:
+    def _look_at_commits(self) -> None:
+        for topic, them in groupby(self._sources, key=lambda each: each.topic):
+            asked_s = time.monotonic()
+            for source in them:
+                self._look_at_commit(source)
+            self._last_s[topic] = asked_s
+
+    def _look_at_commit(self, source: TopicPartition) -> None:
         """First what is committed, then what is done: what was done later only helps."""
         committed, before = self._town.log.committed(GROUP, source), self._seen[source]
-        page = self._town.log.read(source, start=before, limit=PAGE)
+        page = self._town.log.read(source, start=before, limit=PAGE) if committed > before else []
         new = [record for record in page if record.offset < committed]
         undone = next((record.offset for record in _some(new) if not self._is_done(record)), None)
         self.commits.append(
@@ -187,11 +237,27 @@ class Watcher:
         return (place, record.offset) in {(each.source, each.offset) for each in letters}
 
     def _is_done(self, record: Record) -> bool:
-        """Stored as far as its author can see, or a dead letter. What others wrote is not ours to see."""
+        """What comes of webhooks and news is not looked for: of these, commits may not go back."""
         try:
-            message = codec.decode(Message, record.value)
+            if record.source.topic == topics.MESSAGES:
+                return self._is_stored(record, codec.decode(Message, record.value))
+            if topics.channel_of(record.source.topic):
+                return self._is_settled(record, codec.decode(Outbound, record.value))
         except UndecodableRecord:
             return self._is_dead(record)
+        return True
+
+    def _is_settled(self, record: Record, outbound: Outbound) -> bool:
+        """At an end, parked, or a dead letter. Looked for twice, as what was parked may be sent between two looks."""
+        return (
+            self._ends.has(outbound)
+            or self._parking.holds(outbound.message.conversation_id, record.source, record.offset)
+            or self._ends.has(outbound)
+            or self._is_dead(record)
+        )
+
+    def _is_stored(self, record: Record, message: Message) -> bool:
+        """As far as its author can see, or a dead letter. What others wrote is not ours to see."""
         if self._reader.user_id not in message.audience:
             return True
         answer = self._reader.api.get(f"/v1/messages/{message.message_id}")
@@ -205,16 +271,66 @@ class Watcher:
         for name in system.processes:
             if system.is_running(name):
                 self._note(f"rss_mb {name}", sum(map(_rss_mb, _family(system.pid(name)))))
-        with redis.Redis.from_url(system.env["BUS_URL"], socket_timeout=2) as bus:
+
+    def _look_at_bus(self) -> None:
+        with redis.Redis.from_url(self._town.system.env["BUS_URL"], socket_timeout=2) as bus:
             memory: Any = bus.info("memory")
             self._note("bus_mb bus", memory["used_memory"] / 1e6)
             for queue in queues():
                 length: Any = bus.llen(queue)
                 self._note(f"queue {queue}", length)
 
+    def _look_at_log(self) -> None:
+        if "log_share" in self._bounds:
+            with redis.Redis.from_url(self._town.system.env["EVENT_LOG_URL"], socket_timeout=2) as log:
+                memory: Any = log.info("memory")
+                self._note("log_share redis-log", memory["used_memory"] / memory["maxmemory"])
+
     def _note(self, name: str, value: float) -> None:
-        if _kind(name) in self._bounds:
+        if kind := self._kind(name):
             self._highest[name] = max(value, self._highest.get(name, 0))
+            self._last_s[kind] = time.monotonic()
+
+    def _kind(self, name: str) -> str:
+        """What a bound is given for, say ``rss_mb worker`` rather than ``rss_mb``; "" when none is."""
+        return max((each for each in self._bounds if name.startswith(each)), key=len, default="")
+
+
+class _Ends:
+    """Which sends came to an end: a platform has them, or a status says so. Read on when one is asked for that is not
+    among them. Of what an operator replays it says nothing."""
+
+    def __init__(self, town: Town, accounts: Sequence[str], since: Mark) -> None:
+        self._town = town
+        self._taken = {each: since.sent.get(each, 0) for each in accounts}
+        self._told = {each: since.offsets.get(each, 0) for each in sources(town, topics.STATUS_UPDATES)}
+        self._known: set[tuple[str, str]] = set()  # the message's id, or its text; to whom
+
+    def has(self, outbound: Outbound) -> bool:
+        if not self._has(outbound):
+            self._read_on()
+        return self._has(outbound)
+
+    def _has(self, outbound: Outbound) -> bool:
+        message, to = outbound.message, outbound.recipient
+        return not self._known.isdisjoint({(str(message.message_id), to), (message.content, to)})
+
+    def _read_on(self) -> None:
+        for account, since in self._taken.items():
+            for each in _ledger(self._town, "messages", account, since):
+                self._known.add(((each["correlation"] or "").partition("/")[0] or each["text"], _address(each, "to")))
+                self._taken[account] = each["seq"]
+        for source in self._told:
+            while page := self._town.log.read(source, start=self._told[source], limit=PAGE):
+                for record in page:
+                    self._take(record)
+                self._told[source] = page[-1].offset + 1
+
+    def _take(self, record: Record) -> None:
+        with suppress(UndecodableRecord):
+            change = codec.decode(StatusChange, record.value)
+            if not change.note:  # which is told before a second try
+                self._known.add((str(change.message_id), change.recipient))
 
 
 def _some(records: Sequence[Record]) -> list[Record]:
@@ -222,11 +338,6 @@ def _some(records: Sequence[Record]) -> list[Record]:
     newest = max(0, len(records) - NEWEST)
     others = random.sample(range(newest), min(newest, OTHERS))
     return [records[each] for each in (*sorted(others), *range(newest, len(records)))]
-
-
-def _kind(name: str) -> str:
-    """``rss_mb``, ``bus_mb`` or ``queue``: what bounds are given for."""
-    return name.partition(" ")[0]
 
 
 def _family(pid: int) -> list[int]:
@@ -347,12 +458,7 @@ def collect(
         stored = dict(zip(authors, rows, strict=True))
     where = {each.message_id: each.conversation for each in log}
     by_text = {row.content: row.message_id for row in _all(stored)}  # Instagram gives no correlation back
-    sent = [
-        each
-        for account in accounts
-        for each in _sent(town, account, where, by_text, since)
-        if each.conversation in stored
-    ]
+    sent = [each for account in accounts for each in _sent(town, account, where, by_text, since)]
     return History(
         requests=requests,
         log=log,
@@ -433,17 +539,21 @@ def _sent(
     town: Town, account_id: str, where: Mapping[str, str], by_text: Mapping[str, str], since: Mark
 ) -> Iterator[Sent]:
     for each in since.received(town, account_id):
-        plus = "+" if each["channel"] == "whatsapp" else ""
         correlation = each["correlation"] or ""  # names the attempt, too
         message_id = correlation.partition("/")[0] or by_text.get(each["text"], "")
-        yield Sent(where.get(message_id, ""), f"{each['channel']}:{plus}{each['to']}", message_id)
+        yield Sent(where.get(message_id, ""), _address(each, "to"), message_id)
 
 
 def _heard(town: Town, account_id: str, since: Mark) -> Iterator[Heard]:
     for each in since.said(town, account_id):
-        plus = "+" if each["channel"] == "whatsapp" else ""
         taken = each["delivered_at"] is not None
-        yield Heard(f"{each['channel']}:{plus}{each['from']}", each["text"], each["id"], taken)
+        yield Heard(_address(each, "from"), each["text"], each["id"], taken)
+
+
+def _address(entry: Mapping[str, Any], whose: str) -> str:
+    """A person of a platform's ledger, as we call them."""
+    plus = "+" if entry["channel"] == "whatsapp" else ""
+    return f"{entry['channel']}:{plus}{entry[whose]}"
 
 
 def _client(device: Device, conversations: Iterable[str]) -> Client:
@@ -468,7 +578,7 @@ def _client(device: Device, conversations: Iterable[str]) -> Client:
             case kind:  # it has a number, and no other part in this
                 frames.append(Frame(frame["epoch"], frame["seq"], "", f"{kind} {frame['seq']}", rank=0))
     fetched = {name: device.fetched.get(name, frozenset()) for name in conversations}
-    return Client(device.who.user_id, frames, fetched, resyncs)
+    return Client(device.who.user_id, frames, fetched, resyncs, dict(device.ranks))
 
 
 def _conversations_with(user_id: str, stored: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -79,7 +79,8 @@ class Row:
 
 
 class Sent(NamedTuple):
-    """A message that a platform took from us, in the order in which it took them."""
+    """A message that a platform took from us, in the order in which it took them. What is none that we know has no
+    conversation and no id."""
 
     conversation: str
     recipient: str
@@ -101,13 +102,15 @@ class Frame(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Client:
     """A user's device: what its socket brought, and what it fetched over REST, by conversation: when it began, and each
-    time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations.
+    time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations;
+    ``ranks`` are those that came with a message, pushed or fetched, by message and recipient.
     """
 
     user: str
     frames: Sequence[Frame]
     fetched: Mapping[str, frozenset[Id]]
     resyncs: int = 0
+    ranks: Mapping[tuple[Id, str], int] = field(default_factory=dict)
 
 
 class Commit(NamedTuple):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,18 +24,21 @@ from demo.supervisor import interruptible
 from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault, Outcome, PromisesBroken
 from tests.faults.summary import Failure
-from tests.faults.world import FULL, SHORT, Pace, Profile, World, cluster_world, local_world
+from tests.faults.world import DENSE, FULL, SHORT, Pace, Profile, World, cluster_world, local_world
 
 ROOT: Final = Path(tests.conftest.__file__).resolve().parents[1]
 GUARANTEES: Final = ROOT / "docs" / "guarantees.md"
 KEPT: Final = ROOT / "test-results" / "soak"
 STARTS: Final = 3  # in vain, one after the other: then the profile's lap is over
-PACES: Final = {"full": FULL, "short": SHORT}
+PACES: Final = {"full": FULL, "dense": DENSE, "short": SHORT}
 PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
     "local": ("local",),
     "cluster": ("cluster",),
     "both": ("local", "cluster"),
 }
+
+PACES_HELP: Final = "short: as `make test` has it; dense: full, with about 100 messages a second"
+WRITE_HELP: Final = "put the tables into docs/guarantees.md, also when it is interrupted once there were enough"
 
 Strike = Callable[[Fault, World, Pace, int], Outcome]
 Opened = Callable[[Profile], AbstractContextManager[World]]
@@ -42,12 +46,14 @@ Opened = Callable[[Profile], AbstractContextManager[World]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``only``: faults whose name has it."""
+    """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``joined``: the rounds of `make test`,
+    in which several things break; ``only``: faults whose name has it."""
 
     seed: int
     profile: str = "both"
     messages: int = 200_000
     pace: str = "full"
+    joined: bool = False
     only: str = ""
 
     def seed_of(self, lap: int) -> int:
@@ -55,13 +61,15 @@ class Plan:
         return self.seed + lap
 
     def order(self, profile: Profile, lap: int, faults: Iterable[Fault]) -> list[Fault]:
-        """The same for the same seed, whatever else is run. What is joined has to be asked for by name."""
-        chosen = [each for each in faults if profile in each.profiles and self._wants(each)]
+        """The same for the same seed, whatever else is run. What is joined has to be asked for."""
+        chosen = [each for each in faults if profile in each.profiles and self._wants(profile, each)]
         random.Random(f"{self.seed_of(lap)} {profile}").shuffle(chosen)
         return chosen
 
-    def _wants(self, fault: Fault) -> bool:
-        return self.only.lower() in fault.name.lower() if self.only else not fault.joined
+    def _wants(self, profile: Profile, fault: Fault) -> bool:
+        if self.only:
+            return self.only.lower() in fault.name.lower()
+        return profile in fault.short if self.joined else not fault.joined
 
     def repeats(self, profile: Profile, fault: Fault, lap: int) -> str:
         """The line that runs this one round again."""
@@ -101,17 +109,17 @@ class Soak:
             before = self.acknowledged
             for profile in PROFILES[self.plan.profile]:
                 self._through(profile, lap)
-            if self._has_enough or self.acknowledged == before:
+            if self.has_enough or self.acknowledged == before:
                 return
 
     @property
-    def _has_enough(self) -> bool:
+    def has_enough(self) -> bool:
         return self.acknowledged >= self.plan.messages
 
     def _through(self, profile: Profile, lap: int) -> None:
         todo = deque(self.plan.order(profile, lap, self.faults))
         bad_starts = 0
-        while todo and not (lap and self._has_enough):  # the first lap has every fault, whatever was acknowledged
+        while todo and not (lap and self.has_enough):  # the first lap has every fault, whatever was acknowledged
             before = len(todo)
             try:
                 self._in_a_world(profile, lap, todo)
@@ -125,7 +133,7 @@ class Soak:
     def _in_a_world(self, profile: Profile, lap: int, todo: deque[Fault]) -> None:
         """Until nothing is left to do, or a round fails."""
         with self.opened(profile) as world:
-            while todo and not (lap and self._has_enough):
+            while todo and not (lap and self.has_enough):
                 fault = todo.popleft()
                 try:
                     outcome = self.strike(fault, world, PACES[self.plan.pace], self.plan.seed_of(lap))
@@ -151,7 +159,7 @@ class Soak:
         self.say(
             f"{done.profile}, lap {lap + 1}, {left} to go: {done.fault}: {seen.acknowledged:,} acknowledged, "
             f"{seen.lost} lost, {seen.duplicated} twice, {seen.ambiguous} ambiguous, "
-            f"goes on after {done.goes_on_s:.1f} s, took {done.took_s:.0f} s; "
+            f"{seen.undecided} undecided, took {done.took_s:.0f} s{_told_late(done)}; "
             f"{self.acknowledged:,} of {self.plan.messages:,}, about {self._minutes_left(lap):.0f} min left"
         )
 
@@ -170,13 +178,13 @@ def _keep(world: World, name: str) -> None:
 
 
 @contextmanager
-def own_world(profile: Profile) -> Iterator[World]:
+def own_world(pace: Pace, profile: Profile) -> Iterator[World]:
     """A new system in a folder that goes with it."""
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="chat4all-soak-", ignore_cleanup_errors=True))
         )
-        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder))
+        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder, pace))
 
 
 def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
@@ -185,30 +193,41 @@ def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    plan = Plan(options.seed, options.profile, options.messages, options.pace, options.only)
+    plan = Plan(options.seed, options.profile, options.messages, options.pace, options.joined, options.only)
     if not any(plan.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile]):
         print(f"no fault of {plan.profile} has {plan.only!r} in its name", file=sys.stderr)
         return 2
-    soak = Soak(plan, kinds.ALL, strike, own_world, say=lambda text: print(text, flush=True))
+    opened = partial(own_world, PACES[plan.pace])
+    soak = Soak(plan, kinds.ALL, strike, opened, say=lambda text: print(text, flush=True))
     print(f"seed {plan.seed}: the same seed strikes in the same order", flush=True)
     try:
         with interruptible():
             soak.run()
     except KeyboardInterrupt:
-        print(summary.soak(soak.outcomes, soak.failures))
+        _tell(soak, write=options.write and soak.has_enough)
         return 130
-    for profile in PROFILES[plan.profile]:
-        told = f"{_headline(plan, profile, soak.minutes)}\n\n{_table(soak, profile)}"
-        print(told)
-        if options.write:
+    _tell(soak, write=options.write)
+    return 1 if soak.failures or any(each.missed() for each in soak.outcomes) else 0
+
+
+def _told_late(done: Outcome) -> str:
+    late = (f"{each.what}: {each.went_on_s:.1f} s, not {each.target_s:g} s" for each in done.missed())
+    return "".join(f", LATE {each}" for each in late)
+
+
+def _tell(soak: Soak, *, write: bool) -> None:
+    for profile in PROFILES[soak.plan.profile]:
+        told = f"{_headline(soak.plan, profile, soak.minutes)}\n\n{_table(soak, profile)}"
+        print(told, flush=True)
+        if write:
             GUARANTEES.write_text(summary.between_marks(GUARANTEES.read_text(), profile, told))
-    return 1 if soak.failures else 0
 
 
 def _headline(plan: Plan, profile: Profile, minutes: float) -> str:
     only = f", only `{plan.only}`" if plan.only else ""
+    joined = ", several faults in a round" if plan.joined else ""
     return (
-        f"The {profile} profile, seed {plan.seed}, pace {plan.pace}{only}, {datetime.now(UTC):%Y-%m-%d}, "
+        f"The {profile} profile, seed {plan.seed}, pace {plan.pace}{joined}{only}, {datetime.now(UTC):%Y-%m-%d}, "
         f"in a run of {minutes:.0f} minutes."
     )
 
@@ -223,9 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="both")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order; random")
     parser.add_argument("--messages", type=int, default=200_000, help="acknowledged over all rounds, at least")
-    parser.add_argument("--pace", choices=sorted(PACES), default="full", help="short: as `make test` has it")
+    parser.add_argument("--pace", choices=sorted(PACES), default="full", help=PACES_HELP)
+    parser.add_argument("--joined", action="store_true", help="the rounds of `make test`, where several things break")
     parser.add_argument("--only", default="", metavar="WORDS", help="faults whose name has these words")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/guarantees.md")
+    parser.add_argument("--write", action="store_true", help=WRITE_HELP)
     return parser
 
 

@@ -69,6 +69,7 @@ def right(chats: int = 2, each: int = 4) -> History:
 RIGHT = right()
 FIRST = RIGHT.requests[0].message_id or ""
 [CLIENT] = RIGHT.clients
+TICK = next(each for each in CLIENT.frames if each.message_id == FIRST and each.rank is not None)
 TRIED_AGAIN = [Frame("e1", 0, "chat 0", FIRST, CARLA, 0), Frame("e1", 0, "chat 0", FIRST, CARLA, 0, "maybe_duplicate")]
 ALL = {name: frozenset(row.message_id for row in rows) for name, rows in RIGHT.stored.items()}
 
@@ -175,6 +176,7 @@ RIGHT_HISTORIES = {
         sent=RIGHT.sent[1:],
         told=[Told(FIRST, CARLA, FAILED), *RIGHT.told[1:]],
         stored=standing(FAILED),
+        clients=client(frames=[each._replace(rank=FAILED) if each == TICK else each for each in CLIENT.frames]),
     ),
     "a status went from failed to a new attempt": but(
         clients=client(
@@ -188,6 +190,12 @@ RIGHT_HISTORIES = {
     ),
     "a client missed frames, was told to resync and fetched them": but(
         clients=client(frames=CLIENT.frames[3:], resyncs=1, fetched=ALL)
+    ),
+    "a client missed news of a status, was told to resync and fetched it": but(
+        clients=client(frames=CLIENT.frames[9:], resyncs=1, fetched=ALL, ranks={(FIRST, CARLA): READ})
+    ),
+    "a status was there before its message, and came with it": but(
+        clients=client(frames=renumbered(each for each in CLIENT.frames if each != TICK), ranks={(FIRST, CARLA): READ})
     ),
     "a person says something": hearing(),
     "what a person said was stored, and our answer got lost": hearing(heard=2),
@@ -221,6 +229,11 @@ WRONG: list[tuple[str, Rule, History]] = [
             clients=seeing(stored(without_first)),
             dead=[DeadLetter(OUTBOUND, 0, FIRST)],
         ),
+    ),
+    (
+        "two requests are one message, and one of them is lost",
+        Rule.SAME_ID,
+        but(requests=[*RIGHT.requests, Request("chat 0", "alice", "chat 0 0", FIRST)]),
     ),
     ("a message is listed twice", Rule.STORED_TWICE, but(stored=stored(lambda rows: [rows[0], *rows]))),
     (
@@ -282,8 +295,24 @@ WRONG: list[tuple[str, Rule, History]] = [
         Rule.STATUS_BACK,
         but(clients=client(frames=[*CLIENT.frames, Frame("e1", 17, "chat 0", FIRST, CARLA, rank(Status.DELIVERED))])),
     ),
-    ("the store never heard of READ", Rule.STATUS_LOST, but(stored=standing(0))),
+    ("the store never heard of READ", Rule.STATUS_LOST, but(stored=standing(0), clients=[])),
+    (
+        "a client never heard of READ",
+        Rule.STATUS_DIFFERS,
+        but(clients=client(frames=renumbered(each for each in CLIENT.frames if each != TICK))),
+    ),
+    (
+        "a client that resynced was told of an older status",
+        Rule.STATUS_DIFFERS,
+        but(clients=client(frames=CLIENT.frames[9:], resyncs=1, fetched=ALL, ranks={(FIRST, CARLA): 0})),
+    ),
     ("a message never reached the platform", Rule.NOT_SENT, but(sent=RIGHT.sent[1:])),
+    (
+        "a message reached another person as well",
+        Rule.SENT_WRONG,
+        but(sent=[*RIGHT.sent, RIGHT.sent[-1]._replace(recipient="whatsapp:+5511000000000")]),
+    ),
+    ("a platform got what nobody wrote", Rule.SENT_WRONG, but(sent=[*RIGHT.sent, Sent("", CARLA, "")])),
     ("a message reached the platform twice", Rule.SENT_TWICE, twice_sent()),
     (
         "a message reached the platform three times, marked once",
@@ -307,7 +336,7 @@ WRONG: list[tuple[str, Rule, History]] = [
     (
         "a frame is missing, and nobody said resync",
         Rule.FRAME_ORDER,
-        but(clients=client(frames=[*CLIENT.frames[:9], *CLIENT.frames[10:]])),
+        but(clients=client(frames=[each._replace(seq=each.seq + (each.seq > 9)) for each in CLIENT.frames])),
     ),
     (
         "an event has two frames",
@@ -324,7 +353,7 @@ WRONG: list[tuple[str, Rule, History]] = [
         Rule.CLIENT_DIFFERS,
         but(
             clients=client(
-                resyncs=1, frames=[], fetched={name: ids - {FIRST} for name, ids in ALL.items()}
+                resyncs=1, frames=CLIENT.frames[8:], fetched={name: ids - {FIRST} for name, ids in ALL.items()}
             )
         ),
     ),

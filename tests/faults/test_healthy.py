@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
+from messaging import topics
 from messaging.domain import Status, rank
 from tests.faults.checker import Rule, check, report
-from tests.faults.collect import Device, Watcher, Writer, collect, devices
+from tests.faults.collect import CHANNELS, FROM_THE_START, Device, Watcher, Writer, collect, devices
 from tests.faults.conftest import Harbour
 from tests.faults.history import History
-from tests.town import eventually, phone
+from tests.faults.parking import Parking
+from tests.faults.patience import eventually
+from tests.town import phone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
 PEOPLE, EACH = 10, 6
 READ = rank(Status.READ)
-BOUNDS = {"rss_mb": 600.0, "bus_mb": 64.0, "queue": 1_000.0}
+BOUNDS = {"rss_mb": 600.0, "bus_mb": 64.0, "queue": 50.0, "log_share": 1.0}
 
 
 def test_a_healthy_run_keeps_every_promise_and_a_stranger_s_message_is_noticed(harbour: Harbour) -> None:
     town, writer = harbour.town, Writer(harbour.alice)
     people = [phone() for _ in range(PEOPLE)]
-    watcher = Watcher(town, harbour.alice, bounds=BOUNDS)
+    parking = Parking(town.system, CHANNELS)
+    watcher = Watcher(town, harbour.alice, parking, accounts=[harbour.whatsapp], since=FROM_THE_START, bounds=BOUNDS)
 
     def write(to: str) -> None:
         for number in range(EACH):
@@ -39,14 +45,17 @@ def test_a_healthy_run_keeps_every_promise_and_a_stranger_s_message_is_noticed(h
         )
         return history if is_read and not check(history) else None
 
-    with devices(harbour.alice) as opened, watcher.watching(), ThreadPoolExecutor(4) as clients:
+    with devices(harbour.alice) as opened, watcher.watching(), ThreadPoolExecutor(4) as clients, closing(parking):
+        began_s = time.monotonic()
         list(clients.map(write, people))
-        eventually(lambda: sum(commit.committed for commit in watcher.commits[-3:]) >= PEOPLE * EACH)
+        eventually(lambda: not watcher.unseen_since(began_s))
         history = eventually(lambda: kept(opened), within_s=60)
         healthy = report(history)
         assert (healthy.acknowledged, healthy.lost, healthy.duplicated) == (PEOPLE * EACH, 0, 0)
         assert len(history.sent) == PEOPLE * EACH
         assert {frame.rank for frame in history.clients[0].frames} >= {None, READ}
         assert {level.name.partition(" ")[0] for level in history.levels} == BOUNDS.keys()
+        assert {commit.source[0] for commit in history.commits} == set(topics.work_topics(CHANNELS))
+        assert {commit.source[0] for commit in history.commits if commit.committed} >= {"messages", "whatsapp-outbound"}
         harbour.alice.post(f"healthy-{people[0]}", "nobody wrote this down", f"whatsapp:+{people[0]}")
         eventually(lambda: {each.rule for each in check(seen(opened))} == {Rule.PHANTOM})

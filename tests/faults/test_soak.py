@@ -13,7 +13,7 @@ import pytest
 from tests.faults import soak, summary
 from tests.faults.checker import Report, Rule, Violation, report
 from tests.faults.history import History
-from tests.faults.rounds import Fault, Outcome, PromisesBroken
+from tests.faults.rounds import Fault, Outcome, PromisesBroken, Recovery
 from tests.faults.soak import PROFILES, Plan, Soak
 from tests.faults.world import Pace, Profile, World
 
@@ -26,15 +26,15 @@ FAULTS = tuple(Fault(f"part {number} breaks", nothing) for number in range(8))
 LOCAL_ONLY = Fault("the disk is full", nothing, profiles=frozenset({"local"}))
 
 
-def seen(acknowledged: int, *, lost: int = 0, duplicated: int = 0, ambiguous: int = 0) -> Report:
+def seen(acknowledged: int, *, lost: int = 0, **more: int) -> Report:
     broken = [Violation(Rule.LOST, str(number)) for number in range(lost)]
     quiet = report(History(requests=[], log=[], told=[], dead=[], stored={}, sent=[]))
-    counts = {"acknowledged": acknowledged, "lost": lost, "duplicated": duplicated, "ambiguous": ambiguous}
-    return replace(quiet, violations=broken, **counts)
+    return replace(quiet, violations=broken, acknowledged=acknowledged, lost=lost, **more)
 
 
-def outcome(fault: str, *, acknowledged: int = 100, goes_on_s: float = 1.0, **more: Any) -> Outcome:
-    return Outcome(fault, "local", seen(acknowledged, **more), goes_on_s, 2.0, 30.0)
+def outcome(fault: str, *, acknowledged: int = 100, went_on_s: float = 1.0, **more: Any) -> Outcome:
+    recoveries = [Recovery("it is back", went_on_s, target_s=10.0, caught_up_s=went_on_s + 2)]
+    return Outcome(fault, "local", seen(acknowledged, **more), recoveries, 30.0)
 
 
 class Rounds:
@@ -56,7 +56,7 @@ class Rounds:
         self.struck.append((self._profile, self.worlds, fault.name, seed))
         if fault.name in self.fails:
             raise self.fails[fault.name]
-        return Outcome(fault.name, self._profile, seen(100), 1.0, 2.0, 30.0)
+        return Outcome(fault.name, self._profile, seen(100), [], 30.0)
 
     def soak(self, plan: Plan, faults: tuple[Fault, ...] = FAULTS) -> Soak:
         done = Soak(plan, faults, self.strike, self.opened, self.said.append)
@@ -102,6 +102,36 @@ def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
     assert rounds.names()[-1] == both.name
 
 
+def test_joined_are_the_rounds_of_make_test() -> None:
+    both = Fault("part 1 and part 2 break", nothing, joined=True)
+    rounds = Rounds()
+    rounds.soak(Plan(3, "local", messages=1, joined=True), (both, replace(FAULTS[0], short=frozenset())))
+    assert rounds.names() == [both.name]
+
+
+@pytest.mark.parametrize(("acknowledged", "is_written"), [(100, True), (99, False)])
+def test_interrupted_it_writes_what_it_came_to_once_that_is_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, acknowledged: int, is_written: bool
+) -> None:
+    monkeypatch.setattr(soak, "GUARANTEES", tmp_path / "guarantees.md")
+    marks = summary.BEGIN.format(profile="local"), summary.END.format(profile="local")
+    soak.GUARANTEES.write_text("\n".join(marks))
+
+    def interrupted(running: Soak) -> None:
+        running.outcomes.append(outcome("one", acknowledged=acknowledged))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Soak, "run", interrupted)
+    assert soak.main(["--profile", "local", "--messages", "100", "--write"]) == 130
+    assert ("| local | one |" in soak.GUARANTEES.read_text()) is is_written
+
+
+@pytest.mark.parametrize(("went_on_s", "code"), [(10.0, 0), (10.5, 1)])
+def test_who_is_late_fails_the_soak(monkeypatch: pytest.MonkeyPatch, went_on_s: float, code: int) -> None:
+    monkeypatch.setattr(Soak, "run", lambda running: running.outcomes.append(outcome("one", went_on_s=went_on_s)))
+    assert soak.main(["--profile", "local", "--messages", "100"]) == code
+
+
 def test_a_profile_has_its_own_world_and_its_own_faults() -> None:
     rounds = Rounds()
     rounds.soak(Plan(3, "both", messages=1), (*FAULTS, LOCAL_ONLY))
@@ -125,7 +155,8 @@ def test_the_line_of_a_failed_round_runs_that_round_alone_with_its_seed() -> Non
     plan = Plan(3, "both", messages=500)
     words = plan.repeats("local", FAULTS[2], lap=4).split("soak ", 1)[1]
     options = soak._parser().parse_args(words.replace("'part 2 breaks'", "part#2#breaks").split())
-    again = Plan(options.seed, options.profile, options.messages, options.pace, options.only.replace("#", " "))
+    only = options.only.replace("#", " ")
+    again = Plan(options.seed, options.profile, options.messages, options.pace, only=only)
     rounds = Rounds()
     rounds.soak(again)
     assert [(profile, name, seed) for profile, _, name, seed in rounds.struck] == [("local", "part 2 breaks", 7)]
@@ -170,23 +201,21 @@ def test_each_round_says_how_much_is_done() -> None:
     assert "1,600 of 1,600, about 0 min left" in rounds.said[-1]
 
 
-def test_the_table_has_a_line_for_each_kind_and_names_who_was_late_or_failed() -> None:
+def test_the_table_has_a_line_for_each_kind_and_blow_and_names_who_was_late_or_failed() -> None:
     outcomes = [
-        outcome("one", goes_on_s=4.0),
+        outcome("one", went_on_s=4.0),
         outcome("two", ambiguous=2, duplicated=1),
-        outcome("one", acknowledged=2_000, goes_on_s=11.5),
+        outcome("one", acknowledged=2_000, went_on_s=11.5, undecided=3),
     ]
     failures = [
         summary.Failure("three", "local", 9, "PromisesBroken: 40 acknowledged, 1 lost\nmore", "…", seen(40, lost=1))
     ]
     told = summary.soak(outcomes, failures)
-    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 0 | 11.5 s | 10 s |" in told
-    assert "| local | two | 1 | 100 | 0 | 0 | 1 | 2 | 0 | 1.0 s | 10 s |" in told
-    assert "| | **all** | **4** | **2,240** | **0** | **1** | **1** | **2** | **0** | 11.5 s | |" in told, (
-        "what failed counts"
-    )
-    assert "- one (local): 11.5 s, not 10 s" in told
-    assert "two (local)" not in told
+    assert "| local | one | 2 | 2,100 | 0 | 0 | 0 | 0 | 0 | 3 | 11.5 s | 13.5 s |" in told
+    assert "| local | two | 1 | 100 | 0 | 0 | 1 | 2 | 0 | 0 | 1.0 s | 3.0 s |" in told
+    total = "| | **all** | **4** | **2,240** | **0** | **1** | **1** | **2** | **0** | **3** | 11.5 s | 13.5 s |"
+    assert total in told, "what failed counts"
+    assert "| local | it is back | 3 | 11.5 s **late** | 10 s | 13.5 s |" in told
     assert "- three (local), seed 9: PromisesBroken: 40 acknowledged, 1 lost" in told.splitlines()
 
 

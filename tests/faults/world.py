@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from demo.cluster import Servers, fresh_name
 from demo.ports import free_ports
 from demo.supervisor import LocalSystem
 from tests.faults.collect import CHANNELS, Mark
+from tests.faults.history import Request
+from tests.faults.parking import Parking
+from tests.faults.patience import STARTS_S, eventually
 from tests.stack.cassandra import Cassandra
 from tests.stack.kafka import Kafka
 from tests.stack.minio import Minio
@@ -21,12 +25,14 @@ from tests.stack.postgres import Postgres
 from tests.stack.scratch import scratch_directory
 from tests.stack.server import Server
 from tests.stack.toxiproxy import Proxy, Toxiproxy
-from tests.town import Resident, Town, eventually
+from tests.town import Resident, Town
 
 Profile = Literal["local", "cluster"]
 LOCAL: Final[frozenset[Profile]] = frozenset({"local"})
 CLUSTER: Final[frozenset[Profile]] = frozenset({"cluster"})
-LOG_PARTITION_BYTES: Final = 16 * 1024 * 1024  # several rounds; a soak must not fill the log's Redis beyond its bound
+KILLED_S: Final = 10.0  # the target of work that others take over
+SHAKEN_S: Final = 30.0  # after processes of ours are back, the longest that somebody may still wait by it
+WAITS: Final = "waits"  # a file of the failpoints' folder
 SEVERAL: Final = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
 
@@ -40,10 +46,13 @@ class Pace:
     per_second: float  # requests that the writers try together
     batch: int  # messages in those requests that carry several
     messages: int  # accepted in one round at least
+    waits: float  # the share of our own long waits that is kept, see `core.failpoints`
+    slack: float  # how many times its target a recovery may take: the machine does everything else as well
 
 
-SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=15, per_second=25, batch=5, messages=120)
-FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600)
+SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=8, per_second=25, batch=5, messages=120, waits=0.4, slack=3)
+FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600, waits=1, slack=1)
+DENSE: Final = replace(FULL, per_second=32, batch=32, messages=12_500)  # about 100 messages a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,29 @@ class Backends:
     postgres: Postgres
     minio: Minio
     ways: Mapping[str, Proxy]  # kafka, cassandra, postgres, s3
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """A moment from which recovery is counted: monotonic seconds.
+
+    ``taken_over``: somebody ended then whose work others do, so that whatever was under way shall be there after
+    ``target_s``. Else something is whole again, and each conversation that waited for it shall have gone on by then.
+    ``kinds`` are the ones that it is about; none: all.
+    """
+
+    what: str
+    at_s: float
+    target_s: float
+    taken_over: bool = False
+    kinds: frozenset[str] = frozenset()
+
+
+class Struck(NamedTuple):
+    """Who was struck at a failpoint, and when; monotonic."""
+
+    pid: int
+    at_s: float
 
 
 class Load(Protocol):
@@ -69,8 +101,14 @@ class Load(Protocol):
     def arrivals(self) -> Mapping[str, float]:
         """When each text was first at its reader's (monotonic seconds)."""
 
+    def delays(self, *kinds: str, since_s: float, until_s: float) -> Mapping[str, float]:
+        """How long each text took that was accepted and begun in that time, infinity when it is not there; seconds."""
+
     def write(self, conversation: str, texts: Sequence[str], to: str, *, kind: str) -> None:
         """Have alice say these as well, in one request; judged like everything else."""
+
+    def note(self, request: Request, *, began_s: float, kind: str) -> None:
+        """What alice said to bob by another way, and heard; judged like everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +130,13 @@ class World:
     bob: Resident
     accounts: Mapping[str, str]  # of ours, by channel
     failpoints: Path
+    parking: Parking
     backends: Backends | None = None
-    mended_s: float = field(default=0.0, init=False)  # monotonic
     load: Load = field(init=False)  # of the round that is on
     mark: Mark | None = field(default=None, init=False)  # where the last round began
+    blows: list[Blow] = field(default_factory=list, init=False)  # of the round that is on
+    strikes_s: list[float] = field(default_factory=list, init=False)  # of the same, when each began; monotonic
+    shaken_s: list[tuple[float, float]] = field(default_factory=list, init=False)  # see `shaking`
 
     @property
     def system(self) -> LocalSystem:
@@ -107,10 +148,39 @@ class World:
         assert self.backends is not None, "the local profile has no such servers"
         return self.backends
 
-    def mended(self) -> None:
-        """From now on the system can do its work again: recovery is counted from here. A fault says it right before it
-        kills what others replace, and right after an outage's end."""
-        self.mended_s = time.monotonic()
+    def restart(self, name: str) -> None:
+        """As the system's, with the time that a busy machine may need."""
+        self.system.restart(name, STARTS_S)
+
+    def new_round(self) -> None:
+        """What nobody came by, and what was struck, is no part of it; nor are clocks."""
+        for each in self.failpoints.iterdir():
+            if each.name != WAITS:
+                each.unlink(missing_ok=True)
+        for noted in (self.blows, self.strikes_s, self.shaken_s):
+            noted.clear()
+
+    def begins(self) -> None:
+        """A strike begins that is not the round's only one: who is late from here on may be so by this one."""
+        self.strikes_s.append(time.monotonic())
+
+    def mended(self, what: str, *, target_s: float, kinds: Iterable[str] = ()) -> None:
+        """It is whole from now on."""
+        self.blows.append(Blow(what, time.monotonic(), target_s, kinds=frozenset(kinds)))
+
+    def taken_over(self, what: str, at_s: float, *, target_s: float) -> None:
+        """It ended then, or was emptied, and nobody waited for its return."""
+        self.blows.append(Blow(what, at_s, target_s, taken_over=True))
+
+    @contextmanager
+    def shaking(self) -> Iterator[None]:
+        """Inside something breaks that whoever is under way may notice, until that has recovered."""
+        began_s = time.monotonic()
+        self.shaken_s.append((began_s, math.inf))
+        try:
+            yield
+        finally:
+            self.shaken_s[self.shaken_s.index((began_s, math.inf))] = began_s, time.monotonic() + SHAKEN_S
 
     def arm(self, point: str, action: Literal["kill", "kill-group", "stop"] = "kill") -> None:
         """Strike the next process that comes by this failpoint."""
@@ -119,21 +189,21 @@ class World:
         aside.write_text(action)
         aside.rename(self.failpoints / point)
 
-    def struck(self, point: str, *, within_s: float = 30) -> int:
-        """The process that was struck there, once one was."""
+    def struck(self, point: str) -> Struck:
+        """Who was struck there, once somebody was."""
         mark = self.failpoints / f"{point}.struck"
-        eventually(mark.exists, within_s=within_s)
-        return int(mark.read_text())
+        eventually(mark.exists)
+        return Struck(int(mark.read_text()), mark.stat().st_mtime - time.time() + time.monotonic())
 
 
 @contextmanager
-def local_world(folder: Path) -> Iterator[World]:
-    with LocalSystem(folder, env={**_failpoints(folder), "LOG_PARTITION_BYTES": str(LOG_PARTITION_BYTES)}) as system:
+def local_world(folder: Path, pace: Pace) -> Iterator[World]:
+    with LocalSystem(folder, env=_failpoints(folder, pace)) as system:
         yield from _peopled("local", system)
 
 
 @contextmanager
-def cluster_world(folder: Path) -> Iterator[World]:
+def cluster_world(folder: Path, pace: Pace) -> Iterator[World]:
     """On servers of its own. They must be installed; see `tests.stack.servers.needed`."""
     with ExitStack() as stack:
         backends = _started(stack.enter_context(scratch_directory()), stack)
@@ -146,14 +216,15 @@ def cluster_world(folder: Path) -> Iterator[World]:
         )
         name = fresh_name()
         servers.create_database(name)
-        env = {**servers.parts(name), **_failpoints(folder)}
+        env = {**servers.parts(name), **_failpoints(folder, pace)}
         with LocalSystem(folder / "system", env=env, instances=SEVERAL) as system:
             yield from _peopled("cluster", system, backends)
 
 
-def _failpoints(folder: Path) -> dict[str, str]:
+def _failpoints(folder: Path, pace: Pace) -> dict[str, str]:
     points = folder / "failpoints"
     points.mkdir(parents=True)
+    (points / WAITS).write_text(str(pace.waits))
     return {"FAILPOINTS": str(points)}
 
 
@@ -179,4 +250,6 @@ def _peopled(profile: Profile, system: LocalSystem, backends: Backends | None = 
     with Town(system) as town:
         alice, bob = town.resident("alice"), town.resident("bob")
         accounts = {channel: town.account(channel, alice) for channel in CHANNELS}
-        yield World(profile, town, alice, bob, accounts, Path(system.env["FAILPOINTS"]), backends)
+        failpoints = Path(system.env["FAILPOINTS"])
+        with closing(Parking(system, CHANNELS)) as parking:
+            yield World(profile, town, alice, bob, accounts, failpoints, parking, backends)

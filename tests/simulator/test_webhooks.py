@@ -277,6 +277,7 @@ def test_read_may_come_before_delivered(simulator: Simulator, receiver: Receiver
     simulator.send_text()
     receiver.wait_for(lambda: receiver.statuses() == ["sent", "read", "delivered"])
     assert simulator.messages()[0]["status"] == "read"
+    assert simulator.stats()["webhooks"]["items_reordered"] == 1
 
 
 def test_some_are_reordered_at_half_the_rate(simulator: Simulator, receiver: Receiver) -> None:
@@ -292,6 +293,7 @@ def test_sent_may_come_before_the_send_call_returns(simulator: Simulator, receiv
     for n in range(5):
         wamid = simulator.send_text(str(n))
         assert receiver.statuses(wamid) == ["sent"], "already here when the call returned"
+    assert simulator.stats()["webhooks"]["items_early"] == 5
 
 
 def test_an_early_status_is_not_sent_twice(simulator: Simulator, receiver: Receiver) -> None:

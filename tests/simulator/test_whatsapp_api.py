@@ -248,6 +248,7 @@ def test_a_number_has_its_rate(simulator: Simulator) -> None:
     ("switches", "expected"),
     [
         pytest.param({"throttle_rate": 1}, (400, 130429), id="throttled inside HTTP 400"),
+        pytest.param({"throttle_rate": 1, "throttle_status": 429}, (429, 130429), id="throttled with HTTP 429"),
         pytest.param({"failure_rate": 1}, (503, 131016), id="failing"),
         pytest.param({"outage": True}, (503, 131016), id="away"),
     ],
@@ -266,6 +267,7 @@ def test_a_refused_send_leaves_nothing_behind(
     "switches",
     [
         pytest.param({"throttle_rate": 1}, id="throttled"),
+        pytest.param({"throttle_rate": 1, "throttle_status": 429}, id="throttled with HTTP 429"),
         pytest.param({"failure_rate": 1}, id="failing"),
         pytest.param({"outage": True}, id="away"),
         pytest.param({"busy_numbers": ["+55 11 99999-8888"]}, id="one person"),

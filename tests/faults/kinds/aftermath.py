@@ -9,9 +9,9 @@ from messaging.domain import Status, rank
 from messaging.services.deliver import UNKNOWN
 from tests.faults.checker import Report
 from tests.faults.history import History
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
-from tests.town import eventually
 
 READ: Final = rank(Status.READ)
 NOWHERE: Final[frozenset[Profile]] = frozenset()
@@ -30,7 +30,10 @@ def all_read(world: World, history: History, _report: Report) -> None:
         if row.message_id not in dead
         and any(recipient.startswith("whatsapp:") and standing < READ for recipient, standing in row.ranks.items())
     ]:
-        eventually(lambda message_id=unread: world.alice.message(message_id)["status"] == "READ")  # type: ignore[misc]
+        eventually(
+            lambda message_id=unread: world.alice.message(message_id)["status"] == "READ",  # type: ignore[misc]
+            every_s=0.2,
+        )
 
 
 def of_all(
@@ -39,15 +42,12 @@ def of_all(
     *,
     profiles: frozenset[Profile] = LOCAL | CLUSTER,
     short: frozenset[Profile] | None = None,
-    target_s: float = 10,
     joined: bool = False,
 ) -> Fault:
     """A fault of every `make test`, and of the soak, after which all was read."""
-    return Fault(name, strike, profiles, profiles if short is None else short, all_read, target_s, joined)
+    return Fault(name, strike, profiles, profiles if short is None else short, all_read, joined)
 
 
-def of_soak(
-    name: str, strike: Strike, *, profiles: frozenset[Profile] = LOCAL | CLUSTER, target_s: float = 10
-) -> Fault:
+def of_soak(name: str, strike: Strike, *, profiles: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
     """The same of the soak alone."""
-    return of_all(name, strike, profiles=profiles, short=NOWHERE, target_s=target_s)
+    return of_all(name, strike, profiles=profiles, short=NOWHERE)

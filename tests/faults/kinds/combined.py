@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.faults.kinds.onlookers import EVERYBODY, all_arrive
 from tests.faults.world import Pace, World
 
 Strike = Callable[[World, Pace], None]
@@ -23,10 +24,14 @@ def together(*strikes: Strike) -> Strike:
 
 
 def one_by_one(*strikes: Strike) -> Strike:
-    """Each when the one before it has ended, with the load going on: `make test` spares itself a round for each."""
+    """Each when everybody has recovered from the one before it, with the load going on: `make test` spares itself a
+    round for each."""
 
     def strike(world: World, pace: Pace) -> None:
-        for each in strikes:
+        for number, each in enumerate(strikes):
+            if number:
+                all_arrive(world, world.load.texts(*EVERYBODY))
+            world.begins()
             each(world, pace)
 
     return strike

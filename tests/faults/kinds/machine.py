@@ -14,14 +14,15 @@ from uuid import UUID
 import httpx
 
 from core.ids import uuid7_ms
+from tests.faults.history import Request
 from tests.faults.kinds.aftermath import all_read
-from tests.faults.kinds.onlookers import asking
+from tests.faults.kinds.onlookers import KIND, asking, say
 from tests.faults.kinds.processes import children, family
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, LOCAL, Pace, World
-from tests.town import eventually, phone
+from tests.town import phone
 
-STARTS_S: Final = 90.0  # a process of ours, on a busy machine
 MINUTES_S: Final = 7 * 60  # more than any lease, claim, token's grace or look-back has
 APART_S: Final = 4.0  # of two API processes: within the lease of an idempotency claim, so that both are in it
 
@@ -49,7 +50,7 @@ def full_disk(world: World, pace: Pace) -> None:
                 threading.Event().wait(pace.pause_s)
             finally:
                 _make_room(world, ours)
-                world.mended()
+                world.mended("there is room on the disk again", target_s=30)
             client.hears(202)
     finally:
         _make_room(world, ours)
@@ -58,15 +59,15 @@ def full_disk(world: World, pace: Pace) -> None:
 
 def _posts_under_a_key(world: World) -> int:
     """What alice hears."""
-    body = {"conversation_id": f"full-{phone()}", "recipient_id": world.bob.user_id, "content": "is there room?"}
-    return world.alice.api.post("/v1/messages", json=body, headers={"Idempotency-Key": phone()}).status_code
+    headers = {"Idempotency-Key": phone()}
+    return say(world, world.alice.api, f"full-{phone()}", f"is there room? {phone()}", **headers)
 
 
 def _make_room(world: World, names: Iterable[str]) -> None:
     _limit_files(world, names, resource.RLIM_INFINITY)
     for name in names:
         if not world.system.is_running(name):
-            world.system.restart(name, STARTS_S)
+            world.restart(name)
 
 
 def _limit_files(world: World, names: Iterable[str], size: int) -> None:
@@ -121,12 +122,11 @@ def jumps(world: World, pace: Pace) -> None:
             for ahead_s in (MINUTES_S, -MINUTES_S, MINUTES_S / 2):
                 set_clock("", ahead_s)
                 world.system.kill("bridge")
-                world.system.restart("bridge", STARTS_S)
+                world.restart("bridge")
                 goes_on(world, "user", "whatsapp", within_s=pace.outage_s + 60)
                 assert _id_is_ahead_s(world) > MINUTES_S / 4, "ids never go back"
-            world.mended()
     finally:
-        world.system.restart("api", STARTS_S)  # whose ids would be ahead of the time for as long
+        world.restart("api")  # whose ids would be ahead of the time for as long
 
 
 def differ(world: World, pace: Pace) -> None:
@@ -142,8 +142,7 @@ def differ(world: World, pace: Pace) -> None:
             each.sign_in()
         goes_on(world, "user", "whatsapp", within_s=pace.outage_s + 60)
         for one in (1, -1):  # both take their turns
-            eventually(lambda one=one: _id_is_ahead_s(world) * one > APART_S / 2, within_s=60)  # type: ignore[misc]
-        world.mended()
+            eventually(lambda one=one: _id_is_ahead_s(world) * one > APART_S / 2, every_s=0.2)  # type: ignore[misc]
 
 
 def in_every_way(world: World, pace: Pace) -> None:
@@ -153,9 +152,11 @@ def in_every_way(world: World, pace: Pace) -> None:
 
 def _id_is_ahead_s(world: World) -> float:
     """Of the time, the id of a message that is accepted now."""
-    text = f"what time is it? {phone()}"
-    asked_ms = time.time_ns() / 1e6
-    accepted = world.alice.insist(f"time-{phone()}", text, world.bob.user_id)
+    alice, bob = world.alice, world.bob.user_id
+    conversation, text = f"time-{phone()}", f"what time is it? {phone()}"
+    began_s, asked_ms = time.monotonic(), time.time_ns() / 1e6
+    accepted = alice.insist(conversation, text, bob)
+    world.load.note(Request(conversation, alice.user_id, text, accepted), began_s=began_s, kind=KIND)
     return (uuid7_ms(UUID(accepted)) - asked_ms) / 1000
 
 
@@ -174,7 +175,7 @@ def _answers_requests(pid: int) -> bool:
 
 
 MACHINE: Final = (
-    Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read, target_s=30),
+    Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read),
     Fault("clocks are wrong in every way", in_every_way, short=CLUSTER, afterwards=all_read, joined=True),
     Fault("the clock jumps by minutes", jumps, short=frozenset(), afterwards=all_read),
     Fault("the clocks of two API processes differ by seconds", differ, short=frozenset(), afterwards=all_read),

@@ -15,36 +15,41 @@ from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.aftermath import of_all
-from tests.faults.kinds.onlookers import Log
+from tests.faults.kinds.aftermath import of_all, of_soak
+from tests.faults.kinds.combined import one_by_one
+from tests.faults.kinds.onlookers import EVERYBODY, Log, all_arrive
 from tests.faults.kinds.processes import names_of
-from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually
+from tests.faults.patience import eventually
+from tests.faults.world import CLUSTER, KILLED_S, Pace, World
 
 STAYS_S: Final = 2.0  # a bridge, at most, before it goes again
-TAKEN_OVER_WITHIN_S: Final = 40.0  # the group misses a member after 6 s; the rest is for a busy machine
+TAKEN_OVER_WITHIN_S: Final = 90.0  # the group misses a member after 6 s; the rest is for a busy machine
+JOINED_S: Final = 10.0  # the last that came back makes them share anew
+NAPS: Final = 4  # until one comes right before a commit that moves something
+GOINGS: Final = 2  # of each bridge at least, however long it takes to start one
 
 
 def storm(world: World, pace: Pace) -> None:
-    """Each bridge for itself is killed, or ended politely, and started again every few seconds."""
+    """Each bridge for itself is killed, or ended politely, and started again every few seconds, twice at least."""
     names = bridges(world)
     until_s = time.monotonic() + pace.spell_s
 
     def come_and_go(number: int, name: str) -> None:
         chance = random.Random(number)
         leaves = itertools.cycle((world.system.kill, world.system.end))
-        for leave in itertools.islice(leaves, number, None):
-            if threading.Event().wait(chance.uniform(0, STAYS_S)) or time.monotonic() > until_s:
+        for gone, leave in enumerate(itertools.islice(leaves, number, None)):
+            threading.Event().wait(chance.uniform(0, STAYS_S))
+            if gone >= GOINGS and time.monotonic() > until_s:
                 return
             leave(name)
-            world.system.restart(name)
+            world.restart(name)
 
     try:
         with ThreadPoolExecutor(len(names)) as each:
             list(each.map(come_and_go, range(len(names)), names))
     finally:
         _all_back(world)
-        world.mended()
+        world.mended("bridges came and went", target_s=JOINED_S)
 
 
 def killed_in_revoke(world: World, _pace: Pace) -> None:
@@ -57,24 +62,33 @@ def killed_in_revoke(world: World, _pace: Pace) -> None:
             eventually(lambda: owned(world.system, first) == everything(world), within_s=TAKEN_OVER_WITHIN_S)
         world.arm("bridge.revoking")
         for other in others:
-            world.system.restart(other)
+            world.restart(other)
         if not others:
             world.system.end(first)
-        world.mended()
-        world.struck("bridge.revoking")
+        at_s = world.struck("bridge.revoking").at_s
         eventually(lambda: not world.system.is_running(first))
+        if others:
+            all_arrive(world, world.load.texts(*EVERYBODY))
+            world.taken_over("a bridge is killed while it hands over", at_s, target_s=KILLED_S)
     finally:
         _all_back(world)
+    if not others:
+        world.mended("a bridge that was killed as it ended is back", target_s=KILLED_S)
 
 
 def zombie(world: World, _pace: Pace) -> None:
     """A bridge stops right before a commit, sleeps until others have all that it had and went on, and wakes up: the
     commit that it had begun is refused, and it takes part again."""
+    assert any(_naps(world) for _ in range(NAPS)), "no late commit was refused"
+
+
+def _naps(world: World) -> bool:
+    """Whether its commit was refused; one that had nothing to tell the group asks it nothing."""
     world.arm("bridge.uncommitted", "stop")
-    pid = world.struck("bridge.uncommitted")
-    asleep = next(name for name in bridges(world) if world.system.pid(name) == pid)
-    log, standing = Log.of(world.system, asleep), committed(world)
+    pid, at_s = world.struck("bridge.uncommitted")
     try:
+        asleep = next(name for name in bridges(world) if world.system.pid(name) == pid)
+        log, standing = Log.of(world.system, asleep), committed(world)
         others = [name for name in bridges(world) if name != asleep]
         eventually(
             lambda: set().union(*(owned(world.system, name) for name in others)) == everything(world),
@@ -82,13 +96,15 @@ def zombie(world: World, _pace: Pace) -> None:
         )
         eventually(lambda: any(offset > standing[source] for source, offset in committed(world).items()))
         went_on = committed(world)
+        all_arrive(world, world.load.texts(*EVERYBODY))
+        world.taken_over("a bridge sleeps", at_s, target_s=KILLED_S)
     finally:
         os.kill(pid, signal.SIGCONT)
-        world.mended()
-    eventually(lambda: log.says("commit refused"))
+    eventually(lambda: log.says("commit refused", "partitions lost"))
     eventually(lambda: owned(world.system, asleep), within_s=TAKEN_OVER_WITHIN_S)
     now = committed(world)
     assert {source: (offset, now[source]) for source, offset in went_on.items() if now[source] < offset} == {}
+    return log.says("commit refused")
 
 
 def bridges(world: World) -> list[str]:
@@ -111,11 +127,17 @@ def _sources(world: World) -> list[TopicPartition]:
 def _all_back(world: World) -> None:
     for name in bridges(world):
         if not world.system.is_running(name):
-            world.system.restart(name)
+            world.restart(name)
 
 
 MEMBERSHIP: Final = (
-    of_all("bridges come and go", storm, short=CLUSTER),
-    of_all("a bridge is killed while it hands over", killed_in_revoke, short=CLUSTER),
-    of_all("a bridge sleeps through the loss of its partitions", zombie, profiles=CLUSTER),
+    of_all(
+        "bridges come and go, die as they hand over, and sleep",
+        one_by_one(storm, killed_in_revoke, zombie),
+        profiles=CLUSTER,
+        joined=True,
+    ),
+    of_soak("bridges come and go", storm),
+    of_soak("a bridge is killed while it hands over", killed_in_revoke),
+    of_soak("a bridge sleeps through the loss of its partitions", zombie, profiles=CLUSTER),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import Any, Final
 
 from connectors.breaker import BreakerState, Rules
@@ -15,25 +14,28 @@ from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS
 from tests.faults.history import History
 from tests.faults.kinds.combined import Strike
+from tests.faults.kinds.onlookers import all_arrive
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually
 
+UNNOTICED_S: Final = 10.0  # the longest that anybody else waits while a channel is away
 UNAVAILABLE, THROTTLED = "131016", "130429"
 OUTAGE_TAKES_S: Final = 2 * Rules().open_s + 120  # a probe that meets the last moment, and a parked message's minute
 STUMBLES: Final[dict[str, dict[str, Any]]] = {
     "fail": {"failure_rate": 0.15},
-    "throttle": {"throttle_rate": 0.25, "retry_after_s": 1},
+    "throttle": {"throttle_rate": 0.25, "retry_after_s": 1, "throttle_status": 429},
     "repeat themselves": {"duplicate_rate": 0.4, "duplicate_delay_ms": 1_500},
     "tell the end before the middle": {"reorder_rate": 0.5},
     "tell what became of a message before they take it": {"early_status_rate": 0.5},
 }
+STUMBLED_S: Final = 90.0  # who is in doubt waits for evidence, who failed for half a minute is parked for another
 UNANSWERED: Final = {"ambiguous_rate": 0.12}
 MODES: Final = ("close", "garbage", "hang")
 
 
 def away(channel: str) -> Strike:
-    """Every call on one channel answers 503 for a while: its breaker opens and it pauses, everybody else goes on."""
+    """Every call on one channel answers 503 for a while: its breaker opens and it pauses, nobody else notices."""
 
     def strike(world: World, pace: Pace) -> None:
         town, load = world.town, world.load
@@ -41,19 +43,24 @@ def away(channel: str) -> Strike:
         others = ("user", *(each for each in CHANNELS if each != channel), *(f"from {each}" for each in CHANNELS))
         try:
             with town.switches_of(world.accounts[channel], outage=True):
-                eventually(lambda: town.breakers().get(name) == BreakerState.OPEN, within_s=90)
+                eventually(lambda: town.breakers().get(name) == BreakerState.OPEN, within_s=90, every_s=0.3)
+                opened_s = time.monotonic()
                 _lasts(pace.outage_s / 2)
                 refused, since_s = refusals(world)[UNAVAILABLE], time.monotonic()
                 _lasts(pace.outage_s / 2)
                 waiting, meanwhile = load.texts(channel) - load.arrivals().keys(), load.texts(*others)
-                probes = 1 + (time.monotonic() - since_s) / Rules().open_s
+                probes = 1 + (time.monotonic() - since_s) / (Rules().open_s * pace.waits)
                 assert refusals(world)[UNAVAILABLE] - refused <= probes, "the channel does not pause"
                 assert waiting, "nobody wrote to the channel that is away"
+                until_s = time.monotonic()
                 all_arrive(world, meanwhile)  # while it is still away
+                delays = load.delays(*others, since_s=opened_s, until_s=until_s)
+                assert {text: s for text, s in delays.items() if s > pace.slack * UNNOTICED_S} == {}
+                assert delays, "nobody else wrote"
         finally:
-            world.mended()
+            world.mended(f"{channel} is back", target_s=Rules().open_s * pace.waits + 15, kinds=[channel])
         all_arrive(world, waiting, within_s=OUTAGE_TAKES_S + pace.outage_s)
-        eventually(lambda: town.breakers()[name] == BreakerState.CLOSED, within_s=OUTAGE_TAKES_S)
+        eventually(lambda: town.breakers()[name] == BreakerState.CLOSED, within_s=OUTAGE_TAKES_S, every_s=0.3)
 
     return strike
 
@@ -62,14 +69,8 @@ def stumbling(**switches: Any) -> Strike:
     """Both platforms behave like this for a while, and every kind of it is met."""
 
     def strike(world: World, pace: Pace) -> None:
-        before = stumbles(world)
-        with world.town.switches(**switches):
-            _lasts(pace.spell_s)
-            expected = _expected(switches)
-            eventually(lambda: all(stumbles(world)[each] > before[each] for each in expected), within_s=60)
-            told = world.load.texts(*CHANNELS, *(f"from {each}" for each in CHANNELS))
-        world.mended()
-        all_arrive(world, told, within_s=120)
+        _stumble(world, pace.spell_s, switches)
+        _all_told(world)
 
     return strike
 
@@ -79,11 +80,24 @@ def unanswering(**switches: Any) -> Strike:
 
     def strike(world: World, pace: Pace) -> None:
         for mode in MODES:
-            stumbling(**UNANSWERED, ambiguous_mode=mode, **switches)(
-                world, replace(pace, spell_s=pace.spell_s / len(MODES))
-            )
+            _stumble(world, pace.spell_s / len(MODES), {**UNANSWERED, "ambiguous_mode": mode, **switches})
+        _all_told(world)
 
     return strike
+
+
+def _stumble(world: World, spell_s: float, switches: dict[str, Any]) -> None:
+    before = stumbles(world)
+    with world.town.switches(**switches):
+        _lasts(spell_s)
+        eventually(lambda: all(stumbles(world)[each] > before[each] for each in _expected(switches)), every_s=0.3)
+
+
+def _all_told(world: World) -> None:
+    """Whatever was said so far arrives."""
+    told = world.load.texts(*CHANNELS, *(f"from {each}" for each in CHANNELS))
+    world.mended("the platforms behave", target_s=STUMBLED_S)
+    all_arrive(world, told, within_s=150)
 
 
 def refusals(world: World) -> Counter[str]:
@@ -95,24 +109,15 @@ def refusals(world: World) -> Counter[str]:
 def stumbles(world: World) -> Counter[str]:
     """What the platforms did to us so far, as far as they count it."""
     stats = world.town.platform.get("/stats").json()
-    told = {"unanswered": stats["sends"]["unanswered"], "duplicate": stats["webhooks"]["items_duplicated"]}
+    webhooks = {each: stats["webhooks"][f"items_{each}"] for each in ("duplicated", "reordered", "early")}
+    told = {"unanswered": stats["sends"]["unanswered"], **webhooks}
     return Counter(stats["sends"]["refused_by_code"]) + Counter(told)
 
 
 def _expected(switches: dict[str, Any]) -> list[str]:
     met = {"failure_rate": UNAVAILABLE, "throttle_rate": THROTTLED, "ambiguous_rate": "unanswered"}
-    met |= {"duplicate_rate": "duplicate"}
+    met |= {"duplicate_rate": "duplicated", "reorder_rate": "reordered", "early_status_rate": "early"}
     return [met[each] for each in switches if each in met]
-
-
-def all_arrive(world: World, texts: frozenset[str], *, within_s: float = 90) -> None:
-    def missing() -> frozenset[str]:
-        return texts - world.load.arrivals().keys()
-
-    try:
-        eventually(lambda: not missing(), within_s=within_s)
-    except AssertionError:
-        raise AssertionError(f"not there within {within_s:g} s: {sorted(missing())[:5]}") from None
 
 
 def no_send_buried(_world: World, history: History, _report: Report) -> None:
@@ -142,6 +147,7 @@ PLATFORM: Final = (
         unanswering(**EVERYTHING),
         short=CLUSTER,
         afterwards=only_unknown_buried,
+        joined=True,
     ),
     *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),
 )

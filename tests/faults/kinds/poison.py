@@ -20,12 +20,13 @@ from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.onlookers import Log
-from tests.faults.kinds.platform import all_arrive
+from tests.faults.kinds.combined import one_by_one
+from tests.faults.kinds.onlookers import Log, all_arrive
 from tests.faults.kinds.processes import names_of
+from tests.faults.kinds.servers import ACCOUNTS_AND_FILES, accounts_and_files_away
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
-from tests.town import eventually
 
 KIND: Final = "killer"
 WORKS: Final = topics.work_topics(CHANNELS)
@@ -48,7 +49,6 @@ def poison(world: World, _pace: Pace) -> None:
         expected = len(records) + 1 + _write_larger(world, keys)
         letters = eventually(lambda: _letters(world, ends, at_least=expected), within_s=240)
         all_arrive(world, load.texts("user", *CHANNELS, *(f"from {each}" for each in CHANNELS)))
-    world.mended()
     assert len(letters) == expected
     _tell_where_and_why(letters, written, killer.encode())
     told = world.system.manage("replay_dead_letters", "--dry-run")
@@ -70,7 +70,6 @@ def broken_release(world: World, _pace: Pace) -> None:
     if time.monotonic() - since_s < 30:  # on a machine so busy that a minute went by, nothing can be told
         assert log.end_offset(grave) - begin == MOST
         assert log.committed(GROUP, source) <= places[MOST][1]
-    world.mended()
     eventually(lambda: log.end_offset(grave) - begin == len(places), within_s=150)
     eventually(lambda: log.committed(GROUP, source) > places[-1][1], within_s=30)
 
@@ -91,7 +90,7 @@ def core_workers_that_die_of(world: World, text: str) -> Iterator[None]:
             yield
         finally:
             for name in names:
-                system.restart(name)
+                world.restart(name)
             worker.terminate()
             worker.wait(60)
 
@@ -160,6 +159,13 @@ def _tell_where_and_why(letters: Sequence[Record], written: dict[Place, NewRecor
 
 
 POISON: Final = (
-    Fault("records are poison", poison, short=CLUSTER),
+    Fault(
+        f"{ACCOUNTS_AND_FILES}, then records are poison",
+        one_by_one(accounts_and_files_away, poison),
+        profiles=CLUSTER,
+        short=CLUSTER,
+        joined=True,
+    ),
+    Fault("records are poison", poison, short=frozenset()),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
+from messaging import topics
+from tests.faults.collect import CHANNELS
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one, together
-from tests.faults.kinds.onlookers import asking, metric
-from tests.faults.world import Pace, World
-from tests.town import eventually
+from tests.faults.kinds.onlookers import EVERYBODY, all_arrive, asking, metric
+from tests.faults.patience import eventually
+from tests.faults.world import KILLED_S, Pace, World
 
 Strike = Callable[[World, Pace], None]
+COPY: Final = re.compile(r"-\d+$")  # of a process' name: the others do its work
+IN_DOUBT_S: Final = 20.0  # what a sender that died may have sent is waited for by design, 10 s, before others go on
+THAWED_S: Final = 20.0  # who slept finds that its work is others', and joins them
 
 
 def family(pid: int) -> list[int]:
@@ -33,13 +39,15 @@ def children(world: World, name: str) -> list[int]:
     return family(world.system.pid(name))[1:]
 
 
-def killed(name: str) -> Strike:
-    """kill -9 it and its children, and start it again."""
+def killed(name: str, *, alone: bool = False) -> Strike:
+    """kill -9 the last of them and its children, which live on where it dies ``alone``; it comes back once others have
+    done its work, where there are any."""
 
     def strike(world: World, _pace: Pace) -> None:
-        world.mended()
-        world.system.kill(name)
-        world.system.restart(name)
+        victim = names_of(world, [name])[-1]
+        at_s = time.monotonic()
+        world.system.kill(victim, alone=alone)
+        _replace(world, [victim], f"{name} is killed{' without its children' if alone else ''}", at_s)
 
     return strike
 
@@ -49,28 +57,29 @@ def child_killed(name: str) -> Strike:
 
     def strike(world: World, _pace: Pace) -> None:
         before = eventually(lambda: children(world, name))
-        world.mended()
+        at_s = time.monotonic()
         os.kill(before[0], signal.SIGKILL)
         eventually(lambda: len(children(world, name)) >= len(before) and before[0] not in children(world, name))
+        world.taken_over(f"a child of {name} is killed", at_s, target_s=KILLED_S)
 
     return strike
 
 
-def all_killed(names: Iterable[str]) -> Strike:
+def all_killed(names: Sequence[str], *, target_s: float = KILLED_S) -> Strike:
     """kill -9 these, their copies and their children, all at once, and start them again."""
 
     def strike(world: World, _pace: Pace) -> None:
         down = names_of(world, names)
-        world.mended()
         for each in down:
             world.system.kill(each)
         with ThreadPoolExecutor(len(down)) as starting:
-            list(starting.map(world.system.restart, down))
+            list(starting.map(world.restart, down))
+        world.mended(f"{', '.join(names)} are back", target_s=target_s)
 
     return strike
 
 
-def frozen(names: Iterable[str]) -> Strike:
+def frozen(names: Sequence[str], *, target_s: float = THAWED_S) -> Strike:
     """SIGSTOP these and their children for a while."""
 
     def strike(world: World, pace: Pace) -> None:
@@ -80,70 +89,72 @@ def frozen(names: Iterable[str]) -> Strike:
             threading.Event().wait(pace.pause_s)
         finally:
             _signal(stopped, signal.SIGCONT)
-            world.mended()
+            world.mended(f"{', '.join(names)} thaw", target_s=target_s)
 
     return strike
 
 
-def frozen_at(point: str) -> Strike:
-    """SIGSTOP the worker's child that comes by there first, for so long that its batch is in other hands when it wakes
-    up."""
+def frozen_at(point: str, *works: str, target_s: float = KILLED_S) -> Strike:
+    """SIGSTOP the worker's child that comes by there first, for so long that its batch, of one of these topics, is in
+    other hands when it wakes up."""
 
     def strike(world: World, pace: Pace) -> None:
-        before = _taken_back(world)
+        before = _taken_back(world, works)
         world.arm(point, "stop")
-        stopped = world.struck(point)
-        began_s = time.monotonic()
+        stopped, at_s = world.struck(point)
         try:
-            eventually(lambda: _taken_back(world) > before)
-            threading.Event().wait(pace.pause_s - (time.monotonic() - began_s))
+            eventually(lambda: _taken_back(world, works) > before, every_s=0.3)
+            threading.Event().wait(pace.pause_s - (time.monotonic() - at_s))
         finally:
             _signal([stopped], signal.SIGCONT)
-            world.mended()
+        world.taken_over(f"a worker freezes at {point}", at_s, target_s=target_s)
 
     return strike
 
 
-def _taken_back(world: World) -> float:
-    """How many batches of vanished workers the bridges took back so far."""
+def _taken_back(world: World, works: Sequence[str]) -> float:
+    """How many batches of these topics the bridges took back from vanished workers so far."""
     return sum(
-        metric(world.system, bridge, "chat4all_batches_redispatched_total", state="lapsed")
+        metric(world.system, bridge, "chat4all_batches_redispatched_total", topic=topic, state="lapsed")
         for bridge in names_of(world, ["bridge"])
+        for topic in works
     )
 
 
-def killed_at(*points: str, names: Iterable[str]) -> Strike:
-    """kill -9 the process of these services that comes by each point first; its parent starts another."""
+def killed_at(*points: str) -> Strike:
+    """kill -9 the child that comes by each point first; its parent starts another."""
 
     def strike(world: World, _pace: Pace) -> None:
-        world.mended()
         for point in points:
             world.arm(point)
         for point in points:
-            world.struck(point)
-        _have(world, names)
+            world.taken_over(f"killed at {point}", world.struck(point).at_s, target_s=KILLED_S)
 
     return strike
 
 
-def group_killed_at(point: str, names: Iterable[str]) -> Strike:
-    """kill -9 a parent and all its children there; it is started again."""
+def group_killed_at(point: str, names: Sequence[str], *, target_s: float = KILLED_S) -> Strike:
+    """kill -9 a parent and all its children there; it is back once others have done its work, where there are any."""
 
     def strike(world: World, _pace: Pace) -> None:
-        world.mended()
         world.arm(point, "kill-group")
-        world.struck(point)
-        eventually(lambda: not all(map(world.system.is_running, names_of(world, names))))
-        _have(world, names)
+        at_s = world.struck(point).at_s
+        down = eventually(lambda: [each for each in names_of(world, names) if not world.system.is_running(each)])
+        _replace(world, down, f"killed with its children at {point}", at_s, target_s=target_s)
 
     return strike
 
 
-def _have(world: World, names: Iterable[str]) -> None:
-    """All of these run again, with children."""
-    for each in names_of(world, names):
-        if not world.system.is_running(each):
-            world.system.restart(each)
+def _replace(world: World, down: Iterable[str], what: str, at_s: float, *, target_s: float = KILLED_S) -> None:
+    """Start these again. Where others do their work, recovery is counted from their end; else from their return."""
+    for name in down:
+        if len(names_of(world, [COPY.sub("", name)])) > 1:
+            all_arrive(world, world.load.texts(*EVERYBODY))
+            world.restart(name)
+            world.taken_over(what, at_s, target_s=target_s)
+        else:
+            world.restart(name)
+            world.mended(what, target_s=target_s)
 
 
 def names_of(world: World, names: Iterable[str]) -> list[str]:
@@ -175,21 +186,28 @@ SENDERS: Final = ("worker-whatsapp", "worker-instagram")
 
 FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
 KILLS: Final = {
-    "an API process is killed before a client hears of its message": killed_at("accept.appended", names=["api"]),
-    "a sender is killed between the platform's yes and our write": group_killed_at("deliver.sent", SENDERS),
+    "an API process is killed before a client hears of its message": killed_at("accept.appended"),
+    "a sender is killed between the platform's yes and our write": group_killed_at(
+        "deliver.sent", SENDERS, target_s=IN_DOUBT_S
+    ),
     "the bridge is killed between work and commit": group_killed_at("bridge.uncommitted", ["bridge"]),
     "workers are killed between store and push, store and log": killed_at(
-        "persist.stored", "statuses.stored", "inbound.resolved", names=WORKERS
+        "persist.stored", "statuses.stored", "inbound.resolved"
     ),
+    "a core worker is killed": nobody_hung(killed("worker-core")),
+    "a core worker's parent is killed, its children live on": nobody_hung(killed("worker-core", alone=True)),
     "the API and the gateway are killed": all_killed(["api", "gateway"]),
-    "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS)),
+    "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS, target_s=IN_DOUBT_S)),
 }
 FREEZES: Final = {
-    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored")),
-    "a sender freezes between the platform's yes and our write": nobody_hung(frozen_at("deliver.sent")),
+    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored", topics.MESSAGES)),
+    "a sender freezes between the platform's yes and our write": nobody_hung(
+        frozen_at("deliver.sent", *map(topics.outbound, CHANNELS), target_s=IN_DOUBT_S)
+    ),
 }
 NOW_AND_THEN: Final = {
     "the API and the gateway freeze": FRONT_FROZEN,
+    "a bridge is killed": nobody_hung(killed("bridge")),
     "a child of the core worker is killed": child_killed("worker-core"),
     "the gateway is killed": all_killed(["gateway"]),
     "all workers freeze": nobody_hung(frozen(WORKERS)),

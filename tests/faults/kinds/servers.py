@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -14,13 +15,15 @@ import redis
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import asking
+from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
-from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
+from tests.faults.world import CLUSTER, KILLED_S, LOCAL, Pace, Profile, World
 from tests.stack.server import Server
 from tests.stack.toxiproxy import Proxy
-from tests.town import eventually, phone
+from tests.town import phone
 
 Strike = Callable[[World, Pace], None]
+BACK_S: Final = {"redis-bus": 10.0, "redis-log": 30.0, "kafka": 30.0, "cassandra": 30.0}  # targets
 LATENCY_MS: Final = 3_000
 RESETS: Final = 5
 
@@ -29,9 +32,10 @@ RESETS: Final = 5
 
 def flushed(world: World, _pace: Pace) -> None:
     """FLUSHALL under load: tasks, leases, replies, hints and frames are gone at once."""
-    world.mended()
     with _bus(world) as bus:
+        at_s = time.monotonic()
         bus.flushall()
+    world.taken_over("the bus is flushed", at_s, target_s=KILLED_S)
 
 
 def reset(world: World, _pace: Pace) -> None:
@@ -41,7 +45,7 @@ def reset(world: World, _pace: Pace) -> None:
             for kind in ("normal", "pubsub"):
                 bus.client_kill_filter(_type=kind, skipme=True)
             client.hears(202)
-        world.mended()
+        world.mended("the bus keeps its connections", target_s=KILLED_S)
     assert client.heard == {202}, "nobody who writes needs the bus"
 
 
@@ -50,8 +54,8 @@ def redis_killed(name: str) -> Strike:
 
     def strike(world: World, _pace: Pace) -> None:
         world.system.kill(name)
-        world.system.restart(name)
-        world.mended()
+        world.restart(name)
+        world.mended(f"{name} is back", target_s=BACK_S[name])
 
     return strike
 
@@ -69,7 +73,7 @@ def redis_frozen(name: str) -> Strike:
                 _lasts(pace.pause_s)
             finally:
                 os.kill(pid, signal.SIGCONT)
-                world.mended()
+                world.mended(f"{name} thaws", target_s=BACK_S[name])
             client.hears(202)
 
     return strike
@@ -91,7 +95,7 @@ def killed(name: str, *, away: bool) -> Strike:
                     _lasts(pace.outage_s)
             finally:
                 server.start()
-                world.mended()
+                world.mended(f"{name} is back", target_s=BACK_S[name])
             client.hears(202)
         _nobody_ended(world)
 
@@ -110,7 +114,7 @@ def frozen(name: str) -> Strike:
                 _lasts(pace.pause_s)
             finally:
                 server.resume()
-                world.mended()
+                world.mended(f"{name} thaws", target_s=BACK_S[name])
             client.hears(202)
         _nobody_ended(world)
 
@@ -131,7 +135,7 @@ def slow_then_cut(name: str) -> Strike:
                 _lasts(pace.pause_s)
             finally:
                 way.mend()
-                world.mended()
+                world.mended(f"the way to {name} is whole", target_s=BACK_S[name])
             client.hears(202)
         _nobody_ended(world)
 
@@ -163,7 +167,7 @@ def accounts_and_files_away(world: World, pace: Pace) -> None:
         finally:
             for server in (world.servers.postgres, world.servers.minio):
                 server.start()
-            world.mended()
+            world.mended("PostgreSQL and S3 are back", target_s=KILLED_S)
     _nobody_ended(world)
 
 
@@ -198,6 +202,7 @@ def _nobody_ended(world: World) -> None:
     assert [each for each in world.system.processes if not world.system.is_running(each)] == []
 
 
+ACCOUNTS_AND_FILES: Final = "PostgreSQL and S3 are away"
 BUS: Final = {
     "the bus is flushed": flushed,
     "the bus resets its connections": reset,
@@ -219,19 +224,18 @@ CASSANDRA: Final = {
 }
 
 
-def _all_and_each(
-    name: str, strikes: Mapping[str, Strike], profiles: frozenset[Profile], *, target_s: float
-) -> Iterator[Fault]:
-    """One round of `make test` with all of them, and rounds of the soak with each."""
-    yield of_all(name, one_by_one(*strikes.values()), profiles=profiles, target_s=target_s, joined=True)
-    for each, strike in strikes.items():
-        yield of_soak(each, strike, profiles=profiles, target_s=target_s)
+def _in_every_way(name: str, strikes: Mapping[str, Strike], profiles: frozenset[Profile]) -> Fault:
+    """One round of `make test` with all of them."""
+    return of_all(name, one_by_one(*strikes.values()), profiles=profiles, joined=True)
 
 
 SERVERS: Final = (
-    *_all_and_each("the bus fails in every way", BUS, LOCAL | CLUSTER, target_s=10),
-    *_all_and_each("the log's Redis fails in every way", LOG, LOCAL, target_s=30),
-    *_all_and_each("Kafka fails in every way", KAFKA, CLUSTER, target_s=30),
-    *_all_and_each("Cassandra fails in every way", CASSANDRA, CLUSTER, target_s=30),
-    of_all("PostgreSQL and S3 are away", accounts_and_files_away, profiles=CLUSTER),
+    _in_every_way("the bus fails in every way", BUS, CLUSTER),
+    _in_every_way("both Redis fail in every way", BUS | LOG, LOCAL),
+    _in_every_way("Kafka fails in every way", KAFKA, CLUSTER),
+    _in_every_way("Cassandra fails in every way", CASSANDRA, CLUSTER),
+    *(of_soak(name, strike) for name, strike in BUS.items()),
+    *(of_soak(name, strike, profiles=LOCAL) for name, strike in LOG.items()),
+    *(of_soak(name, strike, profiles=CLUSTER) for name, strike in (KAFKA | CASSANDRA).items()),
+    of_soak(ACCOUNTS_AND_FILES, accounts_and_files_away, profiles=CLUSTER),
 )
