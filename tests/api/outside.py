@@ -37,7 +37,7 @@ class World:
     def run(self, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "manage.py", *command],
-            cwd=ROOT, env={**self.environment, **changed}, capture_output=True, text=True, timeout=60, check=False,
+            cwd=ROOT, env={**self.environment, **changed}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _terminate(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 def _until_up(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         assert process.poll() is None, "it ended"
         try:

@@ -264,7 +264,7 @@ def test_a_gateway_warms_its_log_as_it_starts() -> None:
         "assert 'kafka-deliveries' in {each.name for each in threading.enumerate()}"
     )
     environment = {**os.environ, "EVENT_LOG_URL": f"kafka://127.0.0.1:{free_ports(1)[0]}"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 @pytest.mark.cluster
@@ -390,8 +390,10 @@ def test_a_topic_that_was_made_again_is_read_from_its_start(
         return found
 
     poll_until(lambda: bool(found), take)
-    second.close()
     assert [(each.offset, each.value) for each in found] == [(0, b"again")]
+    second.commit({ONE: 1})
+    second.close()
+    assert again.committed("bridge", ONE) == 1
 
 
 @pytest.mark.cluster

@@ -20,6 +20,7 @@ from demo.ports import free_ports
 from demo.redis_server import LOG_RULES, RedisServer
 from messaging import topics, wiring
 from messaging.eventlog.kafka_link import KafkaUrl
+from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES
 from messaging.ports import MessageStore, NewRecord, ParkedRecord, ParkScope, TopicPartition
 from messaging.topics import MESSAGES, Topic
 from messaging.wiring import GROUP, ManagedLog
@@ -155,7 +156,8 @@ def test_only_a_setting_that_breaks_a_promise_fails(changed: dict[str, str], sta
     url = f"{needed('kafka')}/{uuid.uuid4().hex}"
     where = KafkaUrl.parse(url)
     admin = AdminClient({"bootstrap.servers": where.servers})
-    [made] = admin.create_topics([NewTopic(f"{where.prefix}{MESSAGES}", 3, 1, config=changed)]).values()
+    config = {"max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES), **changed}
+    [made] = admin.create_topics([NewTopic(f"{where.prefix}{MESSAGES}", 3, 1, config=config)]).values()
     made.result(PATIENCE_S)
     done = subprocess.run(command(), **at(url), check=False)
     assert done.returncode == status, done.stderr
