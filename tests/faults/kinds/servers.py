@@ -23,7 +23,7 @@ from tests.stack.toxiproxy import Proxy
 from tests.town import phone
 
 Strike = Callable[[World, Pace], None]
-BACK_S: Final = {"redis-bus": 10.0, "redis-log": 30.0, "kafka": 30.0, "cassandra": 30.0}  # targets
+BACK_S: Final = {"redis-bus": 30.0, "redis-log": 30.0, "kafka": 30.0, "cassandra": 30.0}  # targets
 LATENCY_MS: Final = 3_000
 RESETS: Final = 5
 
