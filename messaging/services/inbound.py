@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -37,6 +37,7 @@ from messaging.domain import (
 from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, decoded
 from messaging.services.deliver import status_record
+from messaging.services.recent import RecentReferences, Reference
 from messaging.services.render import conversation_json
 from messaging.work import DONE, Outcome, Verdict
 
@@ -85,6 +86,7 @@ class Inbound:
     names: Callable[[UUID, Collection[str]], Mapping[str, str]]  # display names of parties of a workspace
     retry_delay_s: Callable[[int], float]
     clock: Clock
+    recent: RecentReferences = field(default_factory=RecentReferences)
 
 
 def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s: float) -> Outcomes:
@@ -126,7 +128,7 @@ class _Letter:
     news: Event
 
 
-References = dict[tuple[str, str, str], ExternalRef]  # by channel, account id, external id
+References = dict[Reference, ExternalRef]
 
 
 def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter:
@@ -145,11 +147,7 @@ def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
         if isinstance(letter.news, StatusReport):
             place = letter.event.channel, letter.event.account_id
             wanted.setdefault(place, set()).add(letter.news.external_id)
-    return {
-        (*place, external_id): ref
-        for place, external_ids in wanted.items()
-        for external_id, ref in inbound.store.externals(*place, external_ids).items()
-    }
+    return inbound.recent.get(wanted, inbound.store)
 
 
 def _resolve_one(

@@ -1,19 +1,43 @@
-"""Messages that a process met lately. A message never changes, and its receipts come soon after it."""
+"""What a process met lately and never changes: messages, and what platforms call them. Receipts come soon after."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 from core.cache import TtlCache
-from messaging.domain import Message
+from messaging.domain import ExternalRef, Message
 from messaging.ports import MessageStore
 
 KEPT_S: Final = 600.0
 KEPT: Final = 10_000  # messages without their content: about a kilobyte each
 FEW: Final = 16  # recipients and members: a message to more is looked up
+
+
+Place = tuple[str, str]  # channel, account id
+Reference = tuple[str, str, str]  # and external id
+
+
+class RecentReferences:
+    """Thread-safe. The first that claims an id has it for good, so what was read of it once need not be read again."""
+
+    def __init__(self) -> None:
+        self._known: TtlCache[Reference, ExternalRef] = TtlCache(ttl_s=KEPT_S, size=KEPT)
+
+    def get(self, wanted: Mapping[Place, Collection[str]], store: MessageStore) -> dict[Reference, ExternalRef]:
+        """Those that are recorded of the ids by channel and account. Raises StoreUnavailable."""
+        found: dict[Reference, ExternalRef] = {}
+        for place, external_ids in wanted.items():
+            known = {each: ref for each in external_ids if (ref := self._known.get((*place, each)))}
+            if missing := [each for each in external_ids if each not in known]:
+                read = store.externals(*place, missing)
+                for external_id, ref in read.items():
+                    self._known.put((*place, external_id), ref)
+                known |= read
+            found |= {(*place, external_id): ref for external_id, ref in known.items()}
+        return found
 
 
 class RecentMessages:
