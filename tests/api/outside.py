@@ -102,7 +102,7 @@ def started(
             process = subprocess.Popen(
                 [sys.executable, *command, str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
-            stack.callback(process.wait, timeout=20)
+            stack.callback(process.wait, timeout=60)
             processes[name] = process
             clients[name] = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
         stack.callback(_terminate, processes.values())
