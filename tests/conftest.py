@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +74,11 @@ def log_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
 @pytest.fixture(scope="session")
 def state_dir() -> Path:
     return Path(_STATE)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is named when it happens: a run of everything tells why only at its end."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        said = str(report.longrepr).strip().splitlines()
+        print(f"\nFAILED {report.nodeid} ({report.when}): {said[-1] if said else ''}", file=sys.stderr, flush=True)
