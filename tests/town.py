@@ -163,12 +163,14 @@ class Resident:
         return [each["content"] for each in answer.json()["items"]] if answer.status_code == 200 else []
 
     def history(self, conversation: str) -> list[dict[str, Any]]:
-        """Every message, oldest first."""
+        """Every message, oldest first; none where nothing was ever accepted, so that there is no such conversation."""
         found: list[dict[str, Any]] = []
         cursor = None
         while True:
             query = {"limit": 100, **({"cursor": cursor} if cursor else {})}
             answer = self.api.get(f"/v1/conversations/{conversation}/messages", params=query)
+            if answer.status_code == 404 and not found:
+                return []
             assert answer.status_code == 200, answer.text
             page = answer.json()
             found.extend(page["items"])

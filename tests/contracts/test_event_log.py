@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ClassVar
 
 import pytest
@@ -601,17 +602,21 @@ def test_order_and_completeness_survive_members_coming_and_going(under_test: Log
                 got = each.poll()
                 for record in got:
                     history[record.key].append(int(record.value))
-                each.subscription.commit(after(got))
+                with suppress(LeaseLost):  # on a busy machine it polled too late: whoever has it now reads it again
+                    each.subscription.commit(after(got))
 
-    follow(first, lambda: len(first.seen) > 100)
-    second = Member(under_test.open(), "b")
-    follow(first, lambda: len(second.seen) > 100, second)
-    first.subscription.close()
-    follow(second, lambda: second.owned == set(SOURCES))
-    stop.set()
-    appender.join()
+    try:
+        follow(first, lambda: len(first.seen) > 100)
+        second = Member(under_test.open(), "b")
+        follow(first, lambda: len(second.seen) > 100, second)
+        first.subscription.close()
+        follow(second, lambda: second.owned == set(SOURCES))
+    finally:
+        stop.set()
+        appender.join()
     follow(second, lambda: all(log.committed("bridge", each) == log.end_offset(each) for each in SOURCES))
-    assert history == {f"key-{n}": list(range(len(appended))) for n in range(5)}
+    first_time = {key: list(dict.fromkeys(numbers)) for key, numbers in history.items()}
+    assert first_time == {f"key-{n}": list(range(len(appended))) for n in range(5)}
 
 
 # --- when the log is away ----------------------------------------------------------------------------------------
