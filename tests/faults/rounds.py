@@ -272,7 +272,7 @@ class Round:
 
     def recoveries(self) -> list[Recovery]:
         """One for each blow."""
-        began, arrived_s = dict(self.began), self.arrivals()
+        began, arrived_s = self.began.copy(), self.arrivals()
         return [recovery(each, began, arrived_s, self.world.strikes_s) for each in self.world.blows]
 
     def delays(self, *kinds: str, since_s: float, until_s: float) -> dict[str, float]:
@@ -290,7 +290,7 @@ class Round:
         """When each text was first shown to bob, taken by a platform, or shown to alice from a person; monotonic
         seconds."""
         alice, bob = self.sockets
-        said = {text for text, begun in list(self.began.items()) if begun.kind.startswith("from ")}
+        said = {text for text, begun in self.began.copy().items() if begun.kind.startswith("from ")}
         shown_s = dict(bob.shown_s) | {text: at_s for text, at_s in dict(alice.shown_s).items() if text in said}
         shift_s = time.time() - time.monotonic()
         for account in self.world.accounts.values():
