@@ -291,7 +291,7 @@ class Round:
         seconds."""
         alice, bob = self.sockets
         said = {text for text, begun in self.began.copy().items() if begun.kind.startswith("from ")}
-        shown_s = dict(bob.shown_s) | {text: at_s for text, at_s in dict(alice.shown_s).items() if text in said}
+        shown_s = bob.shown_s.copy() | {text: at_s for text, at_s in alice.shown_s.copy().items() if text in said}
         shift_s = time.time() - time.monotonic()
         for account in self.world.accounts.values():
             for each in self.mark.received(self.world.town, account):
