@@ -166,10 +166,10 @@ def _stages(store: Any, person: Person, workspace_id: UUID) -> tuple[dict[str, l
         store.bind_contacts([contact])
 
     def told(status: Status) -> None:
-        store.externals(**account, external_ids=[external_id])
+        if status is Status.SENT:  # what it is about is read once, and remembered like the message itself
+            store.externals(**account, external_ids=[external_id])
         at_ms = message.accepted_at_ms + 1000
         store.apply_statuses([StatusChange(**about, recipient=person.party, status=status, at_ms=at_ms)])
-        store.statuses(list(store.messages([message_id]).values()))
 
     stages: dict[str, Callable[[], None]] = {"save": save, "claim": claim, "settle": settle}
     stages |= {name: lambda status=status: told(status) for name, status in STATUSES.items()}  # type: ignore[misc]
