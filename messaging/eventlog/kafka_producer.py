@@ -27,7 +27,11 @@ _source = functools.lru_cache(TopicPartition)  # one for thousands of records
 
 
 class _Call:
-    """One append's records on their way. ``delivered`` runs on the producer's thread, ``wait`` on the caller's."""
+    """One append's records on their way. ``delivered`` runs on the producer's thread, ``wait`` on the caller's, once.
+
+    It waits for a lock that the last delivery lets go: an Event is two more locks and a list of who waits, and with 64
+    threads at it that was a third of an append.
+    """
 
     __slots__ = ("_done", "_error", "_left", "_places")
 
@@ -35,7 +39,8 @@ class _Call:
         self._places: list[Place | None] = [None] * count
         self._left = count
         self._error: KafkaError | None = None
-        self._done = threading.Event()
+        self._done = threading.Lock()
+        self._done.acquire()
 
     def delivered(self, index: int, source: str, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -46,11 +51,11 @@ class _Call:
             self._error = error
         self._left -= 1
         if not self._left:
-            self._done.set()
+            self._done.release()
 
     def wait(self, timeout_s: float) -> KafkaError | list[Place] | None:
         """The places, the error of a record that was refused, or None when it takes too long."""
-        if not self._done.wait(timeout_s):
+        if not self._done.acquire(timeout=max(0.0, timeout_s)):
             return self._error
         return self._error or [place for place in self._places if place is not None]
 
