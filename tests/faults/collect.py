@@ -178,7 +178,7 @@ class Watcher:
         self._parking = parking
         self._every_s = every_s
         self._bounds = bounds
-        self._sources = [source for topic in topics.work_topics(CHANNELS) for source in sources(town, topic)]
+        self._sources = list(all_sources(town))
         self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
         self._began = since
         self._ends = _Ends(town, accounts, since)
@@ -296,13 +296,28 @@ class Watcher:
         return max((each for each in self._bounds if name.startswith(each)), key=len, default="")
 
 
+class Taken:
+    """What platforms took since a mark, read on where the last look ended."""
+
+    def __init__(self, town: Town, accounts: Iterable[str], since: Mark) -> None:
+        self._town = town
+        self._last = {each: since.sent.get(each, 0) for each in accounts}
+
+    def more(self) -> Iterator[dict[str, Any]]:
+        """What came since; what was not consumed comes again."""
+        for account, since in self._last.items():
+            for each in _ledger(self._town, "messages", account, since):
+                yield each
+                self._last[account] = each["seq"]
+
+
 class _Ends:
     """Which sends came to an end: a platform has them, or a status says so. Read on when one is asked for that is not
     among them. Of what an operator replays it says nothing."""
 
     def __init__(self, town: Town, accounts: Sequence[str], since: Mark) -> None:
         self._town = town
-        self._taken = {each: since.sent.get(each, 0) for each in accounts}
+        self._taken = Taken(town, accounts, since)
         self._told = {each: since.offsets.get(each, 0) for each in sources(town, topics.STATUS_UPDATES)}
         self._known: set[tuple[str, str]] = set()  # the message's id, or its text; to whom
 
@@ -316,10 +331,8 @@ class _Ends:
         return not self._known.isdisjoint({(str(message.message_id), to), (message.content, to)})
 
     def _read_on(self) -> None:
-        for account, since in self._taken.items():
-            for each in _ledger(self._town, "messages", account, since):
-                self._known.add(((each["correlation"] or "").partition("/")[0] or each["text"], _address(each, "to")))
-                self._taken[account] = each["seq"]
+        for each in self._taken.more():
+            self._known.add(((each["correlation"] or "").partition("/")[0] or each["text"], _address(each, "to")))
         for source in self._told:
             while page := self._town.log.read(source, start=self._told[source], limit=PAGE):
                 for record in page:
@@ -381,9 +394,8 @@ class Mark:
 
     @classmethod
     def of_log(cls, town: Town) -> Self:
-        work = topics.work_topics(CHANNELS)
-        places = [each for name in work for each in sources(town, name)]
-        places += [TopicPartition(topics.dead_letters(name), 0) for name in work]
+        places = list(all_sources(town))
+        places += [TopicPartition(topics.dead_letters(name), 0) for name in topics.work_topics(CHANNELS)]
         return cls({each: town.log.end_offset(each) for each in places})
 
     @classmethod
@@ -477,6 +489,12 @@ def collect(
 def sources(town: Town, topic: str) -> Iterator[TopicPartition]:
     for number in range(int(town.system.env.get("PARTITIONS", topics.PARTITIONS))):
         yield TopicPartition(topic, number)
+
+
+def all_sources(town: Town) -> Iterator[TopicPartition]:
+    """Of all work topics."""
+    for topic in topics.work_topics(CHANNELS):
+        yield from sources(town, topic)
 
 
 def _logged(town: Town, since: Mark) -> Iterator[Logged]:

@@ -16,9 +16,8 @@ from typing import Final, NamedTuple
 import httpx
 
 from core.errors import Unavailable
-from messaging import topics
 from tests.faults.checker import Report, report
-from tests.faults.collect import CHANNELS, GROUP, Device, Mark, Watcher, Writer, collect, devices, sources
+from tests.faults.collect import CHANNELS, GROUP, Device, Mark, Taken, Watcher, Writer, all_sources, collect, devices
 from tests.faults.history import History, Request
 from tests.faults.patience import eventually
 from tests.faults.world import CLUSTER, LOCAL, Blow, Line, Pace, Profile, World
@@ -145,6 +144,8 @@ class Round:
         ]
         self.persons = [*self._answering(4), *self._strangers(2)]
         self.said: list[str] = []  # what platforms took from persons
+        self._taken = Taken(self.world.town, accounts, self.mark)
+        self._taken_s: dict[str, float] = {}  # by text, monotonic
         self._enough = threading.Event()
 
     def _answering(self, each: int) -> Iterator[Person]:
@@ -218,10 +219,9 @@ class Round:
         """Every record is committed, nothing is parked, and every webhook delivered."""
         log, town = self.world.town.log, self.world.town
         try:
-            for topic in topics.work_topics(CHANNELS):
-                for source in sources(town, topic):
-                    if log.committed(GROUP, source) < log.end_offset(source):
-                        return False
+            for source in all_sources(town):
+                if log.committed(GROUP, source) < log.end_offset(source):
+                    return False
             stats = town.platform.get("/stats").json()
             return not stats["webhooks"]["pending"] and self.world.parking.is_empty()
         except (Unavailable, httpx.HTTPError):
@@ -293,10 +293,9 @@ class Round:
         said = {text for text, begun in self.began.copy().items() if begun.kind.startswith("from ")}
         shown_s = bob.shown_s.copy() | {text: at_s for text, at_s in alice.shown_s.copy().items() if text in said}
         shift_s = time.time() - time.monotonic()
-        for account in self.world.accounts.values():
-            for each in self.mark.received(self.world.town, account):
-                shown_s.setdefault(each["text"], each["received_at"] / 1000 - shift_s)
-        return shown_s
+        for each in self._taken.more():
+            self._taken_s.setdefault(each["text"], each["received_at"] / 1000 - shift_s)
+        return self._taken_s | shown_s
 
 
 def recovery(

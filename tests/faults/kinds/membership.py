@@ -11,10 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from messaging import topics
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
-from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.collect import GROUP, all_sources
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import EVERYBODY, Log, all_arrive
@@ -121,7 +120,7 @@ def committed(world: World) -> dict[TopicPartition, int]:
 
 
 def _sources(world: World) -> list[TopicPartition]:
-    return [source for topic in topics.work_topics(CHANNELS) for source in sources(world.town, topic)]
+    return list(all_sources(world.town))
 
 
 def _all_back(world: World) -> None:
