@@ -101,6 +101,15 @@ def poll_until(condition: Callable[[], bool], *polls: Callable[[float], list[Rec
     return found
 
 
+def read_up_to(offset: int, *, of: int, log: KafkaLog) -> None:
+    """Append so many records; a bridge committed this offset, and is gone."""
+    log.append([record() for _ in range(of)])
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    poll_until(lambda: bool(member._owned), member.poll)
+    member.commit({ONE: offset})
+    member.close()
+
+
 # --- the URL -----------------------------------------------------------------------------------------------------
 
 
@@ -369,11 +378,7 @@ def test_a_log_that_lost_its_end_is_read_from_its_start_and_committed_again(
 def test_a_topic_that_was_made_again_is_read_from_its_start(
     server: Kafka, url: str, log: KafkaLog, open_log: Callable[..., KafkaLog]
 ) -> None:
-    log.append([record() for _ in range(5)])
-    first = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
-    poll_until(lambda: bool(first._owned), first.poll)
-    first.commit({ONE: 5})
-    first.close()
+    read_up_to(5, of=5, log=log)
     admin = AdminClient({"bootstrap.servers": server.bootstrap})
     [done] = admin.delete_topics([KafkaUrl.parse(url).prefix + "messages"]).values()
     done.result(PATIENCE_S)
@@ -591,11 +596,7 @@ def test_handles_of_a_process_open_only_on_use() -> None:
 def test_records_that_retention_took_before_they_were_read_are_told(
     server: Kafka, url: str, log: KafkaLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log.append([record() for _ in range(6)])
-    first = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
-    poll_until(lambda: bool(first._owned), first.poll)
-    first.commit({ONE: 2})
-    first.close()
+    read_up_to(2, of=6, log=log)
     admin = AdminClient({"bootstrap.servers": server.bootstrap})
     [done] = admin.delete_records([Place(KafkaUrl.parse(url).prefix + "messages", 0, 5)]).values()
     done.result(PATIENCE_S)
