@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -90,7 +90,8 @@ class BucketSetUp:
         return f"bucket {self._bucket}: created"
 
     def _abort_rule(self) -> str:
-        rules = self._rules()
+        ask = self._client.get_bucket_lifecycle_configuration
+        rules = self._rules(ask, "Rules", none="NoSuchLifecycleConfiguration")
         if _ABORT_RULE["ID"] in {each.get("ID") for each in rules}:
             return "lifecycle: broken uploads are aborted after a day"
         if self._dry_run:
@@ -108,19 +109,20 @@ class BucketSetUp:
             )
         return "lifecycle: broken uploads are aborted after a day from now on"
 
-    def _rules(self) -> list[Any]:
-        """Those that are there: other people's stay."""
+    def _rules(self, ask: Callable[..., Any], kind: str, *, none: str) -> list[Any]:
+        """Those of a kind that are there: other people's stay. ``none`` is what a bucket without any answers."""
         try:
-            found: list[Any] = self._client.get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
+            found: list[Any] = ask(Bucket=self._bucket)[kind]
         except ClientError as error:
-            if error_code(error) not in {"NoSuchLifecycleConfiguration", *_NOT_OFFERED}:
+            if error_code(error) not in {none, *_NOT_OFFERED}:
                 raise
             return []
         return found
 
     def _cors(self) -> str:
         named = ", ".join(self._origins)
-        others = [each for each in self._cors_rules() if each.get("ID") != _CORS_RULE["ID"]]
+        there = self._rules(self._client.get_bucket_cors, "CORSRules", none="NoSuchCORSConfiguration")
+        others = [each for each in there if each.get("ID") != _CORS_RULE["ID"]]
         if self._dry_run:
             return f"CORS: would allow {', '.join(_CORS_METHODS)} from {named}"
         rules = [{**_CORS_RULE, "AllowedOrigins": self._origins}, *others]  # the first that fits a request counts
@@ -134,16 +136,6 @@ class BucketSetUp:
                 f"MINIO_API_CORS_ALLOW_ORIGIN={','.join(self._origins)}"
             )
         return f"CORS: {', '.join(_CORS_METHODS)} from {named}"
-
-    def _cors_rules(self) -> list[Any]:
-        """Those that are there: other people's stay."""
-        try:
-            found: list[Any] = self._client.get_bucket_cors(Bucket=self._bucket)["CORSRules"]
-        except ClientError as error:
-            if error_code(error) not in {"NoSuchCORSConfiguration", *_NOT_OFFERED}:
-                raise
-            return []
-        return found
 
     def _try_out(self) -> str:
         """What the system will do, once: a set-up that only looked would miss a policy that forbids one of them."""
