@@ -127,14 +127,13 @@ def _message_store() -> Iterator[CheckMessage]:
         return  # its ping would only say that a table is missing
     store = wiring.message_store()
     store.ping()
-    if thin := getattr(store, "thin_replication", None):  # one that has replicas
-        for where in thin():
-            yield Warning(
-                f"The message store keeps each row {where}: one that is lost or away takes messages along.",
-                hint="ALTER KEYSPACE … WITH replication = …, then nodetool repair --full on each node; "
-                "setup_keyspace --replication says what differs.",
-                id="chat4all.W011",
-            )
+    for where in store.thin_replication():
+        yield Warning(
+            f"The message store keeps each row {where}: one that is lost or away takes messages along.",
+            hint="ALTER KEYSPACE … WITH replication = …, then nodetool repair --full on each node; "
+            "setup_keyspace --replication says what differs.",
+            id="chat4all.W011",
+        )
 
 
 def _accounts() -> Iterator[CheckMessage]:

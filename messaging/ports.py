@@ -428,6 +428,11 @@ class MessageStore(Protocol):
         record may stay on the log). At most ``limit`` of each kind at a time; how many, 0 when nothing is left. A
         store that forgets by itself answers 0."""
 
+    def thin_replication(self) -> list[str]:
+        """Where rows are kept on fewer nodes than could keep them, in words for people: the loss of one may take
+        messages with it. A store whose copies are its server's own affair has none to tell of. Raises
+        StoreUnavailable."""
+
     def ping(self) -> None:
         """Raise StoreUnavailable, naming the part and the remedy, when the store does not answer within 2 s."""
 

@@ -531,6 +531,9 @@ class OrmStore:
         condemned = list(found.values_list("pk", flat=True)[:limit])
         return sum(self._rows(found.model).filter(pk__in=chunk).delete()[0] for chunk in _chunks(condemned))
 
+    def thin_replication(self) -> list[str]:
+        return []
+
     def ping(self) -> None:
         answer: Future[None] = Future()
         Thread(target=self._probe, args=(answer,), name="store-ping", daemon=True).start()

@@ -57,8 +57,6 @@ class CassandraStore(Conversations, Messages, ExternalIds, Contacts, Keys, Deliv
         self._complete.put("", True)
 
     def thin_replication(self) -> list[str]:
-        """Where rows are kept on fewer nodes than could keep them, in words for people: the loss of one may take
-        messages with it. Raises StoreUnavailable."""
         with self._db.call() as call:
             rows = call.execute(SELECT_KEYSPACE.format(self._db.address.keyspace))
             nodes = Counter(str(host.datacenter) for host in call.cluster.metadata.all_hosts())
