@@ -322,7 +322,8 @@ def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound:
         if conversation and conversation.workspace_id == event.workspace_id and sender in conversation.members:
             attended = _attended(conversation, event, inbox, inbound)
             if attended is not conversation:
-                _tell_users(attended, event, text, inbound, news=f"attended:{event.received_at_ms}")
+                news = f"conversation:{attended.conversation_id}:attended:{event.received_at_ms}"
+                _tell_users(attended, event, text, inbound, event_id=news)
             return attended
     return _opened(event, text, inbox, inbound)
 
@@ -355,17 +356,16 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
         inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
     conversation = _attended(conversation, event, inbox, inbound)
     # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
-    _tell_users(conversation, event, text, inbound)
+    _tell_users(conversation, event, text, inbound, event_id=f"conversation:{conversation.conversation_id}")
     return conversation
 
 
 def _tell_users(
-    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, news: str = ""
+    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, event_id: str
 ) -> None:
     sender = str(Party(event.channel, text.sender))
     names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
     body = {"type": "conversation", "conversation": conversation_json(conversation, names=names)}
-    event_id = ":".join(filter(None, ("conversation", str(conversation.conversation_id), news)))
     users = [member for member in conversation.members if Party.parse(member).is_user]
     inbound.notify([Push(user, event_id, body) for user in users])
 
