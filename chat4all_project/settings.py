@@ -22,6 +22,7 @@ from chat4all_project.env import (
 )
 from chat4all_project.parts import database, file_storage
 from core import metrics
+from messaging import topics
 
 PRODUCTION = is_production()
 STATE_DIR = state_dir()
@@ -47,10 +48,11 @@ API_URL = public_url("API_URL", local="http://127.0.0.1:8082", scheme="https", p
 GATEWAY_URL = public_url("GATEWAY_URL", local="ws://127.0.0.1:8085", scheme="wss", production=PRODUCTION)
 PARTITIONS = env.int("PARTITIONS", default=3)
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
-RETENTION_DAYS = env.int("RETENTION_DAYS", default=7)
-if not 1 <= RETENTION_DAYS <= 14:  # messaging.topics.MAX_RETENTION
+RETENTION_DAYS = env.int("RETENTION_DAYS", default=topics.RETENTION.days)
+if not 1 <= RETENTION_DAYS <= topics.MAX_RETENTION.days:
     raise ImproperlyConfigured(
-        "RETENTION_DAYS is 1 to 14: what keeps a record from being sent twice is kept so long. Hint: RETENTION_DAYS=7"
+        f"RETENTION_DAYS is 1 to {topics.MAX_RETENTION.days}: what keeps a record from being sent twice is kept so "
+        f"long. Hint: RETENTION_DAYS={topics.RETENTION.days}"
     )
 APPEND_TIMEOUT_S = env.float("APPEND_TIMEOUT_S", default=5.0)
 STORE_TIMEOUT_S = env.float("STORE_TIMEOUT_S", default=5.0)
