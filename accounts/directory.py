@@ -47,7 +47,7 @@ def users(workspace_id: UUID, public_ids: Iterable[str]) -> dict[str, UserInfo]:
     Raises OperationalError or InterfaceError when the database is away and was not asked for some of them lately.
     """
     wanted = {public_id for public_id in public_ids if _PUBLIC_ID.fullmatch(public_id)}
-    found = {public_id: info for public_id in wanted if (info := cache.get(public_id))}
+    found = cache.known(wanted)
     if missing := wanted - found.keys():
         found |= _load(missing)
     return {public_id: info for public_id, info in found.items() if info.workspace_id == workspace_id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 from core.clock import SYSTEM_CLOCK, Clock
@@ -27,6 +27,10 @@ class TtlCache(Generic[Key, Value]):
         if entry is None or entry[0] <= self._clock.monotonic_s():
             return None
         return entry[1]
+
+    def known(self, keys: Iterable[Key]) -> dict[Key, Value]:
+        """Those of these that `get` answers."""
+        return {key: value for key in keys if (value := self.get(key)) is not None}
 
     def put(self, key: Key, value: Value) -> None:
         with self._lock:

@@ -28,15 +28,12 @@ class RecentReferences:
 
     def get(self, wanted: Mapping[Place, Collection[str]], store: MessageStore) -> dict[Reference, ExternalRef]:
         """Those that are recorded of the ids by channel and account. Raises StoreUnavailable."""
-        found: dict[Reference, ExternalRef] = {}
+        found = self._known.known((*place, each) for place, external_ids in wanted.items() for each in external_ids)
         for place, external_ids in wanted.items():
-            known = {each: ref for each in external_ids if (ref := self._known.get((*place, each)))}
-            if missing := [each for each in external_ids if each not in known]:
-                read = store.externals(*place, missing)
-                for external_id, ref in read.items():
-                    self._known.put((*place, external_id), ref)
-                known |= read
-            found |= {(*place, external_id): ref for external_id, ref in known.items()}
+            missing = [each for each in external_ids if (*place, each) not in found]
+            for external_id, ref in store.externals(*place, missing).items() if missing else ():
+                found[(*place, external_id)] = ref
+                self._known.put((*place, external_id), ref)
         return found
 
 
@@ -54,7 +51,7 @@ class RecentMessages:
 
     def get(self, message_ids: Collection[UUID], store: MessageStore) -> dict[UUID, Message]:
         """Those that are stored, perhaps without their contents. Raises StoreUnavailable."""
-        found = {each: message for each in message_ids if (message := self._known.get(each))}
+        found = self._known.known(message_ids)
         if missing := [each for each in message_ids if each not in found]:
             stored = store.messages(missing)
             self.remember(stored.values())
