@@ -51,6 +51,14 @@ def decode(kind: type[Value], data: bytes) -> Value:
     return body
 
 
+def readable(kind: type[Value], data: bytes) -> Value | None:
+    """The value in these bytes; None where there is none, for those who look for one among others."""
+    try:
+        return decode(kind, data)
+    except UndecodableRecord:
+        return None
+
+
 def _check(envelope: _Envelope, kind: str) -> None:
     if envelope.v > VERSION:
         raise UndecodableRecord(f"version {envelope.v} is newer than {VERSION}: upgrade this reader first")

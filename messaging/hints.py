@@ -17,7 +17,6 @@ from redis.retry import Retry
 from core.clock import SYSTEM_CLOCK, Clock
 from messaging import codec
 from messaging.domain import Message
-from messaging.errors import UndecodableRecord
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +47,7 @@ class RedisHints:
 
     def get(self, message_id: UUID) -> Message | None:
         data = self._ask(lambda client: client.get(_key(message_id)))
-        try:
-            return codec.decode(Message, data) if isinstance(data, bytes) else None
-        except UndecodableRecord:
-            return None
+        return codec.readable(Message, data) if isinstance(data, bytes) else None
 
     def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
         name = _try_key(workspace_id, sender_id, key)

@@ -6,7 +6,6 @@ from typing import Final
 
 from messaging import codec, topics
 from messaging.domain import Message
-from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, Record, TopicPartition
 from messaging.services.log_walk import first_since
 
@@ -41,7 +40,5 @@ def _find_in(source: TopicPartition, message: Message, log: EventLog) -> Record 
 
 
 def _holds(record: Record, message: Message) -> bool:
-    try:
-        return codec.decode(Message, record.value).message_id == message.message_id
-    except UndecodableRecord:
-        return False
+    found = codec.readable(Message, record.value)
+    return found is not None and found.message_id == message.message_id

@@ -9,7 +9,6 @@ from uuid import UUID
 from core.ids import uuid7_floor, uuid7_ms
 from messaging import codec
 from messaging.domain import Message
-from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, Record, TopicPartition
 from messaging.services import log_walk
 from messaging.topics import Topic
@@ -82,9 +81,7 @@ class Rows:
         yield 0, sorted(each for each in left if uuid7_ms(each) >= kept_since_ms)
 
 
-def _id_of(record: Record) -> Iterator[UUID]:
+def _id_of(record: Record) -> list[UUID]:
     """Nothing when it can't be read."""
-    try:
-        yield codec.decode(Message, record.value).message_id
-    except UndecodableRecord:
-        return
+    message = codec.readable(Message, record.value)
+    return [message.message_id] if message else []

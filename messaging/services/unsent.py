@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 from uuid import UUID
 
 from messaging import codec, topics
 from messaging.domain import Message, Outbound, Party, Status, rank
-from messaging.errors import UndecodableRecord
 from messaging.ports import DeliveryKey, EventLog, MessageStore, ParkScope, Record, TopicPartition
 from messaging.services import log_walk
 
@@ -105,10 +104,7 @@ def _messages_of(sends: Sends) -> set[UUID]:
     return {message_id for message_id, _ in sends}
 
 
-def _send_of(record: Record) -> Iterator[Send]:
+def _send_of(record: Record) -> list[Send]:
     """Nothing when it can't be read."""
-    try:
-        outbound = codec.decode(Outbound, record.value)
-    except UndecodableRecord:
-        return
-    yield outbound.message.message_id, outbound.recipient
+    outbound = codec.readable(Outbound, record.value)
+    return [(outbound.message.message_id, outbound.recipient)] if outbound else []
