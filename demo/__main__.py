@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 from rich.console import Console
 
-from demo import channels, evidence, scenes
+from demo import channels, evidence, interrupts, scenes
 from demo.clients import Refused, Simulator, User
 from demo.journal import Journal
 from demo.people import JOHN, MARIA, Login, logins_file, sign_in_all
@@ -22,7 +22,7 @@ from demo.private import read_private
 from demo.reckoning import reckon
 from demo.scenes import Stage
 from demo.summary import Summary, summarize
-from demo.supervisor import START_FAILURES, LocalSystem, demo_system, interruptible, print_addresses, profile
+from demo.supervisor import START_FAILURES, LocalSystem, demo_system, print_addresses, profile
 from demo.view import View, view_for
 
 DEFAULT_LIMIT_S: Final = 30.0
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     view = view_for(Console())
     try:
-        with interruptible():
+        with interrupts.interruptible():
             view.step(f"Starting the {profile()} profile …")
             with demo_system() as system:
                 summary = _perform(system, options, view)
@@ -63,7 +63,7 @@ def _perform(system: LocalSystem, options: argparse.Namespace, view: View) -> Su
     agents = {channel: logins[place].username for channel, place in AGENTS.items()}
     system.run_commands(channels.set_up(system.state_dir, simulator_url=system.simulator_url, agents=agents))
     view.step("Playing dialogues in five languages, with Maria on WhatsApp and John on Instagram …")
-    summary = asyncio.run(_play(system, logins, options, view))
+    summary = interrupts.run(_play(system, logins, options, view))
     view.summary(summary, limit_s=options.limit_s)
     return summary
 

@@ -14,16 +14,16 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Final, Self
 
 from demo import channels, cluster
 from demo.channels import SetUp
 from demo.cluster import ServersMissing
+from demo.interrupts import interruptible
 from demo.ports import HOST, Ports, PortsTaken, free_ports
 from demo.processes import Crash, Program, StartFailed, StillRunning, Supervisor, print_crash
 from demo.redis_server import (
@@ -384,24 +384,6 @@ _DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  #
 
 
 # --- by hand -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt, once: clearing up is not interrupted again."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def demo_system() -> LocalSystem:

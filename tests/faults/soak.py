@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import tests.conftest  # sets Django up; before whatever imports models
-from demo.supervisor import interruptible
+from demo.interrupts import interruptible
 from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault, Outcome, PromisesBroken
 from tests.faults.summary import Failure
