@@ -181,6 +181,20 @@ def test_a_check_tells_which_topics_have_too_few_partitions(log: str, world: Wor
     assert "manage.py setup_topics" in told
 
 
+def test_a_check_tells_a_channel_account_whose_unknown_people_nobody_would_hear(tmp_path: Path, world: World) -> None:
+    where = {"DATABASE_URL": f"sqlite:///{tmp_path / 'accounts.sqlite3'}"}
+    assert world.run("migrate", "-v0", "--database", "default", **where).returncode == 0
+    credentials = [f"--credential={name}=SECRET" for name in ("access_token", "app_secret", "verify_token")]
+    command = ("add_channel_account", "--channel", "whatsapp", "--account-id", "1055", *credentials)
+    added = world.run(*command, **where, SECRET=uuid.uuid4().hex)
+    assert (added.returncode, "no active agent" in added.stderr) == (0, True), added.stderr
+    status, told = check(world, **PUBLIC, **where)
+    assert status == 1
+    [line] = [line for line in told.splitlines() if "chat4all." in line]
+    assert "chat4all.W023" in line
+    assert "add_channel_account --agent" in told
+
+
 @pytest.mark.cluster
 def test_a_check_tells_a_keyspace_that_is_missing(world: World) -> None:
     url = f"{needed('cassandra').rstrip('/')}/missing_{uuid.uuid4().hex[:12]}"

@@ -414,6 +414,20 @@ def test_a_row_whose_record_is_not_committed_is_no_fault(bench: Workbench) -> No
     assert (counts.pending, counts.rows) == (1, 2)
 
 
+def test_what_nobody_can_read_hides_nothing_that_is_on_its_way(bench: Workbench) -> None:
+    [stored, sending], _ = write(bench, 2, ALICE, CARLA)
+    bench.append(OUTBOUND, [to(stored)])
+    commit(bench)
+    on_its_way = replace(stored, message_id=now_id(bench))
+    for topic in (topics.MESSAGES, OUTBOUND):
+        bench.log.append([NewRecord(topic, str(stored.conversation_id), b"\xff no record at all")])
+    bench.append(topics.MESSAGES, [on_its_way])
+    bench.append(OUTBOUND, [to(sending)])
+    bench.store.save_messages([stored, sending, on_its_way])
+    found = differences(bench)
+    assert [(each.fault, each.message_id) for each in found] == [(Fault.UNSENT, stored.message_id)]
+
+
 def test_a_row_whose_record_came_long_after_its_id_is_no_fault(bench: Workbench) -> None:
     """A request that was given up is sent again under its Idempotency-Key: the id is the first one."""
     [message], _ = write(bench, 1)

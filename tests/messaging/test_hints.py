@@ -1,0 +1,21 @@
+"""Hints are best effort: what is there but says nothing is as good as nothing."""
+
+from __future__ import annotations
+
+import redis
+
+from demo.redis_server import RedisServer
+from messaging.hints import RedisHints
+from tests.messaging.workbench import Workbench
+
+
+def test_what_was_put_is_there_and_what_nobody_can_read_is_not(bench: Workbench, bus_redis: RedisServer) -> None:
+    message = bench.message(bench.conversation())
+    hints = RedisHints(bus_redis.url)
+    assert hints.get(message.message_id) is None
+    hints.put([message])
+    assert hints.get(message.message_id) == message
+    with redis.Redis.from_url(bus_redis.url) as bus:
+        [key] = [key for key in bus.scan_iter() if str(message.message_id) in key.decode()]
+        bus.set(key, b"of another release")
+    assert hints.get(message.message_id) is None
