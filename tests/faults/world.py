@@ -50,7 +50,7 @@ class Pace:
     slack: float  # how many times its target a recovery may take: the machine does everything else as well
 
 
-SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=8, per_second=25, batch=5, messages=120, waits=0.4, slack=6)
+SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=8, per_second=6, batch=5, messages=120, waits=0.4, slack=6)
 FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600, waits=1, slack=1)
 DENSE: Final = replace(FULL, per_second=32, batch=32, messages=12_500)  # about 100 messages a second
 
