@@ -289,7 +289,7 @@ class MessageStore(Protocol):
     def conversations_of(
         self, party: str, *, workspace_id: UUID, after: ListCursor | None, limit: int
     ) -> list[ConversationListing]:
-        """Those of which ``party`` is a member now, last active first; equal times by id, descending.
+        """Those of which a user is a member now, last active first; equal times by id, descending.
 
         Activity is the newest message's accept time, or creation."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID, uuid4
 
-from messaging.domain import Conversation
+from messaging.domain import Conversation, Party
 from messaging.errors import StoreUnavailable
 from messaging.ports import ConversationListing, ListCursor
 from messaging.stores.cassandra import keys
@@ -69,7 +69,7 @@ class Conversations(Part):
                 raise StoreUnavailable("a conversation was neither created nor found; try again")
             # Also when it was there: who created it may have died before it was on anybody's list.
             created_at_ms = stored.created_at_ms
-            call.write([_activity(stored.conversation_id, created_at_ms)])
+            call.write([activity(stored.conversation_id, created_at_ms)])
             _list_for(call, stored, stored.members, at_least_ms=created_at_ms)
             return stored, is_new
 
@@ -97,20 +97,25 @@ class Conversations(Part):
             return _Walk(call, party, workspace_id, after, limit).page()
 
 
-def touch(call: Call, latest: Mapping[UUID, int]) -> None:
-    """Move activities forward, by conversation: for itself, then on the lists of who is a member.
+def list_for_members(call: Call, latest: Mapping[UUID, int]) -> None:
+    """Move conversations forward on the lists of who is a member, once their activities are written.
 
     The order matters: `create_conversation` and `add_member` make the member known first and read the activity then, so
     that one of the two sees the other's write.
     """
-    call.write(_activity(conversation_id, ms) for conversation_id, ms in latest.items())
     found = call.each(SELECT_MEMBERS, [(conversation_id,) for conversation_id in latest])
     call.write(
-        _listed(member, row["workspace_id"], row["conversation_id"], latest[row["conversation_id"]])
+        each
         for rows in found
         for row in rows
-        for member in row["members"] or ()
+        for each in _listed(
+            row["members"] or (), row["workspace_id"], row["conversation_id"], latest[row["conversation_id"]]
+        )
     )
+
+
+def activity(conversation_id: UUID, ms: int) -> Statement:
+    return Statement(UPDATE_ACTIVITY, (ms * 1000, ms, conversation_id))
 
 
 def _stored(call: Call, conversation_id: UUID) -> Conversation | None:
@@ -153,15 +158,15 @@ def _change_members(
 def _list_for(call: Call, conversation: Conversation, parties: Iterable[str], *, at_least_ms: int) -> None:
     row = call.row(SELECT_ACTIVITY, conversation.conversation_id)
     last_ms = max(at_least_ms, row["last_activity_ms"] if row else 0)
-    call.write(_listed(each, conversation.workspace_id, conversation.conversation_id, last_ms) for each in parties)
+    call.write(_listed(parties, conversation.workspace_id, conversation.conversation_id, last_ms))
 
 
-def _activity(conversation_id: UUID, ms: int) -> Statement:
-    return Statement(UPDATE_ACTIVITY, (ms * 1000, ms, conversation_id))
-
-
-def _listed(party: str, workspace_id: UUID, conversation_id: UUID, ms: int) -> Statement:
-    return Statement(UPDATE_LISTED, (ms * 1000, ms, party, workspace_id, keys.day_of(ms), conversation_id))
+def _listed(parties: Iterable[str], workspace_id: UUID, conversation_id: UUID, ms: int) -> Iterator[Statement]:
+    """For users alone: people on platforms have no list of ours to look at."""
+    for party in parties:
+        if Party.parse(party).is_user:
+            where = party, workspace_id, keys.day_of(ms), conversation_id
+            yield Statement(UPDATE_LISTED, (ms * 1000, ms, *where))
 
 
 @dataclass(slots=True)

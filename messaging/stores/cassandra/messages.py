@@ -105,11 +105,13 @@ class Messages(Part):
             return []
         with self._db.call() as call:
             by_day = grouped(changes, _day_of_change)
-            # In this order: a status and its transition are one mutation, so that what is told already also stands by
-            # the second read, and of two who tell the same at once both write both or one writes neither.
-            told = _told(call, by_day)
+            # A status and its transition are one mutation: what is above all that stands was not told when that was
+            # read, what stands was, and only of the rest one has to look. Of two who tell the same at once both write
+            # both.
             standing = _standing(call, by_day)
-            told |= {_news_key(change) for change in changes if _is_what_stands(change, standing)}
+            told = {_news_key(change) for change in changes if _is_what_stands(change, standing)}
+            open_ = [change for change in changes if _news_key(change) not in told and _is_below(change, standing)]
+            told |= _told(call, grouped(open_, _day_of_change))
             answers, raised = _raised(changes, standing)
             news: dict[NewsKey, StatusChange] = {}
             for change in changes:
@@ -158,21 +160,26 @@ def _save(call: Call, messages: Sequence[Message]) -> None:
     by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
     stored = _stored(call, by_bucket)
     by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
+    buckets = grouped(by_bucket, lambda where: where[0])
+    latest = {
+        conversation_id: max(each.accepted_at_ms for each in here)
+        for conversation_id, here in grouped(messages, lambda each: each.conversation_id).items()
+    }
     call.write(
         [
             *(SamePartition([write for each in here for write in _sent(each)]) for here in by_day.values()),
             *(_place(message) for message in messages),
-            *(Statement(INSERT_BUCKET, (*where, where[1] * keys.HOUR_MS * 1000)) for where in by_bucket),
+            *(
+                SamePartition([conversations.activity(conversation_id, ms), *map(_bucket, buckets[conversation_id])])
+                for conversation_id, ms in latest.items()
+            ),
             *(
                 SamePartition([_insert(each) for each in here if each.message_id not in stored])
                 for here in by_bucket.values()
             ),
         ]
     )
-    latest: dict[UUID, int] = {}
-    for message in messages:
-        latest[message.conversation_id] = max(latest.get(message.conversation_id, 0), message.accepted_at_ms)
-    conversations.touch(call, latest)
+    conversations.list_for_members(call, latest)
 
 
 def _stored(call: Call, by_bucket: dict[tuple[UUID, int], list[Message]]) -> set[UUID]:
@@ -188,6 +195,10 @@ def _insert(message: Message) -> Statement:
     values["recipients"], values["audience"] = list(message.recipients), list(message.audience)
     written = (keys.bucket(message.message_id), *(given(values[name]) for name in FIELDS))
     return Statement(INSERT, (*written, keys.written_us(message.message_id)), size=500 + len(message.content) * 2)
+
+
+def _bucket(where: tuple[UUID, int]) -> Statement:
+    return Statement(INSERT_BUCKET, (*where, where[1] * keys.HOUR_MS * 1000))
 
 
 def _place(message: Message) -> Statement:
@@ -299,6 +310,12 @@ def _news_key(change: StatusChange) -> NewsKey:
 def _is_what_stands(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
     stands = standing.get((change.message_id, change.recipient))
     return stands is not None and stands.rank == change.rank and not change.note
+
+
+def _is_below(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
+    """Not above what stands."""
+    stands = standing.get((change.message_id, change.recipient))
+    return stands is not None and stands.rank >= change.rank
 
 
 def _standing(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> dict[StatusKey, RecipientStatus]:
