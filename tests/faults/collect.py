@@ -7,10 +7,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Self
@@ -207,18 +208,20 @@ class Watcher:
         return [each for each in everything if self._last_s.get(each, 0) < since_s]
 
     def _watch(self) -> None:
+        by_topic = groupby(self._sources, key=lambda each: each.topic)
+        looks: list[Callable[[], None]] = [self._look_at_processes, self._look_at_bus, self._look_at_log]
+        looks += [partial(self._look_at_commits, topic, list(them)) for topic, them in by_topic]
         while not self._stop.wait(self._every_s):
-            for look in (self._look_at_processes, self._look_at_bus, self._look_at_log, self._look_at_commits):
+            for look in looks:
                 # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
                 with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
                     look()
 
-    def _look_at_commits(self) -> None:
-        for topic, them in groupby(self._sources, key=lambda each: each.topic):
-            asked_s = time.monotonic()
-            for source in them:
-                self._look_at_commit(source)
-            self._last_s[topic] = asked_s
+    def _look_at_commits(self, topic: str, them: Iterable[TopicPartition]) -> None:
+        asked_s = time.monotonic()
+        for source in them:
+            self._look_at_commit(source)
+        self._last_s[topic] = asked_s
 
     def _look_at_commit(self, source: TopicPartition) -> None:
         """First what is committed, then what is done: what was done later only helps."""

@@ -202,7 +202,7 @@ class Round:
     def looked_around(self) -> None:
         """Returns once commits and levels of every kind were seen since now."""
         now_s = time.monotonic()
-        eventually(lambda: not self.watcher.unseen_since(now_s), every_s=0.1)
+        eventually(lambda: not self.watcher.unseen_since(now_s), within_s=self._patience_s, every_s=0.1)
 
     def history(self) -> History:
         accounts = list(self.world.accounts.values())
