@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, ConsumerGroupDescription, NewPartitions, NewTopic
 
 from messaging.errors import RecordTooLarge
 from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, closed, opened
@@ -197,8 +197,8 @@ class KafkaLog:
         """Each member's static name, else its client's."""
         admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]  # of its own: see kafka_reader
         try:
-            [future] = admin.describe_consumer_groups([self._link.named(group)], **self._limit()).values()
-            found = self._answer(future)
+            with self._link.explained():
+                found = self._link.insisted(lambda left_s: _description(admin, self._link.named(group), left_s))
         finally:
             closed(admin)
         return [each.group_instance_id or each.client_id for each in found.members] if found else []
@@ -264,6 +264,19 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def _description(admin: AdminClient, group: str, timeout_s: float) -> ConsumerGroupDescription | None:
+    [future] = admin.describe_consumer_groups([group], request_timeout=timeout_s).values()
+    try:
+        description: ConsumerGroupDescription = future.result(timeout_s + 1)
+    except FutureTimeout:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+    except KafkaException as error:
+        if error.args[0].code() in NO_SUCH:
+            return None
+        raise
+    return description
 
 
 def _partitions_drift(topic: Topic, found: Sequence[int]) -> list[Drift]:

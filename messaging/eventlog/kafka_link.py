@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 SESSION_TIMEOUT_S: Final = 6.0  # how long a killed member keeps its partitions
 MAX_POLL_S: Final = 10.0  # the same for one that is stuck; more than the 5 s that a drain may take
 
+T = TypeVar("T")
 Setting = str | int | float | bool
 _SASL_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _OPTIONS: Final = ("ca", "sasl", "replication", "session_timeout_s", "static")
@@ -55,6 +58,18 @@ _REFUSALS: Final = {
         _ELSEWHERE,
     ),
 }
+
+PASSING: Final = frozenset(  # somebody is about to lead this partition or group
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,  # seen on topics just created
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
 
 # What librdkafka says on each attempt to connect: `Presence` says it once.
 _CONNECTION_NEWS: Final = frozenset({"FAIL", "ERROR", "BRKMAIN", "GETPID", "SESSTMOUT", "REQTMOUT", "SSL"})
@@ -219,6 +234,18 @@ class KafkaLink:
         except KafkaException as error:
             raise self.failed(error.args[0]) from error
         self.presence.answered()
+
+    def insisted(self, ask: Callable[[float], T], *, also: Collection[int] = ()) -> T:
+        """What ``ask``, told the seconds that are left, brings: once more while a partition or group changes hands, or
+        it says ``also`` one of these. Raises KafkaException when it goes on saying so, and for all else."""
+        deadline_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return ask(max(0.001, deadline_s - time.monotonic()))
+            except KafkaException as error:
+                if error.args[0].code() not in {*PASSING, *also} or time.monotonic() >= deadline_s:
+                    raise
+            threading.Event().wait(0.02)
 
 
 Handle = TypeVar("Handle")

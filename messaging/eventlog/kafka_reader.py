@@ -27,17 +27,6 @@ NO_SUCH: Final = frozenset(
         KafkaError.GROUP_ID_NOT_FOUND,
     }
 )
-_PASSING: Final = frozenset(  # somebody is about to lead this partition or group
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_LEADER_EPOCH,  # seen on topics just created
-        KafkaError.FENCED_LEADER_EPOCH,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    }
-)
 
 T = TypeVar("T")
 
@@ -108,21 +97,18 @@ class KafkaReader:
         return [record for record in found if record.offset < end]
 
     def _asked(self, source: TopicPartition, ask: Callable[[float], T]) -> T | None:
-        """The answer, asked for again while the partition or group changes hands; None for what is not there. Raises
-        LogUnavailable."""
-        deadline_s = time.monotonic() + self._link.timeout_s
-        while True:
-            left_s = max(0.001, deadline_s - time.monotonic())
-            with self._link.explained():
-                try:
-                    return ask(left_s)
-                except KafkaException as error:
-                    code, is_late = error.args[0].code(), time.monotonic() >= deadline_s
-                    if code not in _PASSING | NO_SUCH or is_late:
-                        raise
-                    if code in NO_SUCH and not self._is_there(source, timeout_s=left_s):
-                        return None
-            threading.Event().wait(0.02)
+        """The answer; None for what is not there. Raises LogUnavailable."""
+
+        def ask_what_is_there(left_s: float) -> T | None:
+            try:
+                return ask(left_s)
+            except KafkaException as error:
+                if error.args[0].code() in NO_SUCH and not self._is_there(source, timeout_s=left_s):
+                    return None
+                raise
+
+        with self._link.explained():
+            return self._link.insisted(ask_what_is_there, also=NO_SUCH)
 
     def _is_there(self, source: TopicPartition, *, timeout_s: float) -> bool:
         """By a server's own word: librdkafka knows no partition either before it reached one."""

@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -547,6 +548,42 @@ def test_topics_that_differ_from_their_declaration_are_told(log: KafkaLog, open_
     assert [(each.what, each.declared, each.found) for each in log.lacking(wider)] == [("partitions", "4", "1")]
     assert [each.what for each in open_log("&replication=3").drift(declared[:1])] == ["replicas"]
     assert log.lacking(declared[:1]) == log.drift(declared[:1]) == []
+
+
+@pytest.mark.cluster
+def test_who_is_in_a_group_is_asked_again_while_it_changes_its_coordinator(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS]
+
+    ask = AdminClient.describe_consumer_groups
+
+    def ask_while_it_moves(admin: AdminClient, groups: list[str], **limits: Any) -> dict[str, Future[Any]]:
+        if not first:
+            return ask(admin, groups, **limits)
+        refused: Future[Any] = Future()
+        refused.set_exception(KafkaException(KafkaError(first.pop())))
+        return {groups[0]: refused}
+
+    monkeypatch.setattr(AdminClient, "describe_consumer_groups", ask_while_it_moves)
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=Owner())
+    poll_until(lambda: bool(member._owned), member.poll)
+    assert len(log.members("bridge")) == 1
+    assert not first
+    member.close()
+
+
+def test_a_coordinator_that_stays_away_is_told_in_time() -> None:
+    link, asked = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=0.2), []
+
+    def ask(left_s: float) -> None:
+        asked.append(left_s)
+        raise KafkaException(KafkaError(KafkaError.NOT_COORDINATOR))
+
+    with pytest.raises(LogUnavailable, match="NOT_COORDINATOR"), link.explained():
+        link.insisted(ask)
+    assert len(asked) > 1
+    assert asked == sorted(asked, reverse=True)
 
 
 @pytest.mark.parametrize(

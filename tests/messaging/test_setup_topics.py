@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +16,13 @@ from typing import Any, Final
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from pytest_django import DjangoDbBlocker
+from django.core.management import call_command
+from pytest_django import DjangoDbBlocker, Settings
 
 from demo.ports import free_ports
 from demo.redis_server import LOG_RULES, RedisServer
 from messaging import topics, wiring
+from messaging.errors import LogUnavailable
 from messaging.eventlog.kafka_link import KafkaUrl
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES
 from messaging.ports import MessageStore, NewRecord, ParkedRecord, ParkScope, TopicPartition
@@ -248,7 +252,7 @@ def test_it_waits_for_a_server_that_is_starting_and_says_so(tmp_path: Path) -> N
     server = RedisServer(tmp_path / "late", rules=LOG_RULES)
     running = subprocess.Popen(command(), **popen_at(server.url))
     assert running.stderr
-    assert "waiting for the event log" in running.stderr.readline()
+    assert re.match(r"waiting, \d+ s left: The event log \(", running.stderr.readline())
     server.start()
     try:
         output, _ = running.communicate(timeout=PATIENCE_S)
@@ -275,3 +279,30 @@ def finish(log: ManagedLog, places: Sequence[tuple[TopicPartition, int]]) -> Non
         found += len(member.poll(0.2))
     member.commit({source: log.end_offset(source) for source, _ in places})
     member.close()
+
+
+class Restarting:
+    """A log that is away for a moment at one of the things that are asked of it."""
+
+    def __init__(self, log: ManagedLog, moment: str) -> None:
+        self._log, self._moment = log, moment
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self._moment:
+            return getattr(self._log, name)
+        self._moment = ""
+        raise LogUnavailable("The event log restarts.")
+
+
+@pytest.mark.parametrize("moment", ["ensure_topics", "lacking", "members", "grow"])
+def test_it_waits_also_for_a_server_that_restarts_meanwhile(
+    log: ManagedLog, store: MessageStore, moment: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    log.ensure_topics(wiring.all_topics())
+    settings.PARTITIONS = 4
+    restarting, errors = Restarting(log, moment), io.StringIO()
+    monkeypatch.setattr(wiring, "event_log", lambda: restarting)
+    monkeypatch.setattr(wiring, "message_store", lambda: store)
+    call_command("setup_topics", "--drained", "--timeout=20", stdout=io.StringIO(), stderr=errors)
+    assert re.fullmatch(r"waiting, \d+ s left: The event log restarts\.\n", errors.getvalue())
+    assert widths(log)[MESSAGES] == 4

@@ -53,9 +53,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
+        self._deadline_s = time.monotonic() + options["timeout"]
         log = wiring.event_log()
         topics = [replace(topic, replicas=options["replication_factor"]) for topic in wiring.all_topics()]
-        before = self._waited(lambda: log.drift(topics), timeout_s=options["timeout"])
+        before = self._asked(lambda: log.drift(topics))
         if options["dry_run"]:
             self._say_plan(before, drained=options["drained"])
         else:
@@ -99,24 +100,20 @@ class Command(BaseCommand):
         for topic in topics:
             self.stdout.write(f"{topic.name}: {topic.partitions} partitions, kept {topic.retention.days} days")
 
-    def _waited(self, ask: Callable[[], T], *, timeout_s: float) -> T:
-        """The answer of a log that may only be starting. That it refuses us is told at once: that does not mend
-        itself."""
-        deadline_s = time.monotonic() + timeout_s
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """The answer of a log that may only be starting, or restarting: all that is asked may be asked again. That it
+        refuses us is told at once: that does not mend itself."""
         while True:
             try:
                 return ask()
             except (LogUnavailable, StoreUnavailable) as error:
                 if not error.may_pass:
                     raise CommandError(error.detail, returncode=EXIT_SHORTAGE) from error
-                left_s = deadline_s - time.monotonic()
+                left_s = self._deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise CommandError(error.detail, returncode=EXIT_AWAY) from error
-                self.stderr.write(f"waiting for the event log, {left_s:.0f} s left: {error.detail}")
+                self.stderr.write(f"waiting, {left_s:.0f} s left: {error.detail}")
                 time.sleep(min(RETRY_EVERY_S, left_s))
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        return self._waited(ask, timeout_s=0)
 
 
 def _positive(text: str) -> int:
