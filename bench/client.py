@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 RECEIVE_BYTES: Final = 256 * 1024
 SEND_BYTES: Final = 512 * 1024  # a request goes out in one piece: 500 messages are 80 KB
+IDLE_S: Final = 10.0  # the servers end a connection after 30 s without a request, perhaps right under one
 FIN, TEXT, CLOSE, PING, PONG = 0x80, 0x1, 0x8, 0x9, 0xA
 
 
@@ -90,6 +91,7 @@ class HttpConnection:
         self._url = url
         self._received = b""
         self._due_s = 0.0
+        self._used_s = 0.0
         self._then: Callable[[Answer], None] | None = None
         self._open()
 
@@ -97,6 +99,7 @@ class HttpConnection:
         self._socket = connect(self._url)
         self._socket.setblocking(False)
         self._loop.add(self._socket, self)
+        self._used_s = time.perf_counter()
 
     @property
     def busy(self) -> bool:
@@ -104,7 +107,11 @@ class HttpConnection:
 
     def send(self, request: bytes, then: Callable[[Answer], None], *, due_s: float | None = None) -> None:
         """Send a request (of less than a socket's buffer); ``then`` gets the answer, timed from ``due_s``."""
-        self._due_s = time.perf_counter() if due_s is None else due_s
+        now_s = time.perf_counter()
+        if now_s - self._used_s > IDLE_S:
+            self.close()
+            self._open()
+        self._due_s, self._used_s = now_s if due_s is None else due_s, now_s
         self._then = then
         if self._socket.send(request) != len(request):
             raise RuntimeError("the request does not fit the socket's buffer")
