@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import api, figures, floor, footprint, growth, live, loop, plots
+from bench import api, figures, floor, footprint, growth, kafka_log, live, loop, plots, store
 from bench.figures import Figure, Measured, Section
+from bench.profiles import SERVERS
 from bench.scale import FULL, SHORT, Scale
+
+LARGEST: Final = 1_000_000  # messages of one conversation, which are one partition: minutes to load
 
 Benchmark = Callable[[Path, Scale], Iterator[Measured]]
 
@@ -34,6 +37,12 @@ def _local(directory: Path, scale: Scale) -> Iterator[Measured]:
     rate, cpu_ms = floor.per_s(directory, seconds=5 * scale.time)
     value = f"{rate:,.0f}/s, {cpu_ms:.3f} ms of CPU a message"
     yield Figure("floor: the same statements and pushes in one loop", value)
+
+
+def _servers(_directory: Path, scale: Scale) -> Iterator[Measured]:
+    yield from kafka_log.everything(os.environ[SERVERS["kafka"]], seconds=scale.time)
+    cassandra, largest = os.environ[SERVERS["cassandra"]], min(scale.stored, LARGEST)
+    yield from store.everything(cassandra, largest=largest, seconds=10 * scale.time)
 
 
 BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
@@ -54,6 +63,7 @@ BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
         "Footprint, cluster profile",
         lambda folder, scale: footprint.everything("cluster", folder, scale=scale.time),
     ),
+    "servers": ("Kafka and Cassandra alone", _servers),
     "local": ("Local profile", _local),
 }
 

@@ -29,7 +29,7 @@ from messaging.ports import NewRecord
 from messaging.topics import Topic
 
 ROUNDS: Final = 6
-SECONDS: Final = 1.0
+TARGET: Final = 0.8
 THREADS: Final = 64  # requests that one API process serves at once
 
 Step = Callable[[], int]
@@ -68,18 +68,18 @@ def ours(log: KafkaLog, batch: int) -> Step:
     return lambda: len(log.append(records))
 
 
-def per_second(step: Step) -> float:
+def per_second(step: Step, seconds: float) -> float:
     started, done = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < SECONDS:
+    while (elapsed := time.perf_counter() - started) < seconds:
         done += step()
     return done / elapsed
 
 
-def of_threads(step: Step) -> Step:
+def of_threads(step: Step, seconds: float) -> Step:
     """As many at once as an API process serves."""
 
     def all_of_them() -> int:
-        until = time.perf_counter() + SECONDS
+        until = time.perf_counter() + seconds
 
         def one() -> int:
             done = 0
@@ -121,18 +121,18 @@ def polled(producer: Producer) -> Iterator[None]:
     thread.join()
 
 
-def compared(what: str, mine: Step, floor: Step) -> Figure:
-    pairs = [(per_second(mine), per_second(floor)) for _ in range(ROUNDS)]
+def compared(name: str, what: str, mine: Step, floor: Step, *, seconds: float) -> Figure:
+    pairs = [(per_second(mine, seconds), per_second(floor, seconds)) for _ in range(ROUNDS)]
     ratio = statistics.median(rate / beside for rate, beside in pairs)
     rate, beside = (statistics.median(each) for each in zip(*pairs, strict=True))
-    return Figure(what, f"{rate:,.0f}/s", f"bare {beside:,.0f}/s; ratio {ratio:.2f}, target 0.8")
+    beside_it = f"bare {beside:,.0f}/s; ratio {ratio:.2f}, target {TARGET}"
+    return Figure(what, f"{rate:,.0f}/s", beside_it, name=f"kafka-log-{name}", ratio=ratio)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="of a server that may be loaded; topics of this run get names of their own")
-    where = parser.parse_args().url.rstrip("/")
-    url = f"{where}/bench-{uuid.uuid4().hex[:8]}"
+def everything(where: str, *, seconds: float) -> Iterator[Figure]:
+    """On a server that may be loaded; each round of each comparison takes twice ``seconds``. Topics have names of their
+    own."""
+    url = f"{where.rstrip('/')}/bench-{uuid.uuid4().hex[:8]}"
     log, producer = KafkaLog(url), bare_producer(KafkaUrl.parse(url).servers)
     topic = KafkaUrl.parse(url).prefix + "bench"
     log.ensure_topics([Topic("bench"), Topic("latency")])
@@ -140,16 +140,25 @@ def main() -> None:
         mine, floor = ours(log, batch), bare(producer, topic, batch)
         mine()  # the first append fetches ids and metadata
         floor()
-        print(compared(f"append in batches of {batch}, beside one that flushes", mine, floor), flush=True)
+        what = f"append in batches of {batch}, beside one that flushes"
+        yield compared(f"batch-{batch}", what, mine, floor, seconds=seconds)
     with polled(producer):
-        floor = waiting_producer(producer, topic)
-        print(compared("append one by one, beside one that waits", ours(log, 1), floor), flush=True)
-        print(
-            compared(f"{THREADS} threads, one each, the same", of_threads(ours(log, 1)), of_threads(floor)), flush=True
-        )
+        mine, floor = ours(log, 1), waiting_producer(producer, topic)
+        yield compared("waiting", "append one by one, beside one that waits", mine, floor, seconds=seconds)
+        many, floors = of_threads(mine, seconds), of_threads(floor, seconds)
+        yield compared("threads", f"{THREADS} threads, one each, the same", many, floors, seconds=seconds)
     cuts = statistics.quantiles(latencies_ms(log), n=100)
-    print(Figure("append to poll, one at a time", f"p50 {cuts[49]:.2f} · p99 {cuts[98]:.2f} ms"))
+    yield Figure("append to poll, one at a time", f"p50 {cuts[49]:.2f} · p99 {cuts[98]:.2f} ms")
     log.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="of a server that may be loaded; topics of this run get names of their own")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a round of each, six rounds (default: 1)")
+    options = parser.parse_args()
+    for figure in everything(options.url, seconds=options.seconds):
+        print(figure, flush=True)
 
 
 if __name__ == "__main__":

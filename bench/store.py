@@ -23,6 +23,7 @@ django.setup(set_prefix=False)
 from bench.figures import Figure, Spread  # noqa: E402 - set up above
 from bench.fill import id_at_us  # noqa: E402
 from bench.people import TEXT  # noqa: E402
+from bench.profiles import SERVERS  # noqa: E402
 from bench.statements import BareDriver, Recorder, Template  # noqa: E402
 from core.ids import uuid7, uuid7_ms  # noqa: E402
 from messaging.domain import Conversation, Message, Status, StatusChange  # noqa: E402
@@ -118,6 +119,8 @@ def writing(store: CassandraStore, bare: BareDriver, *, seconds: float) -> Itera
         f"save, deliver and read, in batches of {BATCH} of {CONVERSATIONS} conversations",
         f"{rate['store']:,.0f} messages/s, {cpu_ms['store']:.2f} ms of CPU each",
         f"{of_bare:.2f} of the bare driver (target 0.7), {of_bare_cpu:.2f} by CPU",
+        name="store",
+        ratio=of_bare,
     )
     yield Figure(
         f"the bare driver with the same {statements} requests a batch",
@@ -175,24 +178,29 @@ def paging(store: CassandraStore, database: Database, sizes: Sequence[int], *, s
         yield Figure(f"page of {PAGE} with statuses, {where}, of {size:,} messages", str(Spread.of(each)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=100_000, help="in the largest conversation (default: 100000)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: 10)")
-    options = parser.parse_args()
-    url = f"{os.environ['TEST_CASSANDRA_URL'].rstrip('/')}/bench_{uuid4().hex[:8]}"
+def everything(where: str, *, largest: int, seconds: float) -> Iterator[Figure]:
+    """In a keyspace of its own; ``largest``: messages of the largest conversation, ``seconds``: of each measurement."""
+    url = f"{where.rstrip('/')}/bench_{uuid4().hex[:8]}"
     setup.SetUp(Address.parse(url), say=print, timeout_s=60).run(replication.Replication({replication.SIMPLE: 1}))
     store, bare = CassandraStore(url, timeout_s=10), BareDriver(Database(Address.parse(url), timeout_s=10))
     try:
-        for figure in writing(store, bare, seconds=options.seconds):
-            print(figure, flush=True)
-        for figure in paging(store, bare.database, (*SIZES, options.messages), seconds=options.seconds):
-            print(figure, flush=True)
+        yield from writing(store, bare, seconds=seconds)
+        yield from paging(store, bare.database, (*SIZES, largest), seconds=seconds)
     finally:
         with bare.database.call(120) as call:
             call.execute(f"DROP KEYSPACE {bare.database.address.keyspace}")
         bare.database.close()
         store.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=100_000, help="in the largest conversation (default: 100000)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: 10)")
+    options = parser.parse_args()
+    where = os.environ[SERVERS["cassandra"]]
+    for figure in everything(where, largest=options.messages, seconds=options.seconds):
+        print(figure, flush=True)
 
 
 if __name__ == "__main__":
