@@ -37,7 +37,9 @@ PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
     "both": ("local", "cluster"),
 }
 
-PACES_HELP: Final = "short: as `make test` has it; dense: full, with about 100 messages a second"
+PACES_HELP: Final = (
+    "short: as `make test` has it; dense: full, with about 70 messages a second, most of them in batches"
+)
 WRITE_HELP: Final = "put the tables into docs/guarantees.md, also when it is interrupted once there were enough"
 
 Strike = Callable[[Fault, World, Pace, int], Outcome]
