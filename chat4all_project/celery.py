@@ -11,6 +11,8 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
+# They import every address of the API, whose packages a worker does without; `manage.py check` runs them.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 app = Celery("chat4all")
 app.conf.update(

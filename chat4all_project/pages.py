@@ -8,6 +8,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
 from rest_framework.request import Request
 
+import accounts.schema  # noqa: F401 - both register what drf-spectacular does not know
+import core.schema  # noqa: F401
 from core.methods import View, options, read_only
 
 

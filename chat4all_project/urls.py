@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from chat4all_project.pages import Redoc, Schema, Swagger, redirect_to
-from core import health
+from core import probes
 
 handler400 = "core.problems.bad_request"
 handler403 = "core.problems.permission_denied"
@@ -19,9 +19,9 @@ urlpatterns = [
     path("admin", redirect_to("/admin/")),
     path("admin/", admin.site.urls),
     *(path(f"{page}/", redirect_to(f"/{page}")) for page in ("console", "docs", "docs/redoc", "schema")),
-    path("health", health.health, name="health"),
-    path("ready", health.ready, name="ready"),
-    path("metrics", health.metrics, name="metrics"),
+    path("health", probes.health, name="health"),
+    path("ready", probes.ready, name="ready"),
+    path("metrics", probes.metrics, name="metrics"),
     path("schema", Schema.as_view(), name="schema"),
     path("docs", Swagger.as_view(url_name="schema"), name="docs"),
     path("docs/redoc", Redoc.as_view(url_name="schema"), name="redoc"),

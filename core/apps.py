@@ -7,6 +7,3 @@ from django.apps import AppConfig
 
 class CoreConfig(AppConfig):
     name = "core"
-
-    def ready(self) -> None:
-        from core import schema  # noqa: F401, PLC0415 - registers itself, once apps are loaded

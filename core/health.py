@@ -1,7 +1,7 @@
 """Is this process alive, can it work, and what does it count: /health, /ready and /metrics.
 
-The API serves the three views below; processes without HTTP call `serve_health`, which answers the same from a daemon
-thread. A check is a callable that raises; a Chat4AllError's detail should name the part and the remedy.
+The API serves the views of `core.probes`; processes without HTTP call `serve_health`, which answers the same from a
+daemon thread. A check is a callable that raises; a Chat4AllError's detail should name the part and the remedy.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from typing import Any, Final
 
 import msgspec
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
-from django.views.decorators.cache import never_cache
 
 from core import metrics as shared_metrics
 from core.clock import SYSTEM_CLOCK, Clock
-from core.errors import Chat4AllError, NotFound, Unavailable
+from core.errors import Chat4AllError, Unavailable
 from core.forks import unforked
-from core.methods import read_only
-from core.problems import problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,12 +163,12 @@ def _log_changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> None:
             logger.info("ready again", extra={"part": name})
 
 
-_readiness: Final = Readiness()
-register = _readiness.register
+OWN: Final = Readiness()
+register = OWN.register
 """Add a check to what this process's /ready answers."""
 
 
-def _service() -> str:
+def service_name() -> str:
     name: str = settings.LOGGING.get("service", "")
     return name
 
@@ -192,38 +188,6 @@ def metrics_page(readiness: Readiness | None = None) -> Page:
     if readiness:
         readiness.parts()  # to be shown, whether or not anybody asks for /ready
     return Page(200, shared_metrics.CONTENT_TYPE, shared_metrics.page())
-
-
-# --- the API's views ---------------------------------------------------------------------------------------------
-
-
-def _response(page: Page) -> HttpResponse:
-    return HttpResponse(page.body, status=page.status, content_type=page.content_type)
-
-
-@never_cache
-@read_only
-def health(_request: HttpRequest) -> HttpResponse:
-    """GET /health: the process lives. It tells nothing else, so everybody may ask."""
-    return _response(health_page(_service()))
-
-
-@never_cache
-@read_only
-def ready(_request: HttpRequest) -> HttpResponse:
-    """GET /ready: all that it cannot do without answers (200; "degraded" where another part does not), or not (503)."""
-    if not settings.PUBLIC_PROBES:
-        return problem_of(NotFound()).response()
-    return _response(ready_page(_service(), _readiness))
-
-
-@never_cache
-@read_only
-def metrics(_request: HttpRequest) -> HttpResponse:
-    """GET /metrics: for Prometheus."""
-    if not settings.PUBLIC_PROBES:
-        return problem_of(NotFound()).response()
-    return _response(metrics_page(_readiness))
 
 
 # --- a server for processes without HTTP --------------------------------------------------------------------------
@@ -299,12 +263,12 @@ def serve_health(
     readiness = Readiness()
     for name, check in checks.items():
         readiness.register(name, check, optional=name in optional)
-    return HealthServer(port, readiness, service=service or _service(), host=settings.HEALTH_HOST)
+    return HealthServer(port, readiness, service=service or service_name(), host=settings.HEALTH_HOST)
 
 
 def serve_own_health(port: int) -> HealthServer:
-    """Serve what the views above answer once more, on a port of its own that the service's processes share.
+    """Serve what `core.probes` answers once more, on a port of its own that the service's processes share.
 
     It answers while all threads that serve requests are busy, and only to those who reach HEALTH_HOST.
     """
-    return HealthServer(port, _readiness, service=_service(), host=settings.HEALTH_HOST, shared=True)
+    return HealthServer(port, OWN, service=service_name(), host=settings.HEALTH_HOST, shared=True)

@@ -28,10 +28,10 @@ from core.database import release_pooled
 from core.ids import file_id as new_file_id
 from files import content_types, filenames
 from files.errors import EmptyFile, FileNotFound, FileTooLarge, QuotaExceeded, StorageUnavailable
+from files.incoming import Upload, incoming_dir
 from files.metrics import UPLOAD_BYTES
 from files.models import FileGrant, StoredFile
 from files.storage import FileStorage
-from files.uploads import Upload, incoming_dir
 
 LINK_LIFETIME_S = 3600
 UNSENT_LIFETIME_S = 24 * 3600

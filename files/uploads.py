@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, Final
 
 from django.conf import settings
-from django.core.files.uploadedfile import UploadedFile
 from django.core.files.uploadhandler import FileUploadHandler
 from django.http import HttpRequest, UnreadablePostError
 from django.utils.http import parse_header_parameters
@@ -21,38 +17,11 @@ from rest_framework.request import Request
 from core.errors import InvalidRequest
 from files import content_types, filenames
 from files.errors import FileTooLarge, LengthRequired, MalformedUpload, StorageUnavailable
+from files.incoming import Upload
 
 FILE_FIELD: Final = "file"
 ENVELOPE_BYTES: Final = 64 * 1024  # boundaries, part headers and the other fields around the file
 _TAIL_BYTES: Final = 1024
-
-
-def incoming_dir() -> Path:
-    """Where bytes wait until they are whole; made on first use."""
-    path = Path(settings.UPLOAD_TEMP_DIR)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-class Upload(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs only
-    """A file as received: on disk under a name of ours, with what was measured while it streamed in."""
-
-    sha256 = ""
-    head = b""
-
-    def __init__(self, name: str, content_type: str | None) -> None:
-        waiting = tempfile.NamedTemporaryFile(dir=incoming_dir(), suffix=".upload")  # noqa: SIM115 — close() does
-        super().__init__(waiting, name, content_type, 0)
-        self._waiting = waiting.name
-
-    def temporary_file_path(self) -> str:
-        """Storages that can take a file over by renaming look for this, as for Django's TemporaryUploadedFile."""
-        return self._waiting
-
-    def close(self) -> None:
-        """Remove it, unless the storage has taken it over."""
-        with suppress(FileNotFoundError):
-            super().close()
 
 
 class MeasuringHandler(FileUploadHandler):

@@ -14,7 +14,7 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
-from core.health import _readiness, serve_own_health
+from core.health import OWN, serve_own_health
 from tests.realtime.process import wait_for
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
@@ -103,7 +103,7 @@ def test_serves_the_same_on_a_port_that_its_processes_share(client: Client, sett
     second = serve_own_health(first.port)
     try:
         answer = httpx.get(f"http://127.0.0.1:{first.port}/ready", trust_env=False)
-        assert answer.json()["parts"].keys() == _readiness.failures().keys()
+        assert answer.json()["parts"].keys() == OWN.failures().keys()
     finally:
         second.stop()
         first.stop()

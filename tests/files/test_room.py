@@ -17,8 +17,8 @@ from accounts.models import DEFAULT_WORKSPACE_ID
 from core.clock import SYSTEM_CLOCK, ManualClock
 from files import services
 from files.errors import FileNotFound, StorageUnavailable
+from files.incoming import incoming_dir
 from files.models import StoredFile
-from files.uploads import incoming_dir
 from tests.files.conftest import SHARED, Person, Send
 
 DAY_S = 24 * 3600

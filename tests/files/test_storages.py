@@ -24,9 +24,9 @@ from pytest_django import Settings
 from accounts.models import DEFAULT_WORKSPACE_ID
 from core.clock import SYSTEM_CLOCK, ManualClock
 from files import services
+from files.incoming import Upload
 from files.models import StoredFile
 from files.storage import FileStorage
-from files.uploads import Upload
 from tests.files import buckets
 from tests.files.conftest import Person, Send
 
