@@ -42,8 +42,8 @@ class World:
 
 
 @contextmanager
-def local_world(folder: Path) -> Iterator[World]:
-    """The local profile, set up."""
+def local_world(folder: Path, **databases: str) -> Iterator[World]:
+    """The local profile, set up; ``databases`` by their variables, in place of SQLite's."""
     with ExitStack() as stack:
         log = RedisServer(folder / "log", rules=LOG_RULES).start()
         stack.callback(log.stop)
@@ -58,14 +58,15 @@ def local_world(folder: Path) -> Iterator[World]:
                 "BUS_URL": bus.url,
                 "APPEND_TIMEOUT_S": str(TIMEOUT_S),
                 "STORE_TIMEOUT_S": str(TIMEOUT_S),
+                **databases,
             },
         )
-        set_up = (
-            ("migrate", "-v0", "--database", "default"), ("migrate", "-v0", "--database", "messages"), ("setup_topics",)
-        )  # fmt: skip
         with ThreadPoolExecutor() as pool:
-            for done in pool.map(lambda command: world.run(*command), set_up):
-                assert done.returncode == 0, done.stdout + done.stderr
+            topics = pool.submit(world.run, "setup_topics")
+            # One after the other: both may be in one database.
+            done = [world.run("migrate", "-v0", "--database", alias) for alias in ("default", "messages")]
+            for each in (*done, topics.result()):
+                assert each.returncode == 0, each.stdout + each.stderr
         yield world
 
 

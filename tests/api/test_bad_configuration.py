@@ -226,20 +226,26 @@ BESIDE_THE_API: Final = [
 def beside_the_api(
     world: World, closed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, httpx.Client]]:
-    """A bridge and a gateway for each wrong URL."""
+    """A bridge and a gateway with every URL wrong, and one of each whose log has no topics."""
     for part in ("postgres", "cassandra"):
         needed(part)  # or its driver may not be installed
-    changed = {
-        "EVENT_LOG_URL": {"EVENT_LOG_URL": f"redis://127.0.0.1:{closed}/0"},
-        "BUS_URL": {"BUS_URL": f"redis://127.0.0.1:{closed}/0"},
-        "MESSAGE_STORE_URL": {"MESSAGE_STORE_URL": f"cassandra://127.0.0.1:{closed}/chat4all"},
-        "DATABASE_URL": {"DATABASE_URL": f"postgres://a:b@127.0.0.1:{closed}/x"},
-        "no topics": {"EVENT_LOG_URL": world.log.url.removesuffix("/0") + "/1"},
+    wrong = {
+        "EVENT_LOG_URL": f"redis://127.0.0.1:{closed}/0",
+        "BUS_URL": f"redis://127.0.0.1:{closed}/0",
+        "MESSAGE_STORE_URL": f"cassandra://127.0.0.1:{closed}/chat4all",
+        "DATABASE_URL": f"postgres://a:b@127.0.0.1:{closed}/x",
     }
-    commands = {"bridge": BRIDGE, "gateway": GATEWAY}
-    wanted = {f"{who} {what}": (commands[who], {**world.environment, **changed[what]}) for who, what in BESIDE_THE_API}
+    no_topics = {"EVENT_LOG_URL": world.log.url.removesuffix("/0") + "/1"}
+    wanted = {
+        f"{who} {what}": (command, {**world.environment, **changed})
+        for who, command in (("bridge", BRIDGE), ("gateway", GATEWAY))
+        for what, changed in (("wrong", wrong), ("no topics", no_topics))
+    }
     with started(tmp_path_factory.mktemp("beside"), wanted) as clients:
-        yield clients
+        yield {
+            f"{who} {what}": clients[f"{who} {what if what == 'no topics' else 'wrong'}"]
+            for who, what in BESIDE_THE_API
+        }
 
 
 @pytest.mark.cluster

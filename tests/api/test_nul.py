@@ -38,12 +38,8 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def world(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Accounts and messages in PostgreSQL."""
-    with local_world(tmp_path_factory.mktemp("world")) as local:
-        both = {"DATABASE_URL": database, "MESSAGES_DATABASE_URL": database}
-        world = World(local.log, {**local.environment, **both})
-        for alias in ("default", "messages"):
-            done = world.run("migrate", "-v0", "--database", alias)
-            assert done.returncode == 0, done.stderr
+    folder = tmp_path_factory.mktemp("world")
+    with local_world(folder, DATABASE_URL=database, MESSAGES_DATABASE_URL=database) as world:
         yield world
 
 
