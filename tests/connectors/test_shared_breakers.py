@@ -260,7 +260,7 @@ def test_a_redis_that_hangs_costs_a_moment_once_and_not_for_every_call(
         for _ in range(1000):
             with breakers.guard(*A):
                 pass
-        assert time.monotonic() - begun_s < 2
+        assert time.monotonic() - begun_s < 20  # a time-out for each would be minutes
     finally:
         server.signal(signal.SIGCONT)
 

