@@ -168,9 +168,9 @@ class World:
         """It is whole from now on."""
         self.blows.append(Blow(what, time.monotonic(), target_s, kinds=frozenset(kinds)))
 
-    def taken_over(self, what: str, at_s: float, *, target_s: float) -> None:
+    def taken_over(self, what: str, at_s: float, *, target_s: float, kinds: Iterable[str] = ()) -> None:
         """It ended then, or was emptied, and nobody waited for its return."""
-        self.blows.append(Blow(what, at_s, target_s, taken_over=True))
+        self.blows.append(Blow(what, at_s, target_s, taken_over=True, kinds=frozenset(kinds)))
 
     @contextmanager
     def shaking(self) -> Iterator[None]:

@@ -94,22 +94,32 @@ def frozen(names: Sequence[str], *, target_s: float = THAWED_S) -> Strike:
     return strike
 
 
-def frozen_at(point: str, *works: str, target_s: float = KILLED_S) -> Strike:
+def frozen_at(point: str, *works: str, kinds: Iterable[str], target_s: float = KILLED_S) -> Strike:
     """SIGSTOP the worker's child that comes by there first, for so long that its batch, of one of these topics, is in
-    other hands when it wakes up."""
+    other hands when it wakes up. ``kinds``: whom it works for; they wait for it where nobody else does."""
 
     def strike(world: World, pace: Pace) -> None:
         before = _taken_back(world, works)
         world.arm(point, "stop")
         stopped, at_s = world.struck(point)
+        is_alone = _is_alone(world, stopped)
         try:
             eventually(lambda: _taken_back(world, works) > before, every_s=0.3)
             threading.Event().wait(pace.pause_s - (time.monotonic() - at_s))
         finally:
             _signal([stopped], signal.SIGCONT)
-        world.taken_over(f"a worker freezes at {point}", at_s, target_s=target_s)
+        if is_alone:
+            world.mended(f"a worker that froze at {point}, alone, thaws", target_s=THAWED_S, kinds=kinds)
+        else:
+            world.taken_over(f"a worker freezes at {point}", at_s, target_s=target_s, kinds=kinds)
 
     return strike
+
+
+def _is_alone(world: World, child: int) -> bool:
+    """Whether nobody else works on its queue."""
+    name = next(each for each in names_of(world, WORKERS) if child in children(world, each))
+    return len(children(world, name)) == 1 and len(names_of(world, [COPY.sub("", name)])) == 1
 
 
 def _taken_back(world: World, works: Sequence[str]) -> float:
@@ -200,9 +210,11 @@ KILLS: Final = {
     "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS, target_s=IN_DOUBT_S)),
 }
 FREEZES: Final = {
-    "a core worker freezes between store and push": nobody_hung(frozen_at("persist.stored", topics.MESSAGES)),
+    "a core worker freezes between store and push": nobody_hung(
+        frozen_at("persist.stored", topics.MESSAGES, kinds=("user", *(f"from {each}" for each in CHANNELS)))
+    ),
     "a sender freezes between the platform's yes and our write": nobody_hung(
-        frozen_at("deliver.sent", *map(topics.outbound, CHANNELS), target_s=IN_DOUBT_S)
+        frozen_at("deliver.sent", *map(topics.outbound, CHANNELS), kinds=CHANNELS, target_s=IN_DOUBT_S)
     ),
 }
 NOW_AND_THEN: Final = {
