@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,14 +144,14 @@ class _api:  # noqa: N801 - used as a context
              "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--blocking-threads", "2"],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "STATE_DIR": str(state), "API_HEALTH_PORT": str(health_port)},
-            stdout=self._log, stderr=subprocess.STDOUT,
+            stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         return self._process
 
     def __exit__(self, *_: Any) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # its workers outlive it otherwise
         self._process.wait(timeout=15)
         self._log.close()
 
