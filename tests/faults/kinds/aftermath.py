@@ -21,7 +21,7 @@ Strike = Callable[[World, Pace], None]
 
 def all_read(world: World, history: History, _report: Report) -> None:
     """What broke was waited for: only what was in doubt twice is a dead letter, and receipts found their messages."""
-    assert {each.reason for each in history.dead} <= {UNKNOWN}
+    assert {each.reason for each in history.dead} <= {UNKNOWN}, history.dead
     dead = {each.message_id for each in history.dead}
     for unread in [
         row.message_id

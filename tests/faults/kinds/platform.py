@@ -55,7 +55,8 @@ def away(channel: str) -> Strike:
                 until_s = time.monotonic()
                 all_arrive(world, meanwhile)  # while it is still away
                 delays = load.delays(*others, since_s=opened_s, until_s=until_s)
-                assert {text: s for text, s in delays.items() if s > pace.slack * UNNOTICED_S} == {}
+                late = {text: round(s, 1) for text, s in delays.items() if s > pace.slack * UNNOTICED_S}
+                assert not late, f"others waited meanwhile: {late}"
                 assert delays, "nobody else wrote"
         finally:
             world.mended(f"{channel} is back", target_s=Rules().open_s * pace.waits + 15, kinds=[channel])
@@ -122,13 +123,14 @@ def _expected(switches: dict[str, Any]) -> list[str]:
 
 def no_send_buried(_world: World, history: History, _report: Report) -> None:
     """An outage is waited for: no send becomes a dead letter by it."""
-    assert [each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX)] == []
+    buried = [each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX)]
+    assert not buried, buried
 
 
 def only_unknown_buried(_world: World, history: History, _report: Report) -> None:
     """Nothing but what a platform did not answer twice."""
-    sends = (each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX))
-    assert {each.reason for each in sends} <= {UNKNOWN}
+    sends = [each for each in history.dead if each.source[0].endswith(topics.OUTBOUND_SUFFIX)]
+    assert {each.reason for each in sends} <= {UNKNOWN}, sends
 
 
 def _lasts(seconds: float) -> None:

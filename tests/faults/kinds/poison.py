@@ -68,7 +68,7 @@ def broken_release(world: World, _pace: Pace) -> None:
     since_s = time.monotonic()
     all_arrive(world, load.texts("user", *CHANNELS))
     if time.monotonic() - since_s < 30:  # on a machine so busy that a minute went by, nothing can be told
-        assert log.end_offset(grave) - begin == MOST
+        assert log.end_offset(grave) - begin == MOST, "dead letters go on above the limit"
         assert log.committed(GROUP, source) <= places[MOST][1]
     eventually(lambda: log.end_offset(grave) - begin == len(places), within_s=150)
     eventually(lambda: log.committed(GROUP, source) > places[-1][1], within_s=30)

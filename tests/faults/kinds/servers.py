@@ -199,7 +199,8 @@ def _lasts(seconds: float) -> None:
 
 def _nobody_ended(world: World) -> None:
     """Waiting is what a process of ours does without a server, not ending."""
-    assert [each for each in world.system.processes if not world.system.is_running(each)] == []
+    ended = [each for each in world.system.processes if not world.system.is_running(each)]
+    assert not ended, ended
 
 
 ACCOUNTS_AND_FILES: Final = "PostgreSQL and S3 are away"
