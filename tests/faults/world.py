@@ -52,7 +52,7 @@ class Pace:
 
 SHORT: Final = Pace(pause_s=10, outage_s=15, spell_s=8, per_second=6, batch=5, messages=120, waits=0.4, slack=6)
 FULL: Final = Pace(pause_s=60, outage_s=150, spell_s=60, per_second=25, batch=20, messages=2_600, waits=1, slack=1)
-DENSE: Final = replace(FULL, per_second=8, batch=64, messages=14_500)  # about 70 messages a second, most in batches
+DENSE: Final = replace(FULL, per_second=4, batch=64, messages=14_500)  # about 35 messages a second, most in batches
 
 
 @dataclass(frozen=True, slots=True)
