@@ -91,7 +91,6 @@ class HttpConnection:
         self._url = url
         self._received = b""
         self._due_s = 0.0
-        self._used_s = 0.0
         self._then: Callable[[Answer], None] | None = None
         self._open()
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ConsumerGroupDescription, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
 from messaging.errors import RecordTooLarge
 from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, closed, opened
@@ -196,9 +196,14 @@ class KafkaLog:
     def _seats(self, group: str) -> list[str]:
         """Each member's static name, else its client's."""
         admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]  # of its own: see kafka_reader
+
+        def ask(left_s: float) -> Any:
+            [future] = admin.describe_consumer_groups([self._link.named(group)], request_timeout=left_s).values()
+            return _result(future, left_s)
+
         try:
             with self._link.explained():
-                found = self._link.insisted(lambda left_s: _description(admin, self._link.named(group), left_s))
+                found = self._link.insisted(ask)
         finally:
             closed(admin)
         return [each.group_instance_id or each.client_id for each in found.members] if found else []
@@ -240,14 +245,7 @@ class KafkaLog:
         """What an administrative request brought; None for this error or where there is no such thing. Raises
         LogUnavailable."""
         with self._link.explained():
-            try:
-                return future.result(self._link.timeout_s + 1)
-            except FutureTimeout:
-                raise self._link.unavailable("does not answer") from None
-            except KafkaException as error:
-                if error.args[0].code() in {*NO_SUCH, but}:
-                    return None
-                raise
+            return _result(future, self._link.timeout_s, but=but)
 
     def _forked(self) -> None:
         """In a child: open handles of its own."""
@@ -266,17 +264,17 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _description(admin: AdminClient, group: str, timeout_s: float) -> ConsumerGroupDescription | None:
-    [future] = admin.describe_consumer_groups([group], request_timeout=timeout_s).values()
+def _result(future: Future[Any], timeout_s: float, *, but: int | None = None) -> Any:
+    """What a request that was given this time brought; None for this error or where there is no such thing. Raises
+    KafkaException."""
     try:
-        description: ConsumerGroupDescription = future.result(timeout_s + 1)
+        return future.result(timeout_s + 1)
     except FutureTimeout:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
     except KafkaException as error:
-        if error.args[0].code() in NO_SUCH:
+        if error.args[0].code() in {*NO_SUCH, but}:
             return None
         raise
-    return description
 
 
 def _partitions_drift(topic: Topic, found: Sequence[int]) -> list[Drift]:

@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES, Topic
+from tests.bounds import once_within, refused_s
 from tests.contracts.event_logs import KAFKA_MAX_POLL_S, KAFKA_SESSION_S, kafka_server
 from tests.stack.kafka import Kafka
 
@@ -258,7 +260,7 @@ def test_a_record_of_the_maximum_with_headers_is_taken(log: KafkaLog) -> None:
 def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
     open_log: Callable[..., KafkaLog], log: KafkaLog
 ) -> None:
-    """Cold each takes half a second at least; warm one of a few is quick, also on a busy machine."""
+    """Cold it takes half a second."""
 
     def first_append_s() -> float:
         warm = open_log()
@@ -268,7 +270,7 @@ def test_once_warm_the_first_append_does_not_wait_for_the_producers_id(
         warm.append([record()])
         return time.monotonic() - started
 
-    assert any(first_append_s() < 0.3 for _ in range(5))
+    once_within(0.3, first_append_s)
 
 
 def test_a_gateway_warms_its_log_as_it_starts() -> None:
@@ -305,10 +307,7 @@ def test_a_server_that_hangs_is_given_up_in_time_and_used_again_when_it_wakes(
     server.pause()
     try:
         for call in (lambda: log.append([record(b"late")]), log.ping, lambda: log.end_offset(ONE)):
-            started = time.monotonic()
-            with pytest.raises(LogUnavailable):
-                call()
-            assert time.monotonic() - started < 10  # librdkafka itself would take a minute
+            once_within(3.0, partial(refused_s, call, LogUnavailable))
         with pytest.raises(LogUnavailable):
             poll_until(lambda: False, member.poll)
     finally:

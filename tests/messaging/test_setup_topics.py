@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from django.core.management import CommandError, call_command
 from django.test import override_settings
-from pytest_django import DjangoDbBlocker, Settings
+from pytest_django import DjangoDbBlocker
 
 from demo.ports import free_ports
 from demo.redis_server import LOG_RULES, RedisServer
@@ -75,21 +76,23 @@ def store(
 
 @pytest.fixture
 def setup(log: ManagedLog, store: MessageStore) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return partial(run_here, log, store)
+
+
+def run_here(
+    log: ManagedLog, store: MessageStore, *arguments: str, partitions: int = 3
+) -> subprocess.CompletedProcess[str]:
     """The command in this process, told as if it had had one of its own: most of what that takes is its start."""
-
-    def run(*arguments: str, partitions: int = 3) -> subprocess.CompletedProcess[str]:
-        output, errors, status = io.StringIO(), io.StringIO(), 0
-        with override_settings(PARTITIONS=partitions), pytest.MonkeyPatch.context() as patched:
-            patched.setattr(wiring, "event_log", lambda: log)
-            patched.setattr(wiring, "message_store", lambda: store)
-            try:
-                call_command("setup_topics", *arguments, stdout=output, stderr=errors)
-            except CommandError as error:
-                status = error.returncode
-                errors.write(str(error))
-        return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
-
-    return run
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with override_settings(PARTITIONS=partitions), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(wiring, "event_log", lambda: log)
+        patched.setattr(wiring, "message_store", lambda: store)
+        try:
+            call_command("setup_topics", *arguments, stdout=output, stderr=errors)
+        except CommandError as error:
+            status = error.returncode
+            errors.write(str(error))
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
 def command(*arguments: str) -> list[str]:
@@ -308,14 +311,10 @@ class Restarting:
 
 
 @pytest.mark.parametrize("moment", ["ensure_topics", "lacking", "members", "grow"])
-def test_it_waits_also_for_a_server_that_restarts_meanwhile(
-    log: ManagedLog, store: MessageStore, moment: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
+def test_it_waits_also_for_a_server_that_restarts_meanwhile(log: ManagedLog, store: MessageStore, moment: str) -> None:
     log.ensure_topics(wiring.all_topics())
-    settings.PARTITIONS = 4
-    restarting, errors = Restarting(log, moment), io.StringIO()
-    monkeypatch.setattr(wiring, "event_log", lambda: restarting)
-    monkeypatch.setattr(wiring, "message_store", lambda: store)
-    call_command("setup_topics", "--drained", "--timeout=20", stdout=io.StringIO(), stderr=errors)
-    assert re.fullmatch(r"waiting, \d+ s left: The event log restarts\.\n", errors.getvalue())
+    restarting: Any = Restarting(log, moment)
+    done = run_here(restarting, store, "--drained", "--timeout=20", partitions=4)
+    assert done.returncode == 0
+    assert re.fullmatch(r"waiting, \d+ s left: The event log restarts\.\n", done.stderr)
     assert widths(log)[MESSAGES] == 4
