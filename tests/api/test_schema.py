@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -28,6 +32,7 @@ from tests.api.conftest import Person
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 
 EXAMPLES: Final = 12
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def refuses_what_is_wrong(ctx: Any, response: Any, case: Any) -> bool | None:
@@ -123,3 +128,16 @@ def test_says_which_operations_need_a_token(schema: dict[str, Any]) -> None:
 
 def test_says_that_unknown_fields_are_refused(schema: dict[str, Any]) -> None:
     assert schema["components"]["schemas"]["NewMessageRequest"]["additionalProperties"] is False
+
+
+def test_a_process_has_no_better_description_later_on(tmp_path: Path) -> None:
+    """The first one that it gives, as a command or to the first who asks, has all that registers itself."""
+    code = (
+        "import django; django.setup()\n"
+        "import chat4all_project.urls\n"
+        "from drf_spectacular.generators import SchemaGenerator\n"
+        "first, second = (SchemaGenerator().get_schema(request=None, public=True) for _ in range(2))\n"
+        "assert first == second"
+    )
+    environment = {**os.environ, "STATE_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "chat4all_project.settings"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
