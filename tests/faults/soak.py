@@ -24,13 +24,17 @@ from demo.interrupts import interruptible
 from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault, Outcome, PromisesBroken
 from tests.faults.summary import Failure
-from tests.faults.world import DENSE, FULL, SHORT, Pace, Profile, World, cluster_world, local_world
+from tests.faults.world import DENSE, DENSE_LOCAL, FULL, SHORT, Pace, Profile, World, cluster_world, local_world
 
 ROOT: Final = Path(tests.conftest.__file__).resolve().parents[1]
 GUARANTEES: Final = ROOT / "docs" / "guarantees.md"
 KEPT: Final = ROOT / "test-results" / "soak"
 STARTS: Final = 3  # in vain, one after the other: then the profile's lap is over
-PACES: Final = {"full": FULL, "dense": DENSE, "short": SHORT}
+PACES: Final[dict[str, dict[Profile, Pace]]] = {
+    "full": {"local": FULL, "cluster": FULL},
+    "dense": {"local": DENSE_LOCAL, "cluster": DENSE},
+    "short": {"local": SHORT, "cluster": SHORT},
+}
 PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
     "local": ("local",),
     "cluster": ("cluster",),
@@ -38,7 +42,7 @@ PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
 }
 
 PACES_HELP: Final = (
-    "short: as `make test` has it; dense: full, with about 35 messages a second, most of them in batches"
+    "short: as `make test` has it; dense: full, with about 35 messages a second (local: 70), most of them in batches"
 )
 WRITE_HELP: Final = "put the tables into docs/guarantees.md, also when it is interrupted once there were enough"
 
@@ -138,7 +142,7 @@ class Soak:
             while todo and not (lap and self.has_enough):
                 fault = todo.popleft()
                 try:
-                    outcome = self.strike(fault, world, PACES[self.plan.pace], self.plan.seed_of(lap))
+                    outcome = self.strike(fault, world, PACES[self.plan.pace][profile], self.plan.seed_of(lap))
                 except Exception as error:
                     self._note(self._failure(fault, profile, lap, error))
                     _keep(world, f"{len(self.failures)}-{profile}")
@@ -180,13 +184,14 @@ def _keep(world: World, name: str) -> None:
 
 
 @contextmanager
-def own_world(pace: Pace, profile: Profile) -> Iterator[World]:
+def own_world(pace: str, profile: Profile) -> Iterator[World]:
     """A new system in a folder that goes with it."""
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="chat4all-soak-", ignore_cleanup_errors=True))
         )
-        yield stack.enter_context((local_world if profile == "local" else cluster_world)(folder, pace))
+        opened = local_world if profile == "local" else cluster_world
+        yield stack.enter_context(opened(folder, PACES[pace][profile]))
 
 
 def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
@@ -199,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
     if not any(plan.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile]):
         print(f"no fault of {plan.profile} has {plan.only!r} in its name", file=sys.stderr)
         return 2
-    opened = partial(own_world, PACES[plan.pace])
+    opened = partial(own_world, plan.pace)
     soak = Soak(plan, kinds.ALL, strike, opened, say=lambda text: print(text, flush=True))
     print(f"seed {plan.seed}: the same seed strikes in the same order", flush=True)
     try:
