@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init, setup_logging, worker_process_init
+from celery.signals import celeryd_init, setup_logging, task_postrun, task_prerun, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 # They import every address of the API, whose packages a worker does without; `manage.py check` runs them.
@@ -30,6 +31,7 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     task_default_queue="core",
     task_create_missing_queues=True,
+    CELERY_DB_REUSE_MAX=sys.maxsize,  # see `_tidy_connections`
     broker_connection_timeout=2,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
@@ -67,6 +69,18 @@ def _serve_health(options: Mapping[str, Any], **_: Any) -> None:
         metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
         sampling.watch_lag(topics)
         serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
+
+
+@task_prerun.connect
+@task_postrun.connect
+def _tidy_connections(**_: Any) -> None:
+    """Around a task what Django does around a request: connections that broke or are too old are closed.
+
+    Celery would close all of them, and their pools, twice for each task: a batch would begin by opening a database.
+    """
+    from django.db import close_old_connections  # noqa: PLC0415 - Django is set up by now
+
+    close_old_connections()
 
 
 @worker_process_init.connect

@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from celery import current_app
+from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
+from celery.signals import task_postrun, task_prerun
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import Consumer, Queue
 
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging.ports import TopicPartition
-from messaging.tasks import send_batch
+from messaging.tasks import run_batch, send_batch
 from messaging.work import LaneId
+
+
+@pytest.fixture
+def celerys_own() -> Iterator[None]:
+    """What Celery does around the tasks of a worker, beside what we do."""
+    fixup = DjangoWorkerFixup(current_app)
+    receivers = {task_prerun: fixup.on_task_prerun, task_postrun: fixup.on_task_postrun}
+    for signal, receiver in receivers.items():
+        signal.connect(receiver)
+    yield
+    for signal, receiver in receivers.items():
+        signal.disconnect(receiver)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[BaseDatabaseWrapper]:
+    """In a file: the tests' own is in memory, and closing it does nothing."""
+    usual = connections["default"]
+    ours = type(usual)({**usual.settings_dict, "NAME": tmp_path / "database"}, "default")
+    connections["default"] = ours
+    yield ours
+    connections["default"] = usual
+    ours.close()
+
+
+@pytest.mark.usefixtures("celerys_own")
+@pytest.mark.django_db
+def test_a_task_finds_the_database_open_and_one_that_broke_opened_anew(
+    database: BaseDatabaseWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.ensure_connection()
+    opened = database.connection
+    _run_nothing()
+    assert database.connection is opened
+    monkeypatch.setattr(database, "is_usable", lambda: False)
+    with pytest.raises(Error), database.cursor() as cursor:
+        cursor.execute("SELECT nonsense")
+    _run_nothing()
+    assert database.connection is None
+    with database.cursor() as cursor:
+        assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
+def _run_nothing() -> None:
+    task_prerun.send(sender=run_batch, task_id="1", task=run_batch)
+    task_postrun.send(sender=run_batch, task_id="1", task=run_batch)
 
 
 def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_path: Path, monkeypatch: Any) -> None:
