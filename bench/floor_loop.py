@@ -162,7 +162,7 @@ def _stages(store: Any, person: Person, workspace_id: UUID) -> tuple[dict[str, l
     def settle() -> None:
         store.settle_deliveries([DeliveryOutcome(key, external_id=external_id)], owner=owner)
         store.contacts(**where, addresses=[person.number])
-        store.claim_externals([ExternalRef(**account, **about, external_id=external_id, party=person.party)])
+        store.note_externals([ExternalRef(**account, **about, external_id=external_id, party=person.party)])
         store.bind_contacts([contact])
 
     def told(status: Status) -> None:

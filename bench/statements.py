@@ -11,10 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cassandra.query import BatchStatement, BatchType
-
 from messaging.stores.cassandra import session as sessions
-from messaging.stores.cassandra.session import Call, Conditional, Database, SamePartition, Statement, Write
+from messaging.stores.cassandra.session import (
+    Call,
+    Conditional,
+    Database,
+    Mutation,
+    SamePartition,
+    Statement,
+    Write,
+    packed,
+)
 
 Step = Sequence[Write]
 """Statements that are under way together; a step begins when the one before it is answered."""
@@ -63,29 +70,35 @@ class BareDriver:
     def run(self, steps: Sequence[Step]) -> None:
         with self.database.call(60) as call:
             for step in steps:
-                self._step(call._session, step)
+                self._step(call, step)
 
-    def _step(self, session: Any, step: Step) -> None:
-        flight: deque[Any] = deque()
-        for write in step:
+    def _step(self, call: Call, step: Step) -> None:
+        session, flight = call._session, deque[Any]()
+        for statement in self._sent(call, step):
             if len(flight) >= sessions.WINDOW:
                 list(flight.popleft().result())
-            flight.append(session.execute_async(self._bound(session, write)))
+            flight.append(session.execute_async(statement))
         for future in flight:
             list(future.result())
 
-    def _bound(self, session: Any, write: Write) -> Any:
-        if isinstance(write, Statement):
-            return self._prepare(session, write.cql).bind(write.values)
-        batch = BatchStatement(BatchType.UNLOGGED)
-        for each in write.statements:
-            batch.add(self._prepare(session, each.cql), each.values)
-        return batch
+    def _sent(self, call: Call, step: Step) -> Iterator[Any]:
+        """Writes travel together as the store's do; what is asked, or has a condition, by itself."""
+        bound = [
+            Mutation([self._prepare(call._session, each.cql).bind(each.values) for each in write], _size(write))
+            for write in step
+        ]
+        if any(each.cql.startswith("SELECT") or " IF " in each.cql for write in step for each in write):
+            return (statement for mutation in bound for statement in mutation.statements)
+        return packed(bound, call._replicas)
 
     def _prepare(self, session: Any, cql: str) -> Any:
         if cql not in self._prepared:
             self._prepared[cql] = session.prepare(self.database.qualified(cql))
         return self._prepared[cql]
+
+
+def _size(write: Write) -> int:
+    return sum(each.size for each in write)
 
 
 class Template:
@@ -116,7 +129,7 @@ class Template:
             values = list(old.values)
             for place in places:
                 values[place] = value(values[place])
-            return Statement(old.cql, values)
+            return Statement(old.cql, values, old.size)
 
         return [
             [

@@ -328,7 +328,11 @@ class MessageStore(Protocol):
     # what platforms call our messages
     def claim_externals(self, refs: Sequence[ExternalRef]) -> list[ExternalRef]:
         """Record what platforms' ids mean unless they are recorded; the recorded ones, in the order given (the first
-        that claims an id wins)."""
+        that claims an id wins). For what comes from platforms, whose meaning whoever sees it first makes up."""
+
+    def note_externals(self, refs: Sequence[ExternalRef]) -> None:
+        """Record what platforms call messages of ours, whose meaning is the same whoever tells and however often:
+        nobody claims such an id."""
 
     def externals(self, channel: str, account_id: str, external_ids: Collection[str]) -> dict[str, ExternalRef]:
         """Those of these ids that are recorded, by id."""

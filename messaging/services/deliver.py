@@ -450,7 +450,7 @@ class _Run:
             if binding := self._binding(send.outbound, account, known.get(person)):
                 known[person] = bound[person] = binding
         if refs:
-            self._delivery.store.claim_externals(refs)
+            self._delivery.store.note_externals(refs)
         if bound:
             self._delivery.store.bind_contacts(list(bound.values()))
 

@@ -96,6 +96,7 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
     """
     values, outcomes = decoded(InboundEvent, items)
     letters = [_opened_letter(item, event, inbound) for item, event in values]
+    lease.check()
     refs = _references(letters, inbound)
     waiting: set[str] = set()  # people whose earlier item must be tried again first
     found: list[NewRecord] = []
@@ -141,13 +142,77 @@ def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter
 
 
 def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
-    """What the receipts of a batch are about, read at once; each message of ours comes back with three."""
+    """What the receipts of a batch are about, looked up together: each message of ours comes back with three.
+
+    By the platform's id; else by the id of ours that the platform sent back, and then that is kept.
+    """
+    reports = {
+        (letter.event.channel, letter.event.account_id, letter.news.external_id): (letter.event, letter.news)
+        for letter in reversed(letters)  # of several about one message the first that came
+        if isinstance(letter.news, StatusReport)
+    }
     wanted: dict[tuple[str, str], set[str]] = {}
-    for letter in letters:
-        if isinstance(letter.news, StatusReport):
-            place = letter.event.channel, letter.event.account_id
-            wanted.setdefault(place, set()).add(letter.news.external_id)
-    return inbound.recent.get(wanted, inbound.store)
+    for channel, account_id, external_id in reports:
+        wanted.setdefault((channel, account_id), set()).add(external_id)
+    known = inbound.recent.get(wanted, inbound.store)
+    unknown = [report for place, report in reports.items() if place not in known]
+    return known | _kept_evidence(_correlated(unknown, inbound), inbound)
+
+
+def _kept_evidence(refs: Sequence[ExternalRef], inbound: Inbound) -> References:
+    """The platform has these, whatever the send calls met or will meet: nobody sends them again."""
+    if not refs:
+        return {}
+    outcomes = [
+        DeliveryOutcome(DeliveryKey(ref.message_id, ref.party, ref.attempt), external_id=ref.external_id)
+        for ref in refs
+    ]
+    inbound.store.settle_deliveries(outcomes, owner="platform")
+    inbound.store.note_externals(refs)
+    return {(ref.channel, ref.account_id, ref.external_id): ref for ref in refs}
+
+
+def _correlated(reports: Sequence[tuple[InboundEvent, StatusReport]], inbound: Inbound) -> list[ExternalRef]:
+    """Those that are about a message of ours of the account's own workspace."""
+    ours = {report.correlation_id: found for _, report in reports if (found := _correlation(report)) is not None}
+    if not ours:
+        return []
+    messages = inbound.store.messages({message_id for message_id, _ in ours.values()})
+    refs = []
+    for event, report in reports:
+        message_id, attempt = ours.get(report.correlation_id, (None, 0))
+        message = messages.get(message_id) if message_id else None
+        if message is None or message.workspace_id != event.workspace_id:
+            continue
+        if recipient := _recipient(message, event, report):
+            refs.append(
+                ExternalRef(
+                    channel=event.channel,
+                    account_id=event.account_id,
+                    external_id=report.external_id,
+                    message_id=message.message_id,
+                    conversation_id=message.conversation_id,
+                    party=recipient,
+                    attempt=attempt,
+                )
+            )
+    return refs
+
+
+def _correlation(report: StatusReport) -> tuple[UUID, int] | None:
+    """A message of ours and which attempt to send it, as the platform sent them back."""
+    try:
+        return correlated(report.correlation_id or "")
+    except ValueError:
+        return None
+
+
+def _recipient(message: Message, event: InboundEvent, report: StatusReport) -> str | None:
+    wanted = str(Party(event.channel, report.recipient or ""))
+    on_channel = [each for each in message.recipients if Party.parse(each).channel == event.channel]
+    if wanted in on_channel:
+        return wanted
+    return on_channel[0] if len(on_channel) == 1 else None
 
 
 def _resolve_one(
@@ -430,9 +495,9 @@ def _contact(event: InboundEvent, text: InboundText, conversation: Conversation,
 def _report(
     letter: _Letter, report: StatusReport, inbound: Inbound, refs: References, found: list[NewRecord]
 ) -> Outcome:
-    """A receipt: find our message by the platform's id, else by the id of ours that the platform sent back."""
+    """A receipt: what our message's status becomes by it."""
     item, event = letter.item, letter.event
-    target = _reported(event, report, inbound, refs)
+    target = refs.get((event.channel, event.account_id, report.external_id))
     if target is None:
         if not item.record.key.endswith(WAITING):
             found.append(_again(item, WAITING))
@@ -454,47 +519,3 @@ def _report(
     )
     found.append(status_record(change, tracing.onward(item.record)))
     return DONE
-
-
-def _reported(event: InboundEvent, report: StatusReport, inbound: Inbound, refs: References) -> ExternalRef | None:
-    """What a receipt is about; only within the account's own workspace."""
-    place = event.channel, event.account_id, report.external_id
-    if ref := refs.get(place):
-        return ref
-    target = _correlated(event, report, inbound)
-    if target is not None:
-        refs[place] = _keep_evidence(target, inbound)
-    return target
-
-
-def _keep_evidence(ref: ExternalRef, inbound: Inbound) -> ExternalRef:
-    """The platform has it, whatever the send call met or will meet: nobody sends it again."""
-    key = DeliveryKey(ref.message_id, ref.party, ref.attempt)
-    inbound.store.settle_deliveries([DeliveryOutcome(key, external_id=ref.external_id)], owner="platform")
-    [claimed] = inbound.store.claim_externals([ref])
-    return claimed
-
-
-def _correlated(event: InboundEvent, report: StatusReport, inbound: Inbound) -> ExternalRef | None:
-    """By the id of ours that the platform sent back."""
-    try:
-        message_id, attempt = correlated(report.correlation_id or "")
-    except ValueError:
-        return None
-    message = inbound.store.message(message_id)
-    if message is None or message.workspace_id != event.workspace_id:
-        return None
-    wanted = str(Party(event.channel, report.recipient or ""))
-    on_channel = [each for each in message.recipients if Party.parse(each).channel == event.channel]
-    recipient = wanted if wanted in on_channel else on_channel[0] if len(on_channel) == 1 else None
-    if recipient is None:
-        return None
-    return ExternalRef(
-        channel=event.channel,
-        account_id=event.account_id,
-        external_id=report.external_id,
-        message_id=message.message_id,
-        conversation_id=message.conversation_id,
-        party=recipient,
-        attempt=attempt,
-    )

@@ -282,6 +282,10 @@ class OrmStore:
             found = {each: self.externals(*each, external_ids) for each, external_ids in by_account.items()}
         return [found[ref.channel, ref.account_id][ref.external_id] for ref in refs]
 
+    def note_externals(self, refs: Sequence[ExternalRef]) -> None:
+        with self._transaction():
+            self._insert(ExternalId, [rows.external_row(ref) for ref in sorted(refs, key=rows.external_key)])
+
     def externals(self, channel: str, account_id: str, external_ids: Collection[str]) -> dict[str, ExternalRef]:
         with self._session():
             ours = self._rows(ExternalId).filter(channel=channel, account_id=account_id)

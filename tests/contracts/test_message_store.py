@@ -505,6 +505,20 @@ class TestExternalIds:
         assert store.claim_externals([fresh, again[0], again[1]]) == [fresh, known, fresh]
         assert store.claim_externals([]) == []
 
+    def test_what_a_message_of_ours_is_called_may_be_told_again_and_at_once(self, store: MessageStore) -> None:
+        refs = [replace(a_ref(), attempt=attempt) for attempt in (0, 1)]
+        at_once(store, partial(store.note_externals, refs), partial(store.note_externals, refs[::-1]))
+        store.note_externals(refs[:1])
+        store.note_externals([])
+        assert store.externals("whatsapp", "1055", [ref.external_id for ref in refs]) == {
+            ref.external_id: ref for ref in refs
+        }
+
+    def test_what_is_noted_is_claimed_by_nobody_afterwards(self, store: MessageStore) -> None:
+        ref = a_ref()
+        store.note_externals([ref])
+        assert store.claim_externals([replace(ref, message_id=uuid7(), party=BOB)]) == [ref]
+
     def test_many_ids_are_found_at_once_and_unknown_ones_are_not(self, store: MessageStore) -> None:
         refs = [a_ref() for _ in range(3)]
         store.claim_externals(refs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -551,6 +552,33 @@ def test_a_receipt_by_our_own_id_proves_that_the_platform_has_the_message(desk: 
     known = store.externals("whatsapp", "1055", ["wamid.new"]).get("wamid.new")
     assert known is not None
     assert (known.message_id, known.party) == (message.message_id, CARLA)
+
+
+def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A platform tells of many at once, and each look at a store is a way to a server and back."""
+    messages = [sent(desk, external_id=None) for _ in range(3)]
+    store, counted = desk.bench.store, Counter[str]()
+    for name in ("externals", "messages", "settle_deliveries", "note_externals"):
+        monkeypatch.setattr(store, name, _counted(getattr(store, name), counted))
+    told = [
+        reports(status, f"wamid.{number}", correlation_id=str(message.message_id))
+        for status in ("SENT", "DELIVERED")
+        for number, message in enumerate(messages)
+    ]
+    assert desk.resolve(desk.arrives(*told)) == [DONE] * 6
+    assert set(counted.values()) == {1}
+    changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert [each.message_id for each in changes] == 2 * [message.message_id for message in messages]
+
+
+def _counted(call: Callable[..., Any], counter: Counter[str]) -> Callable[..., Any]:
+    def counting(*args: Any, **named: Any) -> Any:
+        counter[call.__name__] += 1
+        return call(*args, **named)
+
+    return counting
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by the platform's id", "by our own id"])

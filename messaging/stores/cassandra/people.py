@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from messaging.domain import Contact, ExternalRef
@@ -22,6 +22,9 @@ SELECT_REF_REVISION: Final = f"SELECT revision {_ID}"
 INSERT_REF: Final = (
     f"INSERT INTO ks.external_ids ({', '.join(_REF)}, revision) VALUES ({', '.join('?' for _ in _REF)}, ?)"
     " IF NOT EXISTS"
+)
+NOTE_REF: Final = (
+    f"INSERT INTO ks.external_ids ({', '.join(_REF)}) VALUES ({', '.join('?' for _ in _REF)}) USING TIMESTAMP ?"
 )
 _ADDRESS: Final = "workspace_id = ? AND channel = ? AND account_id = ? AND shard = ?"
 SELECT_CONTACTS: Final = (
@@ -61,6 +64,12 @@ class ExternalIds(Part):
                 first[key] = _ref(rows[0])
         return [first[_ref_key(ref)] for ref in refs]
 
+    def note_externals(self, refs: Sequence[ExternalRef]) -> None:
+        if not refs:
+            return
+        with self._db.call() as call:
+            call.write([Statement(NOTE_REF, (*_values(ref), keys.written_us(ref.message_id))) for ref in refs])
+
     def externals(self, channel: str, account_id: str, external_ids: Collection[str]) -> dict[str, ExternalRef]:
         if not external_ids:
             return {}
@@ -76,9 +85,11 @@ class Contacts(Part):
         if not contacts:
             return
         with self._db.call() as call:
+            # Where somebody was heard last needs no look: its write time decides.
+            named = [each for each in contacts if each.name or each.handle]
             known = {
                 (*place, row["address"]): row
-                for place, here in grouped(contacts, _place).items()
+                for place, here in grouped(named, _place).items()
                 for row in _rows(call, place, {each.address for each in here})
             }
             writes: list[Statement] = []
@@ -118,8 +129,12 @@ def _ref_key(ref: ExternalRef) -> tuple[str, str, str]:
 
 def _claim(ref: ExternalRef) -> Conditional:
     revision = uuid4()
-    write = Statement(INSERT_REF, (*(getattr(ref, name) for name in _REF), revision))
+    write = Statement(INSERT_REF, (*_values(ref), revision))
     return Conditional(write, Statement(SELECT_REF_REVISION, _ref_key(ref)), revision)
+
+
+def _values(ref: ExternalRef) -> tuple[Any, ...]:
+    return tuple(getattr(ref, name) for name in _REF)
 
 
 def _ref(row: Row) -> ExternalRef:

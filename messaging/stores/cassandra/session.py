@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +50,9 @@ logging.getLogger("cassandra").setLevel(logging.ERROR)  # it tells of each try t
 WINDOW: Final = 128  # statements of one call in flight: bounds memory, and what a slow server is burdened with
 BATCH_ROWS: Final = 200  # of one partition: one mutation, far below the 16 MiB that it may have
 BATCH_BYTES: Final = 512 * 1024
+# Of several partitions with the same replicas: the server warns of more than 10, or of more than 5 KiB.
+PACK_PARTITIONS: Final = 10
+PACK_BYTES: Final = 4 * 1024
 LWT_SHARE: Final = 0.6  # of the time that is left: the rest is for looking what became of it
 HEARTBEAT_S: Final = 5
 SELECT_TABLES: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s"
@@ -91,6 +94,14 @@ class Conditional:
     write: Statement
     look: Statement  # SELECT revision … of the same row
     leaves: UUID | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """Bound statements of one partition, and their size, roughly, in bytes."""
+
+    statements: Sequence[Any]
+    size: int
 
 
 @dataclass(slots=True)
@@ -310,8 +321,8 @@ class Call:
         return [self._all(asked, result) for asked, result in zip(bound, self._run(bound), strict=True)]
 
     def write(self, writes: Iterable[Write]) -> None:
-        """All of these, at once and in no order."""
-        self._run(bound for write in writes for bound in self._bound(write))
+        """All of these, at once and in no order. Those whose partitions have the same replicas travel together."""
+        self._run(packed((bound for write in writes for bound in self._mutations(write)), self._replicas))
 
     def conditionally(self, writes: Sequence[Conditional]) -> list[bool | None]:
         """Which of these took effect; None: no answer came and it has not, but it may yet.
@@ -355,15 +366,16 @@ class Call:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _bound(self, write: Write) -> Iterator[Any]:
-        if isinstance(write, Statement):
-            yield self._prepared(write.cql).bind(write.values)
-            return
-        for some in _mutations(write.statements):
-            batch = BatchStatement(BatchType.UNLOGGED)
-            for each in some:
-                batch.add(self._prepared(each.cql), each.values)
-            yield batch
+    def _mutations(self, write: Write) -> Iterator[Mutation]:
+        """What is applied whole or not at all."""
+        for some in [[write]] if isinstance(write, Statement) else _bounded(write.statements):
+            bound = [self._prepared(each.cql).bind(each.values) for each in some]
+            yield Mutation(bound, sum(each.size for each in some))
+
+    def _replicas(self, mutation: Mutation) -> Hashable:
+        [first, *_] = mutation.statements
+        nodes = self.cluster.metadata.get_replicas(self._database.address.keyspace, first.routing_key)
+        return frozenset(node.host_id for node in nodes)
 
     def _prepared(self, cql: str) -> Any:
         """On a thread of its own: the driver asks each node in turn, and waits for each as long as for a whole call."""
@@ -435,7 +447,44 @@ def _standing(refusal: Row) -> UUID | str | None:
     return standing
 
 
-def _mutations(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
+def packed(mutations: Iterable[Mutation], replicas: Callable[[Mutation], Hashable]) -> Iterator[Any]:
+    """What is sent for these: small ones of the same ``replicas`` in one unlogged batch, a large one by itself.
+
+    A request costs a server and a driver more than a small row does. Who coordinates such a batch is a node that has
+    all of it, as for each row by itself; a batch of just any partitions would burden one node with rows of others.
+    DataStax's Spark connector groups the same way (its BatchGroupingKey.ReplicaSet).
+    """
+    open_: dict[Hashable, _Pack] = {}
+    for each in mutations:
+        if each.size > PACK_BYTES:
+            yield _together([each])
+            continue
+        pack = open_.setdefault(where := replicas(each), _Pack())
+        if len(pack.mutations) == PACK_PARTITIONS or pack.size + each.size > PACK_BYTES:
+            yield _together(pack.mutations)
+            pack = open_[where] = _Pack()
+        pack.mutations.append(each)
+        pack.size += each.size
+    yield from (_together(pack.mutations) for pack in open_.values())
+
+
+@dataclass(slots=True)
+class _Pack:
+    mutations: list[Mutation] = field(default_factory=list)
+    size: int = 0
+
+
+def _together(mutations: Sequence[Mutation]) -> Any:
+    statements = [statement for each in mutations for statement in each.statements]
+    if len(statements) == 1:
+        return statements[0]
+    batch = BatchStatement(BatchType.UNLOGGED)
+    for statement in statements:
+        batch.add(statement)
+    return batch
+
+
+def _bounded(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
     some: list[Statement] = []
     size = 0
     for each in statements:
