@@ -36,13 +36,14 @@ LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
 
-# KEYS lane; ARGV epoch, payload, ttl. A dispatch older than what stands is refused: its bridge woke up late.
+# KEYS lane, queue; ARGV epoch, payload, ttl, task. A dispatch older than what stands is refused: its bridge slept.
 _DISPATCH = """
 local standing = redis.call('HGET', KEYS[1], 'epoch')
 if standing and standing > ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'payload', ARGV[2], 'started', '0')
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('DEL', KEYS[1] .. ':lease')
+redis.call('LPUSH', KEYS[2], ARGV[4])
 return 1
 """
 # KEYS lane; ARGV epoch, lease ms. The payload, or nil when the batch is not the latest or is already being worked on.
@@ -147,19 +148,19 @@ def queue_length(client: redis.Redis, queue: str) -> int:
 
 
 class BusDispatcher:
-    """The bridge's end. ``send(lane, epoch, reply_to)`` enqueues the task; ``queue_of`` names a topic's queue."""
+    """The bridge's end. ``task(lane, epoch, reply_to)`` is what a queue gets, ``queue_of(topic)`` which one."""
 
     def __init__(
         self,
         url: str,
         *,
         bridge: str,
-        send: Callable[[LaneId, str, str], None],
+        task: Callable[[LaneId, str, str], bytes],
         queue_of: Callable[[str], str],
     ) -> None:
         self._url = url
         self._bridge = bridge
-        self._send = send
+        self._task = task
         self._queue_of = queue_of
         self._client = bus(url)
         self._waiting = bus(url)  # blocks in BLPOP: a connection of its own
@@ -181,14 +182,14 @@ class BusDispatcher:
                 for work in batch.works
             ]
         )
+        keys = [_lane_key(batch.lane), self._queue_of(batch.lane.source.topic)]
         with _bus_errors():
-            if not self._dispatch(keys=[_lane_key(batch.lane)], args=[batch.epoch, payload, LANE_TTL_S]):
+            if not self._dispatch(keys=keys, args=[batch.epoch, payload, LANE_TTL_S, self._task_of(batch)]):
                 raise Unavailable("another bridge dispatches this lane")
-            self._send(batch.lane, batch.epoch, self._bridge)
 
     def send_again(self, batch: Batch) -> None:
         with _bus_errors():
-            self._send(batch.lane, batch.epoch, self._bridge)
+            self._client.lpush(self._queue_of(batch.lane.source.topic), self._task_of(batch))
 
     def completions(self, timeout_s: float) -> list[Completion]:
         key = _replies_key(self._bridge)
@@ -215,6 +216,9 @@ class BusDispatcher:
             else state
             for batch, state in zip(batches, states, strict=True)
         ]
+
+    def _task_of(self, batch: Batch) -> bytes:
+        return self._task(batch.lane, batch.epoch, self._bridge)
 
 
 class Lease:

@@ -1,4 +1,4 @@
-"""The only place that calls Celery: one task runs a batch, one resumes what is parked.
+"""The only place that knows Celery: one task runs a batch, one resumes what is parked.
 
 Celery is an executor here and nothing else: early ack, no results, no retries, no ETA. What it loses the bridge
 dispatches again.
@@ -12,8 +12,9 @@ import secrets
 import time
 from contextlib import nullcontext
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import msgspec
 from billiard.exceptions import WorkerLostError
 from celery import Task, current_app, shared_task
 from celery.worker.request import Request
@@ -37,6 +38,8 @@ MAX_FAILURES: Final = 3
 HARD_LIMIT_S: Final = 60  # a record that hangs its worker counts as one that kills it
 RUN_BATCH: Final = "messaging.run_batch"
 RESUME_PARKED: Final = "messaging.resume_parked"
+_ALONE: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+_encode: Final = msgspec.json.Encoder().encode
 
 
 @functools.cache
@@ -44,23 +47,38 @@ def worker() -> BusWorker:
     return BusWorker(settings.BUS_URL)
 
 
-def send_batch(lane: LaneId, epoch: str, reply_to: str) -> None:
-    """Enqueue a batch's task on its topic's queue. Raises Unavailable."""
+def batch_task(lane: LaneId, epoch: str, reply_to: str) -> bytes:
+    """A batch's task as a worker takes it off its queue.
+
+    The message of Celery's protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html) in kombu's envelope
+    for lists, so that the bridge puts a batch and its task on the bus in one step: `send_task` costs it more than all
+    the rest of a dispatch.
+    """
+    task_id = str(uuid4())
     args = (lane.source.topic, lane.source.partition, lane.number, epoch, reply_to)
-    _enqueue(RUN_BATCH, args, queue=wiring.queue_of(lane.source.topic))
-
-
-def _enqueue(task: str, args: tuple[object, ...], *, queue: str) -> None:
-    """One try: the bridge finds out what was lost, and must not hang here."""
-    try:
-        current_app.send_task(task, args=args, queue=queue, retry=False)
-    except (KombuError, RedisError, OSError) as error:
-        raise Unavailable(f"the broker does not answer ({type(error).__name__}); check BUS_URL") from error
+    return _encode(
+        {
+            "body": _encode((args, {}, _ALONE)).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"lang": "py", "task": RUN_BATCH, "id": task_id, "root_id": task_id},
+            "properties": {
+                "correlation_id": task_id,
+                "delivery_tag": task_id,
+                "delivery_info": {"exchange": "", "routing_key": wiring.queue_of(lane.source.topic)},
+                "priority": 0,
+            },
+        }
+    )
 
 
 def send_resume(scope: ParkScope) -> None:
-    """Enqueue another try at what a conversation holds back."""
-    _enqueue(RESUME_PARKED, (scope.topic, str(scope.conversation_id)), queue=wiring.queue_of(scope.topic))
+    """Enqueue another try at what a conversation holds back; one try, it is found due again. Raises Unavailable."""
+    args, queue = (scope.topic, str(scope.conversation_id)), wiring.queue_of(scope.topic)
+    try:
+        current_app.send_task(RESUME_PARKED, args=args, queue=queue, retry=False)
+    except (KombuError, RedisError, OSError) as error:
+        raise Unavailable(f"the broker does not answer ({type(error).__name__}); check BUS_URL") from error
 
 
 class _BatchRequest(Request):

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import redis
 from celery import current_app
 from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
 from celery.signals import task_postrun, task_prerun
@@ -16,8 +18,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import Consumer, Queue
 
 from demo.redis_server import BUS_RULES, RedisServer
-from messaging.ports import TopicPartition
-from messaging.tasks import run_batch, send_batch
+from messaging.ports import ParkScope, TopicPartition
+from messaging.tasks import RUN_BATCH, batch_task, run_batch, send_resume
 from messaging.work import LaneId
 
 
@@ -75,12 +77,12 @@ def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_pa
     # An earlier test of this process may have sent something: the pool of its broker is kept for as long as the app.
     monkeypatch.setattr(current_app.amqp, "_producer_pool", None)
     try:
-        send_batch(LaneId(TopicPartition("messages", 0), 0), "1", "nobody")
+        send_resume(ParkScope("whatsapp-outbound", uuid4()))
         connection = current_app.connection_for_read(server.url)
         channel: Any = connection.default_channel
         channel.basic_qos(0, 1, False)
         taken: list[Any] = []
-        Consumer(channel, [Queue("core")], accept=["json"], on_message=taken.append).consume()
+        Consumer(channel, [Queue("whatsapp")], accept=["json"], on_message=taken.append).consume()
         connection.drain_events(timeout=5)
         [task] = taken
         assert not channel.qos.can_consume()
@@ -88,3 +90,20 @@ def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_pa
         server.kill()
     task.ack_log_error(logging.getLogger(), errors=connection.connection_errors)
     assert channel.qos.can_consume()
+
+
+def test_a_batch_s_task_is_one_of_celerys(bus_redis: RedisServer) -> None:
+    """As a worker's consumer reads it off the list, it says what `send_task` would."""
+    client = redis.Redis.from_url(bus_redis.url)
+    queue, lane = f"q{uuid4().hex}", LaneId(TopicPartition("messages", 2), 1)
+    client.lpush(queue, batch_task(lane, "a-7", "bridge-1"))
+    with current_app.connection_for_write(bus_redis.url) as connection:
+        current_app.send_task(RUN_BATCH, args=("messages", 2, 1, "a-7", "bridge-1"), queue=queue, connection=connection)
+        taken: list[Any] = []
+        Consumer(connection.default_channel, [Queue(queue)], accept=["json"], on_message=taken.append).consume()
+        while len(taken) < 2:
+            connection.drain_events(timeout=5)
+    ours, theirs = taken
+    assert ours.decode() == theirs.decode()
+    assert {name: theirs.headers[name] for name in ("lang", "task")} == {"lang": "py", "task": ours.headers["task"]}
+    assert ours.delivery_info == theirs.delivery_info | {"routing_key": "core"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import redis
@@ -27,20 +29,21 @@ class Bus:
     """A bridge and a worker on one Redis; the queue is a real list, as Celery's is."""
 
     server: RedisServer
-    sent: list[tuple[LaneId, str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.queue = f"queue-{secrets.token_hex(4)}"
         self.lane = LaneId(TopicPartition(f"messages-{secrets.token_hex(4)}", 1), 3)
         self.client = redis.Redis.from_url(self.server.url)
         self.dispatcher = BusDispatcher(
-            self.server.url, bridge=secrets.token_hex(4), send=self._send, queue_of=lambda topic: self.queue
+            self.server.url, bridge=secrets.token_hex(4), task=_as_json, queue_of=lambda topic: self.queue
         )
         self.worker = BusWorker(self.server.url)
 
-    def _send(self, lane: LaneId, epoch: str, reply_to: str) -> None:
-        self.client.rpush(self.queue, epoch)
-        self.sent.append((lane, epoch, reply_to))
+    @property
+    def sent(self) -> list[tuple[LaneId, str, str]]:
+        """What waits in the queue, the first one first: where, epoch, whom to tell."""
+        waiting: Any = self.client.lrange(self.queue, 0, -1)
+        return [(self.lane, *json.loads(task)) for task in reversed(waiting)]
 
     def batch(self, epoch: str, *offsets: int) -> Batch:
         works = [
@@ -51,10 +54,14 @@ class Bus:
 
     def take(self) -> None:
         """A worker takes the task out of the queue."""
-        self.client.lpop(self.queue)
+        self.client.rpop(self.queue)
 
     def state(self, batch: Batch) -> BatchState:
         return self.dispatcher.inspect([batch])[0]
+
+
+def _as_json(lane: LaneId, epoch: str, reply_to: str) -> bytes:
+    return json.dumps([epoch, reply_to]).encode()
 
 
 @pytest.fixture
@@ -91,6 +98,7 @@ def test_a_bridge_that_woke_up_late_cannot_take_a_lane_back(bus: Bus) -> None:
     bus.dispatcher.dispatch(bus.batch("b-1"))
     with pytest.raises(Unavailable):
         bus.dispatcher.dispatch(bus.batch("a-9"))
+    assert [epoch for _, epoch, _ in bus.sent] == ["b-1"]
     assert bus.worker.start(bus.lane, "b-1") is not None
 
 
@@ -195,10 +203,11 @@ def test_a_task_that_is_sent_again_starts_the_same_dispatch_once(bus: Bus) -> No
 
 def test_a_bus_that_is_away_is_said_so_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
     server = RedisServer(tmp_path_factory.mktemp("gone"), rules=BUS_RULES)
-    dispatcher = BusDispatcher(server.url, bridge="b", send=lambda *_: None, queue_of=lambda topic: "q")
+    dispatcher = BusDispatcher(server.url, bridge="b", task=_as_json, queue_of=lambda topic: "q")
     batch = Batch(LaneId(SOURCE, 0), "a-1", ())
     for attempt in (
         lambda: dispatcher.dispatch(batch),
+        lambda: dispatcher.send_again(batch),
         lambda: dispatcher.completions(0.1),
         lambda: dispatcher.inspect([batch]),
         lambda: BusWorker(server.url).start(batch.lane, "a-1"),

@@ -51,7 +51,7 @@ class Command(BaseCommand):
         member = options["member"] or f"{socket.gethostname()}-{os.getpid()}"
         bridge = Bridge(
             wiring.event_log(),
-            BusDispatcher(settings.BUS_URL, bridge=member, send=tasks.send_batch, queue_of=wiring.queue_of),
+            BusDispatcher(settings.BUS_URL, bridge=member, task=tasks.batch_task, queue_of=wiring.queue_of),
             topics=topics,
             group=wiring.GROUP,
             member=member,
