@@ -218,6 +218,7 @@ CHANNEL_LAYERS = {
     }
 }
 CELERY_BROKER_URL = BUS_URL
+TASK_APP = "chat4all_project.celery.app"
 WEBHOOK_TOLERANCE_S = 300
 
 # What the world may not see: parts, versions, counts. On ports of their own they are always answered.

@@ -279,12 +279,10 @@ class LocalSystem:
         )
 
     def _worker(self, queue: str, name: str) -> Program:
-        node = f"{name.removeprefix('worker-')}@%h"
         return self._service(
             name,
-            *(sys.executable, "-m", "celery", "-A", "chat4all_project", "worker", "-Q", queue, "-n", node),
-            *("--concurrency", self.env.get("WORKER_PROCESSES", "2") if queue in TEAMS else "1"),
-            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            *(*MANAGE, "run_worker", queue, "--name", name.removeprefix("worker-")),
+            *("--processes", self.env.get("WORKER_PROCESSES", "2") if queue in TEAMS else "1"),
             HEALTH_PORT=str(self._health_ports[name]),
         )
 

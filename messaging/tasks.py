@@ -16,10 +16,12 @@ from uuid import UUID, uuid4
 
 import msgspec
 from billiard.exceptions import WorkerLostError
-from celery import Task, current_app, shared_task
+from celery import Celery, Task, shared_task
+from celery.utils.nodenames import host_format
 from celery.worker.request import Request
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
+from django.utils.module_loading import import_string
 from kombu.exceptions import KombuError
 from redis import RedisError
 
@@ -45,6 +47,28 @@ _encode: Final = msgspec.json.Encoder().encode
 @functools.cache
 def worker() -> BusWorker:
     return BusWorker(settings.BUS_URL)
+
+
+@functools.cache
+def app() -> Celery:
+    """Loaded on first use: most processes have no tasks."""
+    found: Celery = import_string(settings.TASK_APP)
+    return found
+
+
+def run_worker(queue: str, *, name: str, processes: int) -> int:
+    """Work until SIGTERM; what to exit with. Without celery's command line, which takes half a second to load."""
+    running = app().Worker(
+        hostname=host_format(f"{name}@%h"),
+        queues=queue,
+        concurrency=processes,
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    running.start()
+    return running.exitcode or 0
 
 
 def batch_task(lane: LaneId, epoch: str, reply_to: str) -> bytes:
@@ -76,7 +100,7 @@ def send_resume(scope: ParkScope) -> None:
     """Enqueue another try at what a conversation holds back; one try, it is found due again. Raises Unavailable."""
     args, queue = (scope.topic, str(scope.conversation_id)), wiring.queue_of(scope.topic)
     try:
-        current_app.send_task(RESUME_PARKED, args=args, queue=queue, retry=False)
+        app().send_task(RESUME_PARKED, args=args, queue=queue, retry=False)
     except (KombuError, RedisError, OSError) as error:
         raise Unavailable(f"the broker does not answer ({type(error).__name__}); check BUS_URL") from error
 

@@ -6,23 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from celery.bin.base import CLIContext
-from celery.bin.worker import worker
-from click import Context
 from django.core.management import get_commands, load_command_class
 from granian.cli import cli as granian
-
-from chat4all_project.celery import app
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A command that holds: its kind, the ports that its options open, the Celery queues that it works on."""
+    """A command that holds: its kind, the ports that its options open, the queue that it works on."""
 
     kind: str
     port: int | None = None
     health_port: int | None = None
-    queues: frozenset[str] = frozenset()
+    queue: str | None = None
 
 
 def check(command: Sequence[str]) -> Parsed:
@@ -30,8 +25,6 @@ def check(command: Sequence[str]) -> Parsed:
     match [*command]:
         case ["python", "manage.py", name, *options]:
             return _manage(name, options)
-        case ["python", "-m", "celery", "-A", "chat4all_project", "worker", *options]:
-            return _celery(options)
         case ["python", "-m", "granian", *options]:
             return _granian(options)
         case ["python", "-m", "simulator", *options]:
@@ -46,15 +39,8 @@ def _manage(name: str, options: list[str]) -> Parsed:
     assert name in apps, f"manage.py has no {name}"
     command = load_command_class(apps[name], name)
     parsed = command.create_parser("manage.py", name).parse_args(options)
-    return Parsed(kind=name, port=getattr(parsed, "port", None), health_port=getattr(parsed, "health_port", None))
-
-
-def _celery(options: list[str]) -> Parsed:
-    parent = Context(worker, obj=CLIContext(app=app, no_color=True, workdir=None, quiet=True))
-    context = worker.make_context("worker", [*options], parent=parent)
-    queues = context.params["queues"]
-    assert any(option.endswith("@%h") for option in options), "each replica needs a name of its own: -n …@%h"
-    return Parsed(kind="celery", queues=frozenset(queues if isinstance(queues, list) else queues.split(",")))
+    said = {key: getattr(parsed, key, None) for key in ("port", "health_port", "queue")}
+    return Parsed(kind=name, **said)
 
 
 def _granian(options: list[str]) -> Parsed:

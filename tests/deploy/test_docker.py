@@ -99,13 +99,10 @@ def test_the_command_of(name: str) -> None:
 
 
 def test_each_queue_has_a_worker_of_its_own() -> None:
-    queues = [
-        queue
-        for each in ours().values()
-        for queue in commands.check(each["command"]).queues
-        if each["command"][2:3] == ["celery"]
-    ]
-    assert sorted(queues) == sorted({wiring.queue_of(topic) for topic in wiring.work_topics()})
+    parsed = [commands.check(each["command"]) for each in ours().values() if "run_worker" in each["command"]]
+    assert sorted(str(each.queue) for each in parsed) == sorted(
+        {wiring.queue_of(topic) for topic in wiring.work_topics()}
+    )
 
 
 @pytest.mark.parametrize("name", [*names("hub"), "simulator"])
@@ -178,7 +175,7 @@ def test_its_health_check_asks_the_port_that_the_process_opens(name: str) -> Non
     parsed = commands.check(service["command"])
     opened = {
         "granian": int(environment["API_HEALTH_PORT"]),
-        "celery": int(environment["HEALTH_PORT"]),
+        "run_worker": int(environment["HEALTH_PORT"]),
     }.get(parsed.kind, parsed.health_port)
     assert service["healthcheck"]["test"] == ["CMD", "healthcheck", "/ready"]
     assert opened == int(environment["HEALTH_PORT"]) == HEALTH_PORT

@@ -10,13 +10,13 @@ from uuid import uuid4
 
 import pytest
 import redis
-from celery import current_app
 from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
 from celery.signals import task_postrun, task_prerun
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import Consumer, Queue
 
+from chat4all_project.celery import app
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging.ports import ParkScope, TopicPartition
 from messaging.tasks import RUN_BATCH, batch_task, run_batch, send_resume
@@ -26,7 +26,7 @@ from messaging.work import LaneId
 @pytest.fixture
 def celerys_own() -> Iterator[None]:
     """What Celery does around the tasks of a worker, beside what we do."""
-    fixup = DjangoWorkerFixup(current_app)
+    fixup = DjangoWorkerFixup(app)
     receivers = {task_prerun: fixup.on_task_prerun, task_postrun: fixup.on_task_postrun}
     for signal, receiver in receivers.items():
         signal.connect(receiver)
@@ -73,12 +73,12 @@ def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_pa
     """It has taken one task, as many as it may hold, and says so to nobody: with the task in Redis until then it would
     never ask for another, and not even notice that its connections are gone."""
     server = RedisServer(tmp_path, rules=BUS_RULES).start()
-    monkeypatch.setattr(current_app.conf, "broker_url", server.url)
+    monkeypatch.setattr(app.conf, "broker_url", server.url)
     # An earlier test of this process may have sent something: the pool of its broker is kept for as long as the app.
-    monkeypatch.setattr(current_app.amqp, "_producer_pool", None)
+    monkeypatch.setattr(app.amqp, "_producer_pool", None)
     try:
         send_resume(ParkScope("whatsapp-outbound", uuid4()))
-        connection = current_app.connection_for_read(server.url)
+        connection = app.connection_for_read(server.url)
         channel: Any = connection.default_channel
         channel.basic_qos(0, 1, False)
         taken: list[Any] = []
@@ -97,8 +97,8 @@ def test_a_batch_s_task_is_one_of_celerys(bus_redis: RedisServer) -> None:
     client = redis.Redis.from_url(bus_redis.url)
     queue, lane = f"q{uuid4().hex}", LaneId(TopicPartition("messages", 2), 1)
     client.lpush(queue, batch_task(lane, "a-7", "bridge-1"))
-    with current_app.connection_for_write(bus_redis.url) as connection:
-        current_app.send_task(RUN_BATCH, args=("messages", 2, 1, "a-7", "bridge-1"), queue=queue, connection=connection)
+    with app.connection_for_write(bus_redis.url) as connection:
+        app.send_task(RUN_BATCH, args=("messages", 2, 1, "a-7", "bridge-1"), queue=queue, connection=connection)
         taken: list[Any] = []
         Consumer(connection.default_channel, [Queue(queue)], accept=["json"], on_message=taken.append).consume()
         while len(taken) < 2:

@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import pytest
 import redis
-from celery import current_app
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from pytest_django import DjangoDbBlocker
 
+from chat4all_project.celery import app
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import wiring
@@ -46,7 +46,7 @@ def store(
 def waiting(bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
     """A bus whose WhatsApp queue nobody empties."""
     monkeypatch.setattr(settings, "BUS_URL", bus_redis.url)
-    monkeypatch.setattr(current_app.conf, "broker_url", bus_redis.url)
+    monkeypatch.setattr(app.conf, "broker_url", bus_redis.url)
     client = bus(bus_redis.url)
     client.flushall()
     yield client

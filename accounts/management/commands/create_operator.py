@@ -9,14 +9,15 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 
 from accounts import audit
 from accounts.models import DEFAULT_WORKSPACE_SLUG, User
+from core.commands import LeanCommand
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Create the operator unless it exists, with a generated password kept in a private file. "
         "May be run again: the password in the file is the one that counts."

@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from core.commands import LeanCommand
 from files import services
 from files.errors import StorageUnavailable
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Delete files that no message carried within a day of their upload, and what broken uploads left in this "
         "machine's UPLOAD_TEMP_DIR. Bridges do this every hour; it may be stopped at any moment."

@@ -8,15 +8,16 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from core.commands import LeanCommand
 from files import services
 from files.errors import StorageRefused, StorageUnavailable
 
 PAUSE_S = 1.0
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Create the bucket of FILES_URL, have broken uploads aborted after a day, allow direct requests from browsers "
         "(CORS), and try it out; or make the folder. May be repeated: what is there stays."

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 
 from accounts import audit
@@ -17,6 +17,7 @@ from accounts.models import User, Workspace
 from connectors import registry
 from connectors.base import Connector
 from connectors.errors import UnknownChannel
+from core.commands import LeanCommand
 from core.errors import Chat4AllError
 from messaging import channels
 from messaging.models import ChannelAccount
@@ -35,7 +36,7 @@ reads an object such as {"access_token": "…", "app_secret": "…"} from standa
 """
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = "Add an account on a channel to a workspace, or bring the one with that id to these values."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from core.commands import LeanCommand
 from messaging import wiring
 from messaging.errors import StoreUnavailable
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Delete idempotency keys older than 24 h and delivery claims older than 14 days (twice as long as a record "
         "stays on the log), a bounded number at a time. Bridges do this every hour; it may be stopped at any moment."

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import InterfaceError, OperationalError
 
 from accounts import audit
 from core.clock import SYSTEM_CLOCK
+from core.commands import LeanCommand
 from core.errors import Unavailable
 from messaging import wiring
 from messaging.management.arguments import TIMES, Stop, Stopped, moment_ms, stop_on_signals
@@ -24,7 +25,7 @@ PROGRESS_EVERY = 1_000  # dead letters looked at
 FILTERS = {"topic": None, "since": 0, "until": 1 << 53, "error": None}  # and what they are when nobody gives them
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Append dead letters again to the topics that they came from, oldest first, each once however often this runs. "
         "A send that failed is replayed as a new attempt; left alone is what was delivered meanwhile, and what was too "

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import redis
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from accounts import services as accounts
 from core.clock import SYSTEM_CLOCK
+from core.commands import LeanCommand
 from core.health import serve_health
 from files import services as files
 from messaging import dispatch, metrics, sampling, tasks, wiring
@@ -38,7 +39,7 @@ PRUNES: Final[tuple[Callable[[], int], ...]] = (
 """What nobody needs any more, so many at a time; each tells how many it deleted. One that fails stops no other."""
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = "Hand records from the event log to the workers until SIGTERM. Several bridges share the partitions."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
+
+from core.commands import LeanCommand
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Wait for Cassandra, create the keyspace that MESSAGE_STORE_URL names and bring its tables to the newest "
         "schema. May be run again, and by several at once. What differs from --replication is reported, never changed; "

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from core.commands import LeanCommand
 from messaging import wiring
 from messaging.errors import LogUnavailable, StoreUnavailable
 from messaging.ports import Drift, TopicPartition
@@ -23,7 +24,7 @@ EVER_MS: Final = 2**62  # nothing is due later
 T = TypeVar("T")
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Create every topic that the system needs in the event log, then compare partitions, replicas and settings "
         "with what is declared. What exists is left as it is. Exit code 0: the system can work, whatever else differs; "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import InterfaceError, OperationalError
 
 from core.clock import SYSTEM_CLOCK
+from core.commands import LeanCommand
 from core.errors import Unavailable
 from messaging import wiring
 from messaging.management.arguments import TIMES, Stop, Stopped, moment_ms, stop_on_signals
@@ -19,7 +20,7 @@ GRACE_S = 60.0
 PROGRESS_EVERY = 10_000  # records and rows
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = (
         "Report each message on the log that is not stored, is stored otherwise, or is not sent on to an external "
         "recipient, each status that was not applied, and, in the conversations met, each message that is stored and "

@@ -7,14 +7,14 @@ from typing import Any
 
 from channels.routing import get_default_application
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from core.commands import LeanCommand
 from realtime.consumers import Limits
 
 
-class Command(BaseCommand):
+class Command(LeanCommand):
     help = "Serve live sockets, and /health, /ready and /metrics on the same port. Stops cleanly on SIGTERM."
-    requires_system_checks = ()  # they would load every view of the API, which this process never serves
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         limits = Limits()
