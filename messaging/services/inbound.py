@@ -15,7 +15,7 @@ from uuid import UUID
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
 from connectors.errors import DeliveryError, PermanentDeliveryError
 from core.clock import Clock
-from core.failpoints import failpoint
+from core.failpoints import WAITS, failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from core.text import storable
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
@@ -52,6 +52,10 @@ LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it
 FILE_GIVEN_UP_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
 UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send call returned
+# One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
+# before it, as evidence, would cost more than all else about a receipt, so that waits until the sender must be gone.
+EARLY_MS: Final = int(3_000 * WAITS)
+EARLY_AGAIN_S: Final = 0.5
 
 
 class Translator(Protocol):
@@ -155,8 +159,17 @@ def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
     for channel, account_id, external_id in reports:
         wanted.setdefault((channel, account_id), set()).add(external_id)
     known = inbound.recent.get(wanted, inbound.store)
-    unknown = [report for place, report in reports.items() if place not in known]
+    unknown = [
+        (event, report)
+        for place, (event, report) in reports.items()
+        if place not in known and not _is_early(event, report, inbound)
+    ]
     return known | _kept_evidence(_correlated(unknown, inbound), inbound)
+
+
+def _is_early(event: InboundEvent, report: StatusReport, inbound: Inbound) -> bool:
+    """Not by a clock that is wrong: it could stay early for minutes."""
+    return _correlation(report) is not None and 0 <= inbound.clock.now_ms() - event.received_at_ms < EARLY_MS
 
 
 def _kept_evidence(refs: Sequence[ExternalRef], inbound: Inbound) -> References:
@@ -499,6 +512,8 @@ def _report(
     item, event = letter.item, letter.event
     target = refs.get((event.channel, event.account_id, report.external_id))
     if target is None:
+        if _is_early(event, report, inbound):
+            return Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")
         if not item.record.key.endswith(WAITING):
             found.append(_again(item, WAITING))
             return DONE

@@ -25,6 +25,8 @@ from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, O
 from messaging.errors import LeaseLost
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
+    EARLY_AGAIN_S,
+    EARLY_MS,
     FILE_GIVEN_UP_MS,
     LATE_FILE_AGAIN_MS,
     LATE_FILE_GIVEN_UP_MS,
@@ -92,6 +94,12 @@ class Desk:
     def arrives(self, *events: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE) -> list[Record]:
         """Their records on the log, as the webhook view appends them."""
         return [self._append(event, account_id, workspace_id) for event in events]
+
+    def arrived(self, *events: Event) -> list[Record]:
+        """The same, so long ago that who sent what they are about has written what the platform calls it."""
+        records = self.arrives(*events)
+        self.bench.clock.advance(EARLY_MS / 1000)
+        return records
 
     def _append(self, event: Event, account_id: str, workspace_id: UUID) -> Record:
         contact = event.sender if isinstance(event, InboundText) else getattr(event, "recipient", None) or ""
@@ -187,16 +195,19 @@ def sent(desk: Desk, *, external_id: str | None = "wamid.out1", workspace_id: UU
     message = desk.bench.message(conversation)
     desk.bench.store.save_messages([message])
     if external_id:
-        ref = ExternalRef(
-            channel="whatsapp",
-            account_id="1055",
-            external_id=external_id,
-            message_id=message.message_id,
-            conversation_id=message.conversation_id,
-            party=CARLA,
-        )
-        desk.bench.store.claim_externals([ref])
+        desk.bench.store.note_externals([ref_of(message, external_id)])
     return message
+
+
+def ref_of(message: Message, external_id: str) -> ExternalRef:
+    return ExternalRef(
+        channel="whatsapp",
+        account_id="1055",
+        external_id=external_id,
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        party=CARLA,
+    )
 
 
 # --- the request that brought it -----------------------------------------------------------------------------------
@@ -535,7 +546,7 @@ def test_a_failed_message_says_why(desk: Desk) -> None:
 
 def test_a_receipt_that_comes_before_the_send_returned_is_found_by_our_own_id(desk: Desk) -> None:
     message = sent(desk, external_id=None)
-    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
     [change] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
     assert (change.message_id, change.recipient, change.external_id) == (message.message_id, CARLA, "wamid.new")
 
@@ -546,12 +557,34 @@ def test_a_receipt_by_our_own_id_proves_that_the_platform_has_the_message(desk: 
     store, key = desk.bench.store, DeliveryKey(message.message_id, CARLA)
     store.claim_deliveries([key], owner="a", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
     store.settle_deliveries([DeliveryOutcome(key, uncertain=True)], owner="a")
-    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
     [claim] = store.claim_deliveries([key], owner="b", now_ms=desk.bench.clock.now_ms(), lease_ms=1000)
     assert (claim.state, claim.external_id) == (DeliveryState.SENT, "wamid.new")
     known = store.externals("whatsapp", "1055", ["wamid.new"]).get("wamid.new")
     assert known is not None
     assert (known.message_id, known.party) == (message.message_id, CARLA)
+
+
+def test_an_early_receipt_waits_a_moment_for_its_sender_and_asks_nothing_about_the_message(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, store, counted = sent(desk, external_id=None), desk.bench.store, Counter[str]()
+    for name in ("messages", "settle_deliveries", "note_externals"):
+        monkeypatch.setattr(store, name, _counted(getattr(store, name), counted))
+    told = desk.arrives(
+        *(reports(each, "wamid.x", correlation_id=str(message.message_id)) for each in ("SENT", "READ"))
+    )
+    assert desk.resolve(told) == [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early"), None]
+    store.claim_externals([ref_of(message, "wamid.x")])
+    assert desk.resolve(told) == [DONE, DONE]
+    assert counted == {}
+
+
+def test_who_told_it_by_a_clock_ahead_of_ours_is_not_early_for_long(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    told = desk.arrives(reports("SENT", "wamid.x", correlation_id=str(message.message_id)))
+    desk.bench.clock.advance(-420)
+    assert desk.resolve(told) == [DONE]
 
 
 def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
@@ -567,7 +600,7 @@ def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
         for status in ("SENT", "DELIVERED")
         for number, message in enumerate(messages)
     ]
-    assert desk.resolve(desk.arrives(*told)) == [DONE] * 6
+    assert desk.resolve(desk.arrived(*told)) == [DONE] * 6
     assert set(counted.values()) == {1}
     changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
     assert [each.message_id for each in changes] == 2 * [message.message_id for message in messages]
@@ -598,7 +631,7 @@ def test_the_platforms_refusal_of_a_later_attempt_counts(desk: Desk, known: bool
     if known:
         store.claim_externals([ref])
     told = reports("FAILED", "wamid.again", reason="platform:131026", correlation_id=again.correlation_id)
-    assert desk.resolve(desk.arrives(told)) == [DONE]
+    assert desk.resolve(desk.arrived(told)) == [DONE]
     assert store.externals("whatsapp", "1055", ["wamid.again"]) == {"wamid.again": ref}
     [refusal] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
     opened = replace(refusal, status=Status.SENT, attempt=1, reason=None, external_id=None)
@@ -613,7 +646,7 @@ def test_a_receipt_by_our_own_id_proves_nothing_of_other_attempts(desk: Desk) ->
     keys = [DeliveryKey(message.message_id, CARLA, attempt) for attempt in (0, 1)]
     store.claim_deliveries(keys, owner="a", now_ms=now_ms, lease_ms=1000)
     store.settle_deliveries([DeliveryOutcome(key, uncertain=True) for key in keys], owner="a")
-    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
+    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=again.correlation_id)))
     claims = store.claim_deliveries(keys, owner="b", now_ms=now_ms, lease_ms=1000)
     assert [claim.state for claim in claims] == [DeliveryState.ABANDONED, DeliveryState.SENT]
 
@@ -650,7 +683,7 @@ def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) ->
     ],
 )
 def test_nobody_moves_a_message_of_another_workspace(desk: Desk, correlation: Any) -> None:
-    desk.resolve(desk.arrives(reports("READ", "wamid.theirs", correlation_id=correlation(desk))))
+    desk.resolve(desk.arrived(reports("READ", "wamid.theirs", correlation_id=correlation(desk))))
     [waiting] = desk.waiting()
     desk.bench.clock.advance(UNKNOWN_STATUS_WAIT_MS / 1000)
     assert desk.resolve([waiting]) == [DONE]
@@ -661,12 +694,12 @@ def test_a_receipt_by_our_id_names_who_it_is_about_among_several(desk: Desk) -> 
     conversation = desk.bench.conversation(ALICE, CARLA, DIEGO)
     message = desk.bench.message(conversation)
     desk.bench.store.save_messages([message])
-    desk.resolve(desk.arrives(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
     assert [each.recipient for each in desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)] == [CARLA]
     unclear = StatusReport(
         external_id="wamid.x", status="READ", at_ms=0, recipient="+551133334444", correlation_id=str(message.message_id)
     )
-    desk.resolve(desk.arrives(unclear))
+    desk.resolve(desk.arrived(unclear))
     assert len(desk.waiting()) == 1
 
 
