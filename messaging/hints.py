@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 from uuid import UUID
 
 import redis
@@ -48,6 +48,12 @@ class RedisHints:
     def get(self, message_id: UUID) -> Message | None:
         data = self._ask(lambda client: client.get(_key(message_id)))
         return codec.readable(Message, data) if isinstance(data, bytes) else None
+
+    def accepted(self, message_ids: Collection[UUID]) -> list[Message]:
+        """Those of these that are known here."""
+        keys = [_key(each) for each in message_ids]
+        found: Any = self._ask(lambda client: client.mget(keys)) if keys else None
+        return [message for data in found or () if data and (message := codec.readable(Message, data))]
 
     def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
         name = _try_key(workspace_id, sender_id, key)

@@ -122,7 +122,7 @@ def conversation_cache() -> ConversationCache:
 
 @functools.cache
 def recent_messages() -> RecentMessages:
-    return RecentMessages()
+    return RecentMessages(hints().accepted)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -38,9 +38,14 @@ class RecentReferences:
 
 
 class RecentMessages:
-    """Thread-safe; what it does not know is asked of the store. Contents are not kept: nobody asks for them here."""
+    """Thread-safe; what it does not know is asked of the store. Contents are not kept: nobody asks for them here.
 
-    def __init__(self) -> None:
+    ``hinted`` tells of messages that were accepted a moment ago, perhaps in another process: of those a worker gets
+    receipts that its neighbour has stored.
+    """
+
+    def __init__(self, hinted: Callable[[Collection[UUID]], Iterable[Message]] = lambda _: ()) -> None:
+        self._hinted = hinted
         self._known: TtlCache[UUID, Message] = TtlCache(ttl_s=KEPT_S, size=KEPT)
 
     def remember(self, messages: Iterable[Message]) -> None:
@@ -50,8 +55,11 @@ class RecentMessages:
                 self._known.put(message.message_id, replace(message, content=""))
 
     def get(self, message_ids: Collection[UUID], store: MessageStore) -> dict[UUID, Message]:
-        """Those that are stored, perhaps without their contents. Raises StoreUnavailable."""
+        """Those that are stored, or about to be, perhaps without their contents. Raises StoreUnavailable."""
         found = self._known.known(message_ids)
+        if missing := [each for each in message_ids if each not in found]:
+            self.remember(hinted := list(self._hinted(missing)))
+            found |= {message.message_id: message for message in hinted}
         if missing := [each for each in message_ids if each not in found]:
             stored = store.messages(missing)
             self.remember(stored.values())

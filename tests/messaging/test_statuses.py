@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+from uuid import UUID
+
 import pytest
 
 from core.errors import Unavailable
@@ -110,6 +114,23 @@ def test_a_process_that_stored_a_message_tells_of_its_receipts_without_reading_i
     run(bench, news(bench, message, Status.READ), recent=recent)
     [frame] = bench.sockets.of(ALICE, "status")
     assert (frame["status"], frame["overall"]) == ("READ", "READ" if len(members) == 2 else "SENT")
+
+
+def test_receipts_of_what_a_neighbour_stored_a_moment_ago_are_told_without_reading_it(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, asked = stored(bench), list[Any]()
+
+    def hinted(message_ids: Collection[UUID]) -> list[Message]:
+        asked.extend(message_ids)
+        return [message]
+
+    recent = RecentMessages(hinted)
+    monkeypatch.delattr(type(bench.store), "messages")
+    for status in (Status.DELIVERED, Status.READ):
+        run(bench, news(bench, message, status), recent=recent)
+    assert told(bench, ALICE) == ["DELIVERED", "READ"]
+    assert asked == [message.message_id], "what it was told once it remembers"
 
 
 def test_what_a_process_remembers_of_messages_is_bounded(bench: Workbench) -> None:
