@@ -18,10 +18,11 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
-from accounts import directory
+from accounts import directory, tokens
 from accounts.errors import InvalidToken, TokenExpired
 from accounts.models import User
 from accounts.tokens import access_token, principal_from_token
+from core.cache import TtlCache
 from core.clock import ManualClock
 from tests.accounts.conftest import assert_problem
 
@@ -131,6 +132,38 @@ def test_tells_an_expired_token_from_a_forged_one(get: Get, alice: User) -> None
     response = get(ME, token)
     assert_problem(response, 401, "token_expired")
     assert "WWW-Authenticate" in response
+    with pytest.raises(TokenExpired):
+        principal_from_token(token)
+
+
+def test_checks_a_signature_once_a_minute_and_nothing_but_that_very_token_counts_as_checked(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, checked, check = ManualClock(), list[str](), jwt.decode_complete
+    monkeypatch.setattr(tokens, "_checked", TtlCache(ttl_s=60, clock=clock))
+
+    def counted(token: str, *rest: Any, **named: Any) -> Any:
+        checked.append(token)
+        return check(token, *rest, **named)
+
+    monkeypatch.setattr(jwt, "decode_complete", counted)
+    token = access_token(alice)
+    principals = {principal_from_token(token) for _ in range(3)}
+    assert ([each.user_id for each in principals], checked) == ([alice.public_id], [token])
+    body, _, signature = token.rpartition(".")
+    with pytest.raises(InvalidToken):
+        principal_from_token(f"{body}.{signature[::-1]}")
+    clock.advance(60)
+    principal_from_token(token)
+    assert checked.count(token) == 2
+
+
+def test_a_token_that_was_checked_ends_on_time(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = signed(claims(alice))
+    expires_at_s = principal_from_token(token).expires_at_s
+    monkeypatch.setattr(time, "time", lambda: expires_at_s - 1)
+    assert principal_from_token(token)
+    monkeypatch.setattr(time, "time", lambda: expires_at_s)
     with pytest.raises(TokenExpired):
         principal_from_token(token)
 
