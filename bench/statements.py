@@ -129,7 +129,7 @@ class Template:
             values = list(old.values)
             for place in places:
                 values[place] = value(values[place])
-            return Statement(old.cql, values, old.size)
+            return Statement(old.cql, values)
 
         return [
             [

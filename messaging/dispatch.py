@@ -36,10 +36,12 @@ LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
 
-# KEYS lane, queue; ARGV epoch, payload, ttl, task. A dispatch older than what stands is refused: its bridge slept.
+# KEYS lane, queue; ARGV epoch, payload, ttl, task. A dispatch older than what stands is refused: its bridge slept. One
+# that stands already was answered too late for the client, which asked again: perhaps somebody is at work on it by now.
 _DISPATCH = """
 local standing = redis.call('HGET', KEYS[1], 'epoch')
 if standing and standing > ARGV[1] then return 0 end
+if standing == ARGV[1] then return 1 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'payload', ARGV[2], 'started', '0')
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('DEL', KEYS[1] .. ':lease')

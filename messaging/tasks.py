@@ -60,7 +60,7 @@ def run_worker(queue: str, *, name: str, processes: int) -> int:
     """Work until SIGTERM; what to exit with. Without celery's command line, which takes half a second to load."""
     running = app().Worker(
         hostname=host_format(f"{name}@%h"),
-        queues=queue,
+        queues=[queue],
         concurrency=processes,
         quiet=True,
         without_gossip=True,

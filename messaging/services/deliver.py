@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 CLAIM_LEASE_MS: Final = 75_000
 POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST then takes at most 18 s (`http.Limits`)
 EVIDENCE_WAIT_MS: Final = int(10_000 * WAITS)  # a status with our correlation field may still tell of its delivery
+LOOK_EVERY_MS: Final = 2_000  # of that time: evidence may come at any moment
 # The second try of an attempt has a claim of its own, under a number above all attempts (`domain.MAX_ATTEMPT`).
 SECOND_TRY: Final = 1000
 ARRIVED: Final = (Status.DELIVERED, Status.READ)  # whichever attempt it was
@@ -332,7 +333,7 @@ class _Run:
             self._settle([send])
             return DONE
         if left_ms := self._left_to_wait_ms(claim):
-            return self._not_yet([send.key], wait_ms=left_ms, reason="ambiguous")
+            return self._not_yet([send.key], wait_ms=min(left_ms, LOOK_EVERY_MS), reason="ambiguous")
         if not self._delivery.sender.capabilities.resend_ambiguous:
             return self._leave_unknown(send, [send.key])
         return self._try_again(send)
@@ -348,7 +349,7 @@ class _Run:
             return self._not_yet([send.key], wait_ms=1000, reason="busy")
         tries = [send.key, send.second_key]
         if left_ms := self._left_to_wait_ms(second):
-            return self._not_yet(tries, wait_ms=left_ms, reason="ambiguous")
+            return self._not_yet(tries, wait_ms=min(left_ms, LOOK_EVERY_MS), reason="ambiguous")
         return self._leave_unknown(send, tries)
 
     def _evidence(self, send: _Send) -> str | None:

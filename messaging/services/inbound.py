@@ -53,8 +53,8 @@ LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that do
 FILE_GIVEN_UP_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
 UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send call returned
 # One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
-# before it, as evidence, would cost more than all else about a receipt, so that waits until the sender must be gone.
-EARLY_MS: Final = int(3_000 * WAITS)
+# before it, as evidence, would cost more than all else about a receipt, so that waits until it is slow, or gone.
+EARLY_MS: Final = int(2_000 * WAITS)
 EARLY_AGAIN_S: Final = 0.5
 
 
@@ -150,11 +150,12 @@ def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
 
     By the platform's id; else by the id of ours that the platform sent back, and then that is kept.
     """
-    reports = {
-        (letter.event.channel, letter.event.account_id, letter.news.external_id): (letter.event, letter.news)
-        for letter in reversed(letters)  # of several about one message the first that came
-        if isinstance(letter.news, StatusReport)
-    }
+    reports: dict[Reference, tuple[InboundEvent, StatusReport]] = {}
+    for letter in letters:  # of several about one message one that names it as we do, if any does
+        if isinstance(letter.news, StatusReport):
+            place = letter.event.channel, letter.event.account_id, letter.news.external_id
+            if place not in reports or _correlation(reports[place][1]) is None:
+                reports[place] = letter.event, letter.news
     wanted: dict[tuple[str, str], set[str]] = {}
     for channel, account_id, external_id in reports:
         wanted.setdefault((channel, account_id), set()).add(external_id)
@@ -235,7 +236,23 @@ def _resolve_one(
     if inbox is None:
         metrics.INBOUND.labels(event.channel, "account_gone").inc()
         return DONE
-    metrics.INBOUND.labels(event.channel, type(letter.news).__name__).inc()
+    outcome = _put(letter, inbox, inbound, refs, found, deadline_s=deadline_s)
+    if outcome.verdict is not Verdict.PAUSED:
+        metrics.INBOUND.labels(event.channel, type(letter.news).__name__).inc()
+    return outcome
+
+
+def _put(
+    letter: _Letter,
+    inbox: Inbox,
+    inbound: Inbound,
+    refs: References,
+    found: list[NewRecord],
+    *,
+    deadline_s: float,
+) -> Outcome:
+    """Where it belongs."""
+    event = letter.event
     match letter.news:
         case InboundText() as text if letter.item.record.key.endswith(LATE_FILE):
             return _late_files(letter, text, inbox=inbox, inbound=inbound, found=found)

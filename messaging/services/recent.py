@@ -21,7 +21,7 @@ Reference = tuple[str, str, str]  # and external id
 
 
 class RecentReferences:
-    """Thread-safe. The first that claims an id has it for good, so what was read of it once need not be read again."""
+    """Thread-safe. What an id means never changes, so what was read of it once need not be read again."""
 
     def __init__(self) -> None:
         self._known: TtlCache[Reference, ExternalRef] = TtlCache(ttl_s=KEPT_S, size=KEPT)
@@ -58,7 +58,9 @@ class RecentMessages:
         """Those that are stored, or about to be, perhaps without their contents. Raises StoreUnavailable."""
         found = self._known.known(message_ids)
         if missing := [each for each in message_ids if each not in found]:
-            self.remember(hinted := list(self._hinted(missing)))
+            # Of one to several it must be known where it stands for each, which nobody knows before it is stored.
+            hinted = [message for message in self._hinted(missing) if len(message.recipients) == 1]
+            self.remember(hinted)
             found |= {message.message_id: message for message in hinted}
         if missing := [each for each in message_ids if each not in found]:
             stored = store.messages(missing)

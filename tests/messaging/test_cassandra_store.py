@@ -195,6 +195,16 @@ class TestPacks:
         assert [len(getattr(each, "_statements_and_parameters", "1")) for each in sent] == [3, 3, 1]
         assert list(packed([], lambda each: 0)) == []
 
+    def test_what_a_large_group_s_message_takes_is_counted(self, raw: Call) -> None:
+        """A server refuses 50 KiB of several partitions; the ids of 256 members are 20 of it."""
+        members = tuple(f"user_{uuid4().hex}" for _ in range(256))
+        [alone] = raw._mutations(messages._insert(a_message(recipients=members, audience=members)))
+        assert alone.size > 256 * 37 * 2
+        assert len(list(packed([alone, alone], raw._replicas))) == 2
+        [small] = raw._mutations(messages._insert(a_message(content="")))
+        [longer] = raw._mutations(messages._insert(a_message(content="漢" * 100)))
+        assert 295 < longer.size - small.size < 305
+
     def test_the_driver_knows_whose_they_are(self, raw: Call) -> None:
         """Of one node all are the same, and never nobody's, as they would be in a keyspace that it does not know."""
         assert {raw._replicas(_places(raw, number, size=100)) for number in range(50)} == {

@@ -359,7 +359,7 @@ def test_what_is_ambiguous_twice_fails_with_a_dead_letter_and_the_next_message_g
     bench.clock.advance(10)
     assert send(bench, records) == [Outcome(Verdict.RETRY, after_s=10.0, reason="read_timeout"), None]
     bench.clock.advance(4)
-    assert send(bench, records) == [Outcome(Verdict.PAUSED, after_s=6.0, reason="ambiguous"), None]
+    assert send(bench, records) == [Outcome(Verdict.PAUSED, after_s=2.0, reason="ambiguous"), None]
     bench.clock.advance(6)
     assert send(bench, records) == [DONE, DONE]
     assert bench.platform.texts == ["a1", "a1", "a2"]
@@ -500,14 +500,14 @@ def test_a_channel_that_leaves_it_alone_says_so(bench: Workbench) -> None:
     assert buried(bench) == ["unknown_delivery"]
 
 
-def test_a_look_that_comes_early_waits_for_the_rest_of_the_time_and_no_longer(bench: Workbench) -> None:
+def test_one_looks_for_evidence_every_two_seconds_for_the_rest_of_the_time_and_no_longer(bench: Workbench) -> None:
     bench.platform.will("a1", AmbiguousDeliveryError("read_timeout"))
     records = bench.outbound(bench.conversation(), "a1")
     send(bench, records)
-    for left_s in (6.0, 2.0):
-        bench.clock.advance(4)
-        assert send(bench, records) == [Outcome(Verdict.PAUSED, after_s=left_s, reason="ambiguous")]
-    bench.clock.advance(2)
+    for later_s, again_s in ((4, 2.0), (5, 1.0)):
+        bench.clock.advance(later_s)
+        assert send(bench, records) == [Outcome(Verdict.PAUSED, after_s=again_s, reason="ambiguous")]
+    bench.clock.advance(1)
     assert send(bench, records) == [DONE]
     assert bench.platform.texts == ["a1", "a1"]
 
@@ -558,7 +558,7 @@ def test_a_message_does_not_wait_for_the_claim_of_a_worker_whose_batch_was_taken
         Outcome(Verdict.PAUSED, after_s=1.0, reason="busy")  # another lane's number says nothing about it
     ]
     later = "whatsapp-outbound:0:1@0001-0002"
-    assert send(bench, records, owner=later) == [Outcome(Verdict.PAUSED, after_s=10.0, reason="ambiguous")]
+    assert send(bench, records, owner=later) == [Outcome(Verdict.PAUSED, after_s=2.0, reason="ambiguous")]
     bench.clock.advance(10)
     assert send(bench, records, owner="whatsapp-outbound:0:1@0001-0003") == [DONE]
     assert bench.platform.texts == ["a1", "a1"]

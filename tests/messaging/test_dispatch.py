@@ -201,6 +201,17 @@ def test_a_task_that_is_sent_again_starts_the_same_dispatch_once(bus: Bus) -> No
     assert [start is not None for start in starts] == [True, False]
 
 
+def test_a_dispatch_that_was_answered_too_late_and_asked_again_starts_nobody_else(bus: Bus) -> None:
+    """The client asks twice when no answer came; by then a worker may be at work."""
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    assert bus.worker.start(bus.lane, "a-1") is not None
+    bus.dispatcher.dispatch(batch)
+    assert len(bus.sent) == 1
+    assert bus.worker.start(bus.lane, "a-1") is None
+    assert bus.state(batch) is BatchState.RUNNING
+
+
 def test_a_bus_that_is_away_is_said_so_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
     server = RedisServer(tmp_path_factory.mktemp("gone"), rules=BUS_RULES)
     dispatcher = BusDispatcher(server.url, bridge="b", task=_as_json, queue_of=lambda topic: "q")

@@ -606,6 +606,14 @@ def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
     assert [each.message_id for each in changes] == 2 * [message.message_id for message in messages]
 
 
+def test_of_receipts_about_one_message_one_that_names_it_as_we_do_counts(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    named = reports("DELIVERED", "wamid.x", correlation_id=str(message.message_id))
+    assert desk.resolve(desk.arrived(reports("SENT", "wamid.x"), named, reports("READ", "wamid.x"))) == [DONE] * 3
+    changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert [each.status for each in changes] == [Status.SENT, Status.DELIVERED, Status.READ]
+
+
 def _counted(call: Callable[..., Any], counter: Counter[str]) -> Callable[..., Any]:
     def counting(*args: Any, **named: Any) -> Any:
         counter[call.__name__] += 1

@@ -133,6 +133,15 @@ def test_receipts_of_what_a_neighbour_stored_a_moment_ago_are_told_without_readi
     assert asked == [message.message_id], "what it was told once it remembers"
 
 
+def test_of_what_is_not_stored_yet_a_group_is_told_nothing(bench: Workbench) -> None:
+    """Where it stands for the others, nobody knows before."""
+    conversation = bench.conversation(ALICE, BOB, CARLA)
+    message = bench.message(conversation)
+    recent = RecentMessages(lambda _: [message])
+    run(bench, news(bench, message, Status.READ, recipient=BOB), recent=recent)
+    assert bench.sockets.of(ALICE, "status") == []
+
+
 def test_what_a_process_remembers_of_messages_is_bounded(bench: Workbench) -> None:
     many = stored(bench, ALICE, *(f"user_{number}" for number in range(20)))
     recent = RecentMessages()

@@ -194,7 +194,7 @@ def _insert(message: Message) -> Statement:
     values = {name: getattr(message, name) for name in FIELDS}
     values["recipients"], values["audience"] = list(message.recipients), list(message.audience)
     written = (keys.bucket(message.message_id), *(given(values[name]) for name in FIELDS))
-    return Statement(INSERT, (*written, keys.written_us(message.message_id)), size=500 + len(message.content) * 2)
+    return Statement(INSERT, (*written, keys.written_us(message.message_id)))
 
 
 def _bucket(where: tuple[UUID, int]) -> Statement:
@@ -249,7 +249,6 @@ def _transition(change: StatusChange) -> Statement:
             given(change.external_id),
             keys.first_us(change.message_id, change.at_ms),
         ),
-        size=300,
     )
 
 

@@ -267,11 +267,7 @@ def _add(call: Call, scope: ParkScope, records: Sequence[ParkedRecord]) -> None:
         [
             SamePartition(
                 [
-                    Statement(
-                        INSERT_RECORD,
-                        (*_key(scope), *_place(source, offset), *_what(each)),
-                        size=200 + len(each.value),
-                    )
+                    Statement(INSERT_RECORD, (*_key(scope), *_place(source, offset), *_what(each)))
                     for (source, offset), each in new.items()
                     if (source, offset) not in there
                 ]

@@ -68,10 +68,26 @@ class Statement:
 
     cql: str
     values: Values
-    size: int = 100  # roughly, in bytes
+
+    @property
+    def size(self) -> int:
+        """Of what it writes, in bytes: the values, and about what a row and its cells need besides."""
+        return 60 + sum(12 + _bytes_in(value) for value in self.values)
 
     def __iter__(self) -> Iterator[Statement]:
         yield self
+
+
+def _bytes_in(value: object) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case bytes():
+            return len(value)
+        case list() | tuple():
+            return sum(4 + _bytes_in(each) for each in value)
+        case _:
+            return 16
 
 
 @dataclass(frozen=True, slots=True)
