@@ -14,7 +14,7 @@ from typing import Final
 from bench.figures import Curve, Figure, Line, Measured, Spread, Stages
 from bench.people import Parcel, Post, Talk, User, crowd, parcels, talks
 from bench.profiles import Profile, add_profile, not_stored, profile_of, running
-from bench.traffic import Traffic, Watched, pushed
+from bench.traffic import LATE_S, Traffic, Watched, pushed
 from bench.usage import Spent, Usage
 from demo.supervisor import LocalSystem
 
@@ -114,7 +114,7 @@ def most(
 def kept(what: str, system: LocalSystem, seen: Watched) -> Figure:
     """By comparing ids: what was answered 202, what came as frames, what the store holds."""
     unstored = len(not_stored(system, list(seen.due_s)))
-    value = f"{seen.lost()} lost, {unstored} not stored, {seen.twice} twice"
+    value = f"{seen.unheard()} not heard of within {LATE_S:.0f} s, {unstored} not stored, {seen.twice} twice"
     return Figure(f"{what}: ids", value, f"{len(seen.due_s)} accepted, {seen.refused} refused")
 
 

@@ -74,7 +74,7 @@ class Watched:
     refused: int = 0
     twice: int = 0
 
-    def lost(self) -> int:
+    def unheard(self) -> int:
         return len(self.due_s.keys() - self.arrived_s.keys())
 
     def latencies_s(self) -> list[float]:
@@ -192,7 +192,7 @@ class Traffic:
             self.watched.arrived_s[message_id] = time.perf_counter()
 
     def _settle(self, late_s: float = LATE_S) -> None:
-        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.lost(), timeout_s=late_s)
+        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.unheard(), timeout_s=late_s)
 
 
 def _size(post: Post) -> int:

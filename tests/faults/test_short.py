@@ -18,17 +18,20 @@ SEED = 20260
 
 
 class Berth:
-    """Where the rounds of a profile find their world: one for all of them, but a round that fails costs it."""
+    """Where the rounds of a profile find their world: one for all of them, but a round that fails costs it, and so does
+    the other profile's first one: a world that waits takes its part of the machine, too."""
 
-    def __init__(self, opened: Callable[[], AbstractContextManager[World]]) -> None:
+    def __init__(self, opened: Callable[[Profile], AbstractContextManager[World]]) -> None:
         self._opened = opened
         self._world: World | None = None
         self._open = ExitStack()
 
     @contextmanager
-    def world(self) -> Iterator[World]:
+    def world(self, profile: Profile) -> Iterator[World]:
+        if self._world is not None and self._world.profile != profile:
+            self.close()
         if self._world is None:
-            self._world = self._open.enter_context(self._opened())
+            self._world = self._open.enter_context(self._opened(profile))
         try:
             yield self._world
         except BaseException:
@@ -41,17 +44,19 @@ class Berth:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
-    with closing(Berth(lambda: local_world(tmp_path_factory.mktemp("faults"), SHORT))) as berth:
+def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
+    def opened(profile: Profile) -> AbstractContextManager[World]:
+        folder = tmp_path_factory.mktemp(f"{profile}-faults")
+        return local_world(folder, SHORT) if profile == "local" else cluster_world(folder, SHORT)
+
+    with closing(Berth(opened)) as berth:
         yield berth
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
+def servers() -> None:
     for name in ("kafka", "cassandra", "postgres", "s3"):
         needed(name)  # whoever has none of them runs none of this
-    with closing(Berth(lambda: cluster_world(tmp_path_factory.mktemp("cluster-faults"), SHORT))) as berth:
-        yield berth
 
 
 def of(profile: Profile) -> list[object]:
@@ -59,17 +64,18 @@ def of(profile: Profile) -> list[object]:
 
 
 @pytest.mark.parametrize("fault", of("local"))
-def test_on_the_local_profile_nothing_is_lost_when(local: Berth, fault: Fault) -> None:
-    with local.world() as world:
+def test_on_the_local_profile_nothing_is_lost_when(berth: Berth, fault: Fault) -> None:
+    with berth.world("local") as world:
         outcome = rounds.run(fault, world, SHORT, seed=SEED)
     summary.note(outcome)
     assert outcome.missed(SHORT.slack) == []
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("servers")
 @pytest.mark.parametrize("fault", of("cluster"))
-def test_on_the_cluster_profile_nothing_is_lost_when(cluster: Berth, fault: Fault) -> None:
-    with cluster.world() as world:
+def test_on_the_cluster_profile_nothing_is_lost_when(berth: Berth, fault: Fault) -> None:
+    with berth.world("cluster") as world:
         outcome = rounds.run(fault, world, SHORT, seed=SEED)
     summary.note(outcome)
     assert outcome.missed(SHORT.slack) == []
