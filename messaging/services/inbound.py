@@ -125,12 +125,14 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """An item of a webhook and what it says; ``inbox`` is None when its account is gone."""
+    """An item of a webhook and what it says; ``inbox`` is None when its account is gone. ``early``: a receipt that may
+    be faster than the answer to its send."""
 
     item: Item
     event: InboundEvent
     inbox: Inbox | None
     news: Event
+    early: bool = False
 
 
 References = dict[Reference, ExternalRef]
@@ -140,9 +142,14 @@ def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter
     inbox = inbound.inbox_for(event.channel, event.account_id)
     if inbox is None or inbox.workspace_id != event.workspace_id:
         return _Letter(item, event, None, Ignored("account_gone"))
-    return _Letter(
-        item, event, inbox, _storable(inbound.translator_for(event.channel).parse(inbox.account, event.payload))
-    )
+    news = _storable(inbound.translator_for(event.channel).parse(inbox.account, event.payload))
+    return _Letter(item, event, inbox, news, early=_is_early(event, news, inbound.clock.now_ms()))
+
+
+def _is_early(event: InboundEvent, news: Event, now_ms: int) -> bool:
+    """Not by a clock that is wrong: it could stay early for minutes."""
+    names_ours = isinstance(news, StatusReport) and _correlation(news) is not None
+    return names_ours and 0 <= now_ms - event.received_at_ms < EARLY_MS
 
 
 def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
@@ -150,27 +157,24 @@ def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
 
     By the platform's id; else by the id of ours that the platform sent back, and then that is kept.
     """
-    reports: dict[Reference, tuple[InboundEvent, StatusReport]] = {}
+    reports: dict[Reference, tuple[_Letter, StatusReport]] = {}
     for letter in letters:  # of several about one message one that names it as we do, if any does
-        if isinstance(letter.news, StatusReport):
-            place = letter.event.channel, letter.event.account_id, letter.news.external_id
+        if isinstance(report := letter.news, StatusReport):
+            place = _place(letter.event, report)
             if place not in reports or _correlation(reports[place][1]) is None:
-                reports[place] = letter.event, letter.news
+                reports[place] = letter, report
     wanted: dict[tuple[str, str], set[str]] = {}
     for channel, account_id, external_id in reports:
         wanted.setdefault((channel, account_id), set()).add(external_id)
     known = inbound.recent.get(wanted, inbound.store)
     unknown = [
-        (event, report)
-        for place, (event, report) in reports.items()
-        if place not in known and not _is_early(event, report, inbound)
+        (letter.event, report) for place, (letter, report) in reports.items() if place not in known and not letter.early
     ]
     return known | _kept_evidence(_correlated(unknown, inbound), inbound)
 
 
-def _is_early(event: InboundEvent, report: StatusReport, inbound: Inbound) -> bool:
-    """Not by a clock that is wrong: it could stay early for minutes."""
-    return _correlation(report) is not None and 0 <= inbound.clock.now_ms() - event.received_at_ms < EARLY_MS
+def _place(event: InboundEvent, report: StatusReport) -> Reference:
+    return event.channel, event.account_id, report.external_id
 
 
 def _kept_evidence(refs: Sequence[ExternalRef], inbound: Inbound) -> References:
@@ -188,14 +192,11 @@ def _kept_evidence(refs: Sequence[ExternalRef], inbound: Inbound) -> References:
 
 def _correlated(reports: Sequence[tuple[InboundEvent, StatusReport]], inbound: Inbound) -> list[ExternalRef]:
     """Those that are about a message of ours of the account's own workspace."""
-    ours = {report.correlation_id: found for _, report in reports if (found := _correlation(report)) is not None}
-    if not ours:
-        return []
-    messages = inbound.store.messages({message_id for message_id, _ in ours.values()})
+    named = [(event, report, ours) for event, report in reports if (ours := _correlation(report))]
+    messages = inbound.store.messages({message_id for _, _, (message_id, _) in named}) if named else {}
     refs = []
-    for event, report in reports:
-        message_id, attempt = ours.get(report.correlation_id, (None, 0))
-        message = messages.get(message_id) if message_id else None
+    for event, report, (message_id, attempt) in named:
+        message = messages.get(message_id)
         if message is None or message.workspace_id != event.workspace_id:
             continue
         if recipient := _recipient(message, event, report):
@@ -527,9 +528,9 @@ def _report(
 ) -> Outcome:
     """A receipt: what our message's status becomes by it."""
     item, event = letter.item, letter.event
-    target = refs.get((event.channel, event.account_id, report.external_id))
+    target = refs.get(_place(event, report))
     if target is None:
-        if _is_early(event, report, inbound):
+        if letter.early:
             return Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")
         if not item.record.key.endswith(WAITING):
             found.append(_again(item, WAITING))

@@ -24,7 +24,7 @@ from demo.interrupts import interruptible
 from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault, Outcome, PromisesBroken
 from tests.faults.summary import Failure
-from tests.faults.world import DENSE, DENSE_LOCAL, FULL, SHORT, Pace, Profile, World, cluster_world, local_world
+from tests.faults.world import DENSE, DENSE_LOCAL, FULL, SHORT, Pace, Profile, World, world_of
 
 ROOT: Final = Path(tests.conftest.__file__).resolve().parents[1]
 GUARANTEES: Final = ROOT / "docs" / "guarantees.md"
@@ -190,8 +190,7 @@ def own_world(pace: str, profile: Profile) -> Iterator[World]:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="chat4all-soak-", ignore_cleanup_errors=True))
         )
-        opened = local_world if profile == "local" else cluster_world
-        yield stack.enter_context(opened(folder, PACES[pace][profile]))
+        yield stack.enter_context(world_of(profile, folder, PACES[pace][profile]))
 
 
 def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:

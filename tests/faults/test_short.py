@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault
-from tests.faults.world import SHORT, Profile, World, cluster_world, local_world
+from tests.faults.world import SHORT, Profile, World, world_of
 from tests.stack.servers import needed
 
 # More than the waits of any round that passes add up to: what hangs is told by its own wait, not by this.
@@ -45,11 +45,7 @@ class Berth:
 
 @pytest.fixture(scope="module")
 def berth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Berth]:
-    def opened(profile: Profile) -> AbstractContextManager[World]:
-        folder = tmp_path_factory.mktemp(f"{profile}-faults")
-        return local_world(folder, SHORT) if profile == "local" else cluster_world(folder, SHORT)
-
-    with closing(Berth(opened)) as berth:
+    with closing(Berth(lambda profile: world_of(profile, tmp_path_factory.mktemp("faults"), SHORT))) as berth:
         yield berth
 
 

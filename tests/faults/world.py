@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
@@ -221,6 +221,10 @@ def cluster_world(folder: Path, pace: Pace) -> Iterator[World]:
         env = {**servers.parts(name), **_failpoints(folder, pace)}
         with LocalSystem(folder / "system", env=env, instances=SEVERAL) as system:
             yield from _peopled("cluster", system, backends)
+
+
+def world_of(profile: Profile, folder: Path, pace: Pace) -> AbstractContextManager[World]:
+    return local_world(folder, pace) if profile == "local" else cluster_world(folder, pace)
 
 
 def _failpoints(folder: Path, pace: Pace) -> dict[str, str]:
