@@ -62,8 +62,12 @@ class Server(ABC):
         """Start it and wait until it answers. Raises DownloadFailed, or StartFailed with the end of its log."""
         self.fetch()
         self._supervised().start(self.name)
-        self._supervised().wait_ready(self.name, timeout_s=timeout_s)
+        self.wait_ready(timeout_s)
         return self
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Raises StartFailed with the end of its log."""
+        self._supervised().wait_ready(self.name, timeout_s=timeout_s)
 
     def stop(self) -> None:
         """Ask it to end, and wait. Its data stays."""
@@ -89,7 +93,7 @@ class Server(ABC):
         self._pause()
 
     def resume(self) -> None:
-        """SIGCONT. Fine when it is down or was not paused."""
+        """SIGCONT. Fine when it is down or was not paused. It may have to find its place anew, see `wait_ready`."""
         _signal(self.family(), signal.SIGCONT)
 
     def log_tail(self, lines: int = 20) -> str:
