@@ -312,6 +312,7 @@ def test_a_server_that_hangs_is_given_up_in_time_and_used_again_when_it_wakes(
             poll_until(lambda: False, member.poll)
     finally:
         server.resume()
+    server.wait_ready()
     seen: list[Record] = []
     log.append([record(b"after")])
 
