@@ -1,8 +1,10 @@
 """What a message costs as things grow: conversations, stored messages, connected users, a backlog, workers.
 
-    python -m bench.growth [--profile cluster] [--full] [--only conversations,stored,connected,backlog,workers]
+    python -m bench.growth [--profile cluster] [--full] [--only stored,conversations,connected,backlog,workers]
 
-Costs are CPU milliseconds of all processes and servers, which another program on the machine changes less than times.
+One system goes through all but the last, which needs more workers: its store is filled first, and the others meet it
+full. Costs are CPU milliseconds of all processes and servers, which another program on the machine changes less than
+times.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -24,7 +26,7 @@ from bench.api import closed_loop
 from bench.figures import Curve, Figure, Line, Measured, Spread
 from bench.live import kept, listeners_of
 from bench.loop import people_on_whatsapp
-from bench.people import WHATSAPP_SECRETS, Talk, crowd, external_talks, parcels, talks, users
+from bench.people import WHATSAPP_SECRETS, Parcel, Talk, User, crowd, external_talks, parcels, talks, users
 from bench.profiles import Profile, add_profile, profile_of, running
 from bench.scale import FULL, SHORT, Scale
 from bench.traffic import Lag, Traffic, pushed, read
@@ -34,6 +36,7 @@ from demo.supervisor import ROOT, LocalSystem
 SHAPES: Final = {1: (1, 1), 10: (2, 5), 100: (5, 20), 1_000: (20, 50), 10_000: (50, 200)}  # senders, listeners
 PARCEL: Final = 50
 WINDOW: Final = 500
+WARM_UP_S: Final = 2.0
 PAIRS: Final = 20
 LIVE_PER_S: Final = 100
 BACKLOG_BATCH: Final = 500
@@ -45,41 +48,41 @@ PLATFORM_MS: Final = 1000  # of each send: a worker sends 16 at once, and waits
 WAITING: Final = 400  # messages under way, of as many conversations: 25 a lane, more than a worker sends at once
 
 
-def conversations(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
+    """The same traffic on an empty store, and on one with many messages in the same conversations."""
+    costs: dict[int, float] = {}
+    many, listeners = crowd(system.api_url, *SHAPES[100], prefix="stored")
+    posts = parcels(many, PARCEL)
+    _at_most(system, posts, listeners, seconds=WARM_UP_S)
+    for count in (0, scale.stored):
+        if count:
+            took_s = _fill(system, many, count)
+            yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
+        costs[count], value, beside = _at_most(system, posts, listeners, seconds=10 * scale.time)
+        yield Figure(f"with {count:,} messages stored", f"{value}; newest page {_page(system, many)}", beside)
+    yield from _flatness("stored messages", costs)
+
+
+def conversations(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
     """The same number under way, spread over ever more conversations."""
     costs: dict[int, float] = {}
-    with running(profile, directory) as system:
-        for count in scale.conversations:
-            many, listeners = crowd(system.api_url, *SHAPES[count], prefix=f"many{count}")
-            posts, seconds = parcels(many, PARCEL), 10 * scale.time
-            traffic, usage = Traffic(system, listeners, pushed), Usage(system)
-            per_s = traffic.closed_window(posts, window=WINDOW, seconds=seconds)
-            seen, spent = traffic.watched, usage.spent()
-            traffic.close()
-            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
-            value = f"{costs[count]:.2f} ms of CPU a message, {per_s:,.0f}/s"
-            yield Figure(f"{count:,} conversations, {WINDOW} messages under way", value, spent.shared)
+    for count in scale.conversations:
+        many, listeners = crowd(system.api_url, *SHAPES[count], prefix=f"many{count}")
+        costs[count], value, beside = _at_most(system, parcels(many, PARCEL), listeners, seconds=10 * scale.time)
+        yield Figure(f"{count:,} conversations, {WINDOW} messages under way", value, beside)
     yield from _flatness("conversations", costs)
 
 
-def stored(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
-    """The same traffic on an empty store, and on one with many messages in the same conversations."""
-    costs: dict[int, float] = {}
-    with running(profile, directory) as system:
-        many, listeners = crowd(system.api_url, *SHAPES[100], prefix="stored")
-        posts = parcels(many, PARCEL)
-        for count in (0, scale.stored):
-            if count:
-                took_s = _fill(system, many, count)
-                yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
-            traffic, usage = Traffic(system, listeners, pushed), Usage(system)
-            per_s = traffic.closed_window(posts, window=WINDOW, seconds=10 * scale.time)
-            seen, spent = traffic.watched, usage.spent()
-            traffic.close()
-            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
-            value = f"{costs[count]:.2f} ms of CPU a message, {per_s:,.0f}/s"
-            yield Figure(f"with {count:,} messages stored", f"{value}; newest page {_page(system, many)}", spent.shared)
-    yield from _flatness("stored messages", costs)
+def _at_most(
+    system: LocalSystem, posts: Sequence[Parcel], listeners: Sequence[User], *, seconds: float
+) -> tuple[float, str, str]:
+    """So many under way all the time. CPU milliseconds of a message, the same in words with the rate, what else ran."""
+    traffic, usage = Traffic(system, listeners, pushed), Usage(system)
+    per_s = traffic.closed_window(posts, window=WINDOW, seconds=seconds)
+    seen, spent = traffic.watched, usage.spent()
+    traffic.close()
+    cost_ms = sum(ms for _, ms in spent.each(len(seen.due_s)))
+    return cost_ms, f"{cost_ms:.2f} ms of CPU a message, {per_s:,.0f}/s", spent.shared
 
 
 def _fill(system: LocalSystem, many: Sequence[Talk], count: int) -> float:
@@ -111,60 +114,58 @@ def _page(system: LocalSystem, many: Sequence[Talk]) -> Spread:
     return Spread.of(took_s)
 
 
-def connected(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+def connected(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
     """The same traffic while ever more users are connected, most of them silent."""
     costs: dict[int, float] = {}
-    with running(profile, directory) as system:
-        people = talks(system.api_url, PAIRS, prefix="talking")
-        listeners = listeners_of(people)
-        silent = users(system.api_url, max(0, max(scale.connected) - PAIRS), prefix="silent")
-        for count in scale.connected:
-            some = people[: min(PAIRS, count)]
-            everybody = [*listeners[: len(some)], *silent[: count - len(some)]]
-            traffic = Traffic(system, everybody, pushed)
-            traffic.open_loop(some, per_s=20, seconds=2)  # warm up
-            traffic.watched.due_s.clear()
-            usage = Usage(system)
-            traffic.open_loop(some, per_s=50, seconds=16 * scale.time)
-            seen, spent = traffic.watched, usage.spent()
-            gateway_mb = rss_mb(family(system.pid("gateway")))
-            traffic.close()
-            costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
-            value = f"{costs[count]:.2f} ms of CPU a message at 50/s, {Spread.of(seen.latencies_s())}"
-            yield Figure(f"{count:,} connected", value, f"gateway {gateway_mb:.0f} MB; {spent.shared}")
+    people = talks(system.api_url, PAIRS, prefix="talking")
+    listeners = listeners_of(people)
+    silent = users(system.api_url, max(0, max(scale.connected) - PAIRS), prefix="silent")
+    for count in scale.connected:
+        some = people[: min(PAIRS, count)]
+        everybody = [*listeners[: len(some)], *silent[: count - len(some)]]
+        traffic = Traffic(system, everybody, pushed)
+        traffic.open_loop(some, per_s=20, seconds=WARM_UP_S)
+        traffic.watched.due_s.clear()
+        usage = Usage(system)
+        traffic.open_loop(some, per_s=50, seconds=16 * scale.time)
+        seen, spent = traffic.watched, usage.spent()
+        gateway_mb = rss_mb(family(system.pid("gateway")))
+        traffic.close()
+        costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
+        value = f"{costs[count]:.2f} ms of CPU a message at 50/s, {Spread.of(seen.latencies_s())}"
+        yield Figure(f"{count:,} connected", value, f"gateway {gateway_mb:.0f} MB; {spent.shared}")
     yield from _flatness("connected users", costs)
 
 
-def backlog(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
+def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Measured]:
     """Many records wait when the bridge comes back, and others go on posting."""
-    with running(profile, directory) as system:
-        people = talks(system.api_url, PAIRS, prefix="live")
-        many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
-        lag = Lag(system)
-        system.end("bridge")
-        while (before := lag()) < scale.backlog:
-            seconds = max(1.0, min(60.0, (scale.backlog - before) / 10_000))
-            closed_loop(system.api_url, [each.request for each in parcels(many, BACKLOG_BATCH)], seconds=seconds)
-        traffic = Traffic(system, listeners_of(people), pushed)
-        usage = Usage(system)
-        with Memory(system) as memory:
-            started_s = time.perf_counter()
-            system.restart("bridge")
-            watch = Watch(started_s + CATCH_UP_S)
-            lags = traffic.open_until(people, per_s=LIVE_PER_S, over=watch.is_over)
-            took_s = watch.over_s - started_s
-        seen, spent = traffic.watched, usage.spent()
-        traffic.close()
-        lag.close()
-        caught_up = before + len(seen.due_s)
-        what = f"a backlog of {before:,} records, {LIVE_PER_S}/s arrive meanwhile"
-        yield Figure(f"{what}: caught up", f"in {took_s:.0f} s, {caught_up / took_s:,.0f}/s", spent.shared)
-        yield kept(what, system, seen)
-        grown = ", ".join(f"{name} {first:.0f} → {most_mb:.0f}" for name, (first, most_mb) in memory.found.items())
-        yield Figure(f"{what}: memory, before and at most, MB", grown)
-        title = f"Catching up with {before:,} records, {profile} profile"
-        line = Line("lag", tuple((float(second), float(value)) for second, value in enumerate(lags)))
-        yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
+    people = talks(system.api_url, PAIRS, prefix="live")
+    many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
+    lag = Lag(system)
+    system.end("bridge")
+    while (before := lag()) < scale.backlog:
+        seconds = max(1.0, min(60.0, (scale.backlog - before) / 10_000))
+        closed_loop(system.api_url, [each.request for each in parcels(many, BACKLOG_BATCH)], seconds=seconds)
+    traffic = Traffic(system, listeners_of(people), pushed)
+    usage = Usage(system)
+    with Memory(system) as memory:
+        started_s = time.perf_counter()
+        system.restart("bridge")
+        watch = Watch(started_s + CATCH_UP_S)
+        lags = traffic.open_until(people, per_s=LIVE_PER_S, over=watch.is_over)
+        took_s = watch.over_s - started_s
+    seen, spent = traffic.watched, usage.spent()
+    traffic.close()
+    lag.close()
+    caught_up = before + len(seen.due_s)
+    what = f"a backlog of {before:,} records, {LIVE_PER_S}/s arrive meanwhile"
+    yield Figure(f"{what}: caught up", f"in {took_s:.0f} s, {caught_up / took_s:,.0f}/s", spent.shared)
+    yield kept(what, system, seen)
+    grown = ", ".join(f"{name} {first:.0f} → {most_mb:.0f}" for name, (first, most_mb) in memory.found.items())
+    yield Figure(f"{what}: memory, before and at most, MB", grown)
+    title = f"Catching up with {before:,} records, {profile} profile"
+    line = Line("lag", tuple((float(second), float(value)) for second, value in enumerate(lags)))
+    yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
 
 
 def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
@@ -181,7 +182,7 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
                 if system.is_running(f"worker-whatsapp-{number}"):
                     system.end(f"worker-whatsapp-{number}")
             traffic = Traffic(system, senders, read)
-            rates[count] = traffic.closed_window([*some, *more], window=WAITING, seconds=max(10, 20 * scale.time))
+            rates[count] = traffic.closed_window([*some, *more], window=WAITING, seconds=max(8, 20 * scale.time))
             traffic.close()
     for count in sorted(rates):
         doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
@@ -243,31 +244,36 @@ class Memory:
         self._thread.join()
 
 
-PARTS: Final[dict[str, Callable[[Profile, Path, Scale], Iterator[Measured]]]] = {
-    "conversations": conversations,
+TOGETHER: Final[dict[str, Callable[[LocalSystem, Profile, Scale], Iterator[Measured]]]] = {
     "stored": stored,
+    "conversations": conversations,
     "connected": connected,
     "backlog": backlog,
-    "workers": workers,
 }
+ALL: Final = (*TOGETHER, "workers")
 
 
-def everything(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
-    for name, part in PARTS.items():
-        yield from part(profile, directory / name, scale)
+def everything(profile: Profile, directory: Path, scale: Scale, only: Collection[str] = ALL) -> Iterator[Measured]:
+    if parts := [part for name, part in TOGETHER.items() if name in only]:
+        with running(profile, directory / "together") as system:
+            for part in parts:
+                yield from part(system, profile, scale)
+    if "workers" in only:
+        yield from workers(profile, directory / "workers", scale)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_profile(parser)
     parser.add_argument("--full", action="store_true", help="the long form, which takes hours")
-    parser.add_argument("--only", default=",".join(PARTS), help="some of %(default)s")
+    parser.add_argument("--only", default=",".join(ALL), help="some of %(default)s")
     options = parser.parse_args()
+    names, scale = options.only.split(","), FULL if options.full else SHORT
+    if unknown := set(names) - set(ALL):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
-        for name in options.only.split(","):
-            part = PARTS[name](profile_of(options), Path(folder) / name, FULL if options.full else SHORT)
-            for measured in part:
-                print(measured, flush=True)
+        for measured in everything(profile_of(options), Path(folder), scale, names):
+            print(measured, flush=True)
 
 
 if __name__ == "__main__":

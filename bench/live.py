@@ -24,6 +24,7 @@ SENDERS, LISTENERS = 10, 20  # of batches: each sender has a conversation with e
 PARCEL: Final = 100
 RATES: Final = (25, 50, 100, 200, 300)
 STEADY: Final = {"local": (50, "p50 15, p99 60 ms"), "cluster": (100, "p50 8, p99 40 ms")}
+WARM_UP_S: Final = 8.0
 BATCHED_PER_S: Final = 900  # target on the cluster
 
 
@@ -52,13 +53,20 @@ def latency(system: LocalSystem, people: Sequence[Talk], *, profile: Profile, se
 
 def _at(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seconds: float) -> tuple[Watched, Spent]:
     traffic = _traffic(system, people)
-    traffic.open_loop(people, per_s=5, seconds=2)  # warm up: connections, caches
+    traffic.open_loop(people, per_s=min(per_s, 20), seconds=1)  # its own connections
     traffic.watched.due_s.clear()
     usage = Usage(system)
     traffic.open_loop(people, per_s=per_s, seconds=seconds)
     spent = usage.spent()
     traffic.close()
     return traffic.watched, spent
+
+
+def warm_up(system: LocalSystem, people: Sequence[Talk], *, seconds: float) -> None:
+    """As many as go, not measured: what is compiled, cached and connected at work is then."""
+    traffic = _traffic(system, people)
+    traffic.closed_window(people, window=WINDOW, seconds=seconds)
+    traffic.close()
 
 
 def sustained(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seconds: float) -> list[Figure]:
@@ -129,6 +137,7 @@ def listeners_of(people: Sequence[Talk]) -> list[User]:
 def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
     with running(profile, directory) as system:
         people = talks(system.api_url, PAIRS, prefix="live")
+        warm_up(system, people, seconds=WARM_UP_S)
         yield from latency(system, people, profile=profile, seconds=20 * scale)
         yield from sustained(system, people, per_s=200, seconds=30 * scale)
         listeners = listeners_of(people)

@@ -11,7 +11,7 @@ class Scale:
     name: str
     time: float  # of what each measurement takes by itself
     reference_s: float  # of k6's load
-    steady_s: float  # of the whole loop at its target
+    steady_s: float  # of the whole loop at a steady rate
     conversations: tuple[int, ...]
     stored: int  # messages
     connected: tuple[int, ...]
@@ -20,13 +20,13 @@ class Scale:
 
 SHORT: Final = Scale(
     "short",
-    time=0.5,
-    reference_s=30,
+    time=0.35,
+    reference_s=20,
     steady_s=20,
     conversations=(1, 100, 1_000),
-    stored=100_000,
-    connected=(1, 100, 300),
-    backlog=20_000,
+    stored=50_000,
+    connected=(1, 200),
+    backlog=10_000,
 )
 FULL: Final = Scale(
     "full",
