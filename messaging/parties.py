@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import BinaryIO, cast
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from connectors import registry
 from connectors.base import Account, Media
 from core.errors import InvalidRequest, Unavailable
 from files import services as files
+from files.errors import StorageUnavailable
 from messaging import channels
 from messaging.domain import Contact, Outbound, Party
 from messaging.errors import ChannelNotConfigured, RecipientNotFound
@@ -98,6 +100,15 @@ class ConnectorLimits:
             raise InvalidRequest.at(place, f"{channel} does not carry this: {fault.replace('_', ' ')}", code=fault)
 
 
+@contextmanager
+def list_of_files() -> Iterator[None]:
+    """Inside the accounts' database is asked, where files are listed. Raises StorageUnavailable when it is away."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise StorageUnavailable(f"The accounts' database does not answer: {type(error).__name__}") from error
+
+
 class SentFiles:
     """Fulfils `services.accept.Files`, and gives connectors the bytes."""
 
@@ -109,9 +120,12 @@ class SentFiles:
 
     @staticmethod
     def media(outbound: Outbound) -> Media | None:
-        """The file of a message for its connector; None when it has none."""
+        """The file of a message for its connector; None when it has none. Raises StorageUnavailable."""
         message = outbound.message
-        info = files.get(message.file_id, workspace_id=message.workspace_id) if message.file_id else None
+        if not message.file_id:
+            return None
+        with list_of_files():
+            info = files.get(message.file_id, workspace_id=message.workspace_id)
         if info is None:
             return None
         return Media(

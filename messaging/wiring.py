@@ -11,7 +11,6 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError
 
 from accounts.checks import database_answers
 from accounts.tokens import Principal
@@ -24,7 +23,6 @@ from core.errors import Unavailable
 from core.ids import derived_id
 from files import services as files
 from files.checks import storage_answers
-from files.errors import StorageUnavailable
 from messaging import channels, parties, redis_rules, topics
 from messaging.breakers import SharedBreakers
 from messaging.bridge import BridgeLimits, DeadLetters
@@ -189,10 +187,8 @@ def keep_file(
 
     Raises StorageUnavailable.
     """
-    try:
+    with parties.list_of_files():
         return _kept(inbox, conversation, file_id_of(inbox, name), attachment, content)
-    except (OperationalError, InterfaceError) as error:  # where files are listed
-        raise StorageUnavailable(f"The accounts' database does not answer: {type(error).__name__}") from error
 
 
 def file_id_of(inbox: Inbox, name: str) -> str:

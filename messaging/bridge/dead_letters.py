@@ -31,6 +31,7 @@ class DeadLetters:
         self._per_minute = per_minute
         self._clock = clock
         self._written: dict[str, deque[float]] = {}
+        self._told_s: dict[str, float] = {}  # when it was logged that a topic waits
 
     def bury(self, work: Work, reason: str) -> bool:
         """True once the dead letter is durable."""
@@ -39,7 +40,7 @@ class DeadLetters:
         while written and written[0] < now_s - 60:
             written.popleft()
         if reason != EXPIRED and len(written) >= self._per_minute:
-            logger.error("too many dead letters: the topic waits", extra={"topic": topic})
+            self._tell_that_it_waits(topic, now_s)
             return False
         try:
             self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())])
@@ -55,6 +56,12 @@ class DeadLetters:
                 extra={"topic": topic, "partition": source.partition, "offset": offset, "reason": reason},
             )
         return True
+
+    def _tell_that_it_waits(self, topic: str, now_s: float) -> None:
+        """Once a minute: each record that waits asks again and again."""
+        if now_s - self._told_s.get(topic, -60.0) >= 60:
+            self._told_s[topic] = now_s
+            logger.error("too many dead letters: the topic waits", extra={"topic": topic})
 
 
 def dead_letter(work: Work, reason: str, *, now_ms: int) -> NewRecord:

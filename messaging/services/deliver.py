@@ -58,6 +58,7 @@ LOOK_EVERY_MS: Final = 2_000  # of that time: evidence may come at any moment
 SECOND_TRY: Final = 1000
 ARRIVED: Final = (Status.DELIVERED, Status.READ)  # whichever attempt it was
 UNKNOWN: Final = "unknown_delivery"
+BROKE: Final = "internal_error"
 PARK_AFTER_MS: Final = int(30_000 * WAITS)  # of failing in the lane
 PARK_PAUSED_AFTER_MS: Final = 300_000  # of an account that is away: it would hold the partition's watermark for ever
 PARK_FIRST_MS: Final = int(30_000 * WAITS)
@@ -225,7 +226,12 @@ class _Run:
         """Send the first message of up to ``parallel`` conversations; removes from ``threads`` what is answered."""
         heads = [thread[0] for thread in list(threads.values())[: self._delivery.parallel]]
         # Whatever is to be asked for is asked before the claim: one that no send follows would look like a lost sender.
-        sends = [self._prepared(item, outbound) for item, outbound in heads]
+        try:
+            sends = [self._prepared(item, outbound) for item, outbound in heads]
+        except Exception as error:
+            if self._parks or isinstance(error, Unavailable):
+                raise  # the batch is halved until what breaks it stands alone
+            return self._set_apart(threads, heads, error)
         outcomes = self._claim(sends)
         ready = [send for send in sends if send.item.record.offset not in outcomes]
         if len(ready) == 1:
@@ -235,6 +241,15 @@ class _Run:
         failpoint("deliver.sent")
         self._settle(ready)
         outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
+        return outcomes | self._advance(threads, heads, outcomes)
+
+    def _set_apart(self, threads: Threads, heads: Sequence[tuple[Item, Outbound]], error: Exception) -> Outcomes:
+        """What is parked stands alone already, and nobody counts how often it breaks: it is poison the first time."""
+        outcomes: Outcomes = {}
+        for item, outbound in heads:
+            with tracing.about(item.record, outbound.message.message_id):
+                logger.error("a parked send broke", exc_info=error, extra={"channel": self._delivery.channel})
+            outcomes[item.record.offset] = Outcome(Verdict.POISON, reason=type(error).__name__)
         return outcomes | self._advance(threads, heads, outcomes)
 
     def _prepared(self, item: Item, outbound: Outbound) -> _Send:
@@ -321,7 +336,8 @@ class _Run:
                 return DONE
             case DeliveryState.FAILED:
                 self._fail([(send, claim.reason or "failed")])
-                return DONE
+                # Whoever was to write the dead letter of what broke may have died before it could.
+                return Outcome(Verdict.POISON, reason=BROKE) if claim.reason == BROKE else DONE
             case DeliveryState.ABANDONED:
                 return self._look_before_sending_again(send, claim)
 
@@ -404,13 +420,14 @@ class _Run:
         send.posting = True
 
     def _meaning(self, send: _Send, error: Exception) -> DeliveryError:
-        """What it means for a message that a part of ours failed while it was sent."""
-        if not isinstance(error, Unavailable | LeaseLost):
+        """What it means for a message that a part of ours failed while it was sent. An OSError is a file that cannot be
+        read just now, or a machine that gives no more; a bug is neither."""
+        if not isinstance(error, Unavailable | LeaseLost | OSError):
             with _about(send):
                 logger.exception("a send broke", extra={"channel": self._delivery.channel})
             send.bug = type(error).__name__
             if send.item.attempts + 1 >= MAX_BROKEN or not self._parks:
-                return PermanentDeliveryError("internal_error")
+                return PermanentDeliveryError(BROKE)
         reason = send.bug or ("lease_lost" if isinstance(error, LeaseLost) else "unavailable")
         if send.posting:
             return AmbiguousDeliveryError(reason, outage=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -729,6 +729,27 @@ def test_a_send_that_breaks_again_and_again_fails_and_is_poison(bench: Workbench
     assert bench.platform.texts == ["a2"]
 
 
+def test_the_dead_letter_of_what_broke_is_asked_for_again_until_somebody_writes_it(bench: Workbench) -> None:
+    records = bench.outbound(bench.conversation(), "a1")
+    bench.platform.will_not_come_to("a1", *[ValueError("a bug")] * 3)
+    for attempts in (0, 1, 2):
+        send(bench, records, attempts=attempts)
+    assert bench.reported() == [("FAILED", "internal_error")]
+    assert send(bench, records) == [Outcome(Verdict.POISON, reason="internal_error")]  # its bridge died with the first
+    assert bench.platform.texts == []
+
+
+def test_a_file_that_cannot_be_read_just_now_is_waited_for(bench: Workbench) -> None:
+    records = bench.outbound(bench.conversation(), "a1")
+    bench.platform.will_not_come_to("a1", *[OSError("the storage failed")] * 5)
+    for attempts in range(5):
+        [outcome] = send(bench, records, attempts=attempts)
+        assert outcome is not None
+        assert (outcome.verdict, outcome.reason) == (Verdict.RETRY, "unavailable")
+    assert send(bench, records, attempts=5) == [DONE]
+    assert bench.reported() == []
+
+
 def test_a_part_that_breaks_before_the_send_leaves_no_claim_behind(bench: Workbench) -> None:
     [record] = bench.outbound(bench.conversation(), "a1")
     bench.platform.will("a1", AmbiguousDeliveryError("read_timeout"))
@@ -885,6 +906,61 @@ def test_what_breaks_again_while_it_is_parked_fails_and_holds_nothing_back(bench
     resume(bench, scope)
     assert bench.platform.texts[-1] == "a2"
     assert not bench.store.parked_scopes([scope])
+
+
+def test_what_breaks_while_it_is_parked_stays_until_its_dead_letter_is_written(bench: Workbench) -> None:
+    records = bench.outbound(bench.conversation(), "a1")
+    scope = scope_of(records[0])
+    bench.platform.will("a1", TransientDeliveryError("throttled", outage=False), ValueError("a bug"))
+    send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
+    bench.clock.advance(PARK_FIRST_MS / 1000)
+    full = replace(bench.delivery(), bury=lambda work, reason: False)
+    resume_parked(scope, full, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    assert bench.store.parked_scopes([scope])
+    bench.clock.advance(PARK_FIRST_MS / 1000)
+    resume(bench, scope)
+    assert [dead.headers["dl-error"] for dead in dead_letters(bench)] == ["internal_error"]
+    assert not bench.store.parked_scopes([scope])
+
+
+def test_what_breaks_before_it_is_sent_does_not_stay_parked_for_ever(bench: Workbench) -> None:
+    scope = _parked(bench, "a1", "a2")
+    broken = replace(bench.delivery(), media_for=_break_once(ValueError("a bug")))
+    resume_parked(scope, broken, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    assert [dead.headers["dl-error"] for dead in dead_letters(bench)] == ["ValueError"]
+    resume(bench, scope)
+    assert bench.platform.texts[-1] == "a2"
+    assert not bench.store.parked_scopes([scope])
+
+
+def test_what_waits_for_a_part_that_is_away_stays_parked(bench: Workbench) -> None:
+    scope = _parked(bench, "a1")
+    away = replace(bench.delivery(), media_for=_break_once(StorageUnavailable("away")))
+    with pytest.raises(StorageUnavailable):
+        resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    assert dead_letters(bench) == []
+    resume(bench, scope)
+    assert bench.platform.texts == ["a1"]
+    assert not bench.store.parked_scopes([scope])
+
+
+def _parked(bench: Workbench, first: str, *behind: str) -> ParkScope:
+    """One conversation's messages, held back and due."""
+    records = bench.outbound(bench.conversation(), first, *behind)
+    bench.platform.will(first, TransientDeliveryError("throttled", outage=False))
+    send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
+    bench.clock.advance(PARK_FIRST_MS / 1000)
+    return scope_of(records[0])
+
+
+def _break_once(error: Exception) -> Callable[[Outbound], None]:
+    errors = [error]
+
+    def media_for(_outbound: Outbound) -> None:
+        if errors:
+            raise errors.pop()
+
+    return media_for
 
 
 def test_a_scope_that_was_just_tried_is_left_alone(bench: Workbench) -> None:

@@ -591,7 +591,16 @@ def test_the_command_stops_at_its_limit(bench: Workbench, command: Callable[...,
     bench.clock.advance(61)
     told = command("--limit", "50", "--topic", "messages")
     assert "100 records and 0 rows compared: 100 not stored" in told
-    assert "stopped after 100 differences: --limit" in told
+    assert told.endswith("exit 1: stopped after 100 differences: --limit")
+
+
+@EVERYWHERE
+def test_what_is_repaired_up_to_the_limit_is_not_all(bench: Workbench, command: Callable[..., str]) -> None:
+    write(bench, 300)
+    commit(bench)
+    bench.clock.advance(61)
+    told = command("--repair", "--limit", "50", "--topic", "messages")
+    assert told.endswith("exit 1: stopped after 100 differences: --limit")
 
 
 def test_a_part_that_is_away_is_exit_2(bench: Workbench, command: Callable[..., str]) -> None:

@@ -219,6 +219,15 @@ def test_too_late_sends_do_not_use_up_the_rate_of_dead_letters(bench: Workbench)
     assert [buried.bury(work, "ValueError") for work in works[2:]] == [True, False]
 
 
+def test_a_topic_that_waits_says_so_once_a_minute(bench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
+    buried = DeadLetters(bench.log, per_minute=1, clock=bench.clock)
+    [work] = [Work(each) for each in bench.outbound(bench.conversation(), "a")]
+    for _ in range(2):
+        assert [buried.bury(work, "ValueError") for _ in range(4)] == [True, False, False, False]
+        bench.clock.advance(61)
+    assert [each.message for each in caplog.records].count("too many dead letters: the topic waits") == 2
+
+
 @EVERYWHERE
 def test_a_failed_send_is_replayed_as_a_new_attempt_and_its_status_moves_on(bench: Workbench) -> None:
     message = expired(bench)

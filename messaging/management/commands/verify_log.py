@@ -26,8 +26,8 @@ class Command(LeanCommand):
         "recipient, each status that was not applied, and, in the conversations met, each message that is stored and "
         "was never on the log. What is a dead letter is no fault, and what the bridges have not committed is on its "
         "way. What is stored otherwise, or without a record, stays as it is: messages never change, and which of both "
-        "is right is for a person to tell. Exit code 1 when something differs and was not repaired, 2 when a part is "
-        "away."
+        "is right is for a person to tell. Exit code 1 when something differs and was not repaired, or when --limit "
+        "ended it before the end; 2 when a part is away."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -41,10 +41,10 @@ class Command(LeanCommand):
         parser.add_argument("--repair", action="store_true", help="append again what is not stored, sent on or applied")
 
     def handle(self, *_: Any, **options: Any) -> None:
-        counts, left = Counts(), 0
+        counts = Counts()
         try:
             with stop_on_signals() as stop:
-                left = self._walk(options, counts, stop)
+                left, is_all = self._walk(options, counts, stop)
         except Stopped:
             self._tell(counts)
             raise CommandError("stopped before the end", returncode=2) from None
@@ -52,11 +52,13 @@ class Command(LeanCommand):
             why = error.detail if isinstance(error, Unavailable) else "the message store does not answer"
             raise CommandError(f"{why}; {counts.records} records were compared, run it again", returncode=2) from error
         self._tell(counts)
+        if not is_all:
+            raise CommandError(f"stopped after {counts.faults.total()} differences: --limit", returncode=1)
         if left:
             raise CommandError(f"{left} differences", returncode=1)
 
-    def _walk(self, options: dict[str, Any], counts: Counts, stop: Stop) -> int:
-        """How many differences are left."""
+    def _walk(self, options: dict[str, Any], counts: Counts, stop: Stop) -> tuple[int, bool]:
+        """How many differences are left, and whether all was looked at."""
         until_ms = min(options["until"], SYSTEM_CLOCK.now_ms() - int(options["grace"] * 1000))
         span = Span(options["since"], until_ms)
         places = Places(wiring.event_log(), wiring.message_store(), wiring.GROUP)
@@ -72,9 +74,8 @@ class Command(LeanCommand):
                     told_at = counts.records + counts.rows
                     self._tell(counts)
                 if counts.faults.total() >= options["limit"]:
-                    self.stdout.write(f"stopped after {counts.faults.total()} differences: --limit")
-                    return left
-        return left
+                    return left, False
+        return left, True
 
     def _tell(self, counts: Counts) -> None:
         faults = [f"{count} {fault.value}" for fault, count in sorted(counts.faults.items())]
