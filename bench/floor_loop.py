@@ -42,7 +42,7 @@ PEOPLE: Final = 200
 WINDOW: Final = 200
 BATCH: Final = 100
 SENDS_AT_ONCE: Final = 16  # as a worker of ours
-STATUSES: Final = {"sent": Status.SENT, "delivered": Status.DELIVERED, "read": Status.READ}
+STATUSES: Final = {"delivered": Status.DELIVERED, "read": Status.READ}  # "sent" is no news
 SENDER: Final = "user_floor"
 
 
@@ -153,7 +153,6 @@ def _stages(store: Any, person: Person, workspace_id: UUID) -> tuple[dict[str, l
 
     def save() -> None:
         store.save_messages([message])
-        store.statuses([message])
 
     def claim() -> None:
         store.parked_scopes([ParkScope(outbound("whatsapp"), person.conversation_id)])
@@ -166,7 +165,7 @@ def _stages(store: Any, person: Person, workspace_id: UUID) -> tuple[dict[str, l
         store.bind_contacts([contact])
 
     def told(status: Status) -> None:
-        if status is Status.SENT:  # what it is about is read once, and remembered like the message itself
+        if status is Status.DELIVERED:  # what it is about is read once, and remembered like the message itself
             store.externals(**account, external_ids=[external_id])
         at_ms = message.accepted_at_ms + 1000
         store.apply_statuses([StatusChange(**about, recipient=person.party, status=status, at_ms=at_ms)])

@@ -294,8 +294,9 @@ class MessageStore(Protocol):
         Activity is the newest message's accept time, or creation."""
 
     # messages
-    def save_messages(self, messages: Sequence[Message]) -> None:
-        """Store with status SENT for each recipient (history: a transition each), move last activities forward.
+    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
+        """Store with status SENT for each recipient (history: a transition each), move last activities forward. The
+        ids of those that had been stored before.
 
         A status that was applied before its message counts from now on. Saving again changes nothing: no status goes
         back, no transition doubles. All or nothing on adapters with transactions, else repeatable after a failure."""

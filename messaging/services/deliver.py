@@ -449,9 +449,10 @@ class _Run:
     def _remember(self, sends: Sequence[_Send]) -> None:
         """What the platform calls our messages, and where answers of these people belong."""
         refs: list[ExternalRef] = []
+        # Of an account that is gone nothing is kept: nobody answers through it.
         sent = [(send, account) for send in sends if (account := send.account) and send.external_id is not None]
-        known, bound = self._known_people(sent), {}
-        for send, account in sent:  # of an account that is gone nothing is kept: nobody answers through it
+        known, bound = self._known_people([each for each in sent if not self._is_by_agent(*each)]), {}
+        for send, account in sent:
             message = send.outbound.message
             refs.append(
                 ExternalRef(
@@ -471,6 +472,10 @@ class _Run:
             self._delivery.store.note_externals(refs)
         if bound:
             self._delivery.store.bind_contacts(list(bound.values()))
+
+    def _is_by_agent(self, send: _Send, account: Account) -> bool:
+        """Whom the person's answers come to, whoever has them now: that need not be looked up."""
+        return self._delivery.is_agent(account, send.outbound.message.sender_id)
 
     def _known_people(self, sent: Sequence[tuple[_Send, Account]]) -> dict[tuple[str, str], Contact]:
         """Those of the recipients whom we know, by account id and address."""

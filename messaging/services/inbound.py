@@ -539,11 +539,14 @@ def _report(
             return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
         metrics.INBOUND.labels(event.channel, "status_of_unknown").inc()
         return DONE
+    status = Status(report.status)
+    if status is Status.SENT and not target.attempt:
+        return DONE  # so it stands since it was stored; that the platform has it is known by its id
     change = StatusChange(
         message_id=target.message_id,
         conversation_id=target.conversation_id,
         recipient=target.party,
-        status=Status(report.status),
+        status=status,
         # Meta's times are whole seconds: a receipt must not look older than its message.
         at_ms=max(report.at_ms or event.received_at_ms, uuid7_ms(target.message_id)),
         attempt=target.attempt,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from uuid import UUID
 
 from core.clock import SYSTEM_CLOCK, Clock
 from core.failpoints import failpoint
 from messaging import codec, metrics, topics, tracing
-from messaging.domain import Message, Outbound, Party, RecipientStatus
+from messaging.domain import Message, Outbound, Party, RecipientStatus, Status, rank
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
 from messaging.services.recent import RecentMessages
@@ -32,10 +33,10 @@ def persist(
     if not messages:
         return outcomes
     lease.check()
-    store.save_messages(messages)
+    before = store.save_messages(messages)
     recent.remember(messages)
     failpoint("persist.stored")
-    statuses = store.statuses(messages)
+    statuses = _standing(messages, before, store)
     lease.check()
     notify([push for message in messages for push in _pushes(message, statuses[message.message_id])])
     outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
@@ -44,6 +45,24 @@ def persist(
         log.append(outbound)
     _count(messages, clock.now_ms())
     return outcomes | all_of(values, DONE)
+
+
+def _standing(
+    messages: Sequence[Message], before: Set[UUID], store: MessageStore
+) -> dict[UUID, Sequence[RecipientStatus]]:
+    """Where each stands for its recipients. A user may have read one that was not stored yet; whoever is on a platform
+    gets it when it was, so that what is new need not be looked up."""
+    found: dict[UUID, Sequence[RecipientStatus]] = {}
+    looked_up = []
+    for message in messages:
+        if message.message_id in before or any(Party.parse(each).is_user for each in message.recipients):
+            looked_up.append(message)
+        else:
+            found[message.message_id] = [
+                RecipientStatus(each, Status.SENT, rank(Status.SENT), message.accepted_at_ms)
+                for each in message.recipients
+            ]
+    return found | store.statuses(looked_up)
 
 
 def _count(messages: Sequence[Message], now_ms: int) -> None:

@@ -158,22 +158,24 @@ class OrmStore:
         return members
 
     # messages
-    def save_messages(self, messages: Sequence[Message]) -> None:
+    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
         if not messages:
-            return
+            return set()
         with self._transaction():
-            for chunk in _chunks(messages):
-                self._save(chunk)
+            return set().union(*map(self._save, _chunks(messages)))
 
-    def _save(self, messages: Sequence[Message]) -> None:
+    def _save(self, messages: Sequence[Message]) -> set[UUID]:
+        """Which were stored before."""
+        ids = [message.message_id for message in messages]
+        before = set(self._rows(MessageRow).filter(pk__in=ids).values_list("pk", flat=True))
         sent = [change for message in messages for change in rows.sent(message)]
         self._insert(MessageRow, map(rows.message_row, messages))
         self._insert(MessageStatus, map(rows.status_row, sent))
         self._insert(TransitionRow, map(rows.transition_row, sent))
-        ids = [message.message_id for message in messages]
         if self._rows(MessageStatus).filter(message_id__in=ids, rank__lt=0).exists():
             self._raise(sent)  # something lower than SENT came before the message
         self._touch(messages)
+        return before
 
     def _touch(self, messages: Sequence[Message]) -> None:
         """Move last activities forward. Lanes keep a conversation's batches apart, so that the locks meet no others."""

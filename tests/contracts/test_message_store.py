@@ -288,6 +288,12 @@ class TestMessages:
         store.save_messages([replace(message, content="another text")])
         assert everything_about(store, message) == before
 
+    def test_saving_tells_what_was_stored_before(self, store: MessageStore) -> None:
+        messages = [a_message() for _ in range(120)]
+        assert store.save_messages([]) == set()
+        assert store.save_messages(messages[:50]) == set()
+        assert store.save_messages(messages) == {message.message_id for message in messages[:50]}
+
     def test_history_is_paged_both_ways(self, store: MessageStore) -> None:
         conversation = a_conversation()
         messages = [a_message(conversation) for _ in range(7)]

@@ -1053,6 +1053,15 @@ def test_who_is_no_agent_hears_those_whom_nobody_else_wrote_to(bench: Workbench)
     assert bound(bench) == conversation.conversation_id
 
 
+def test_who_an_agent_writes_to_is_not_looked_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = bench.conversation()
+    records = bench.outbound(conversation, "hello Carla")
+    with monkeypatch.context() as patched:
+        patched.delattr(type(bench.store), "contacts")
+        assert send(bench, records) == [DONE]
+    assert bound(bench) == conversation.conversation_id
+
+
 def bound(bench: Workbench) -> UUID | None:
     """Where Carla's next message comes to."""
     account = bench.account

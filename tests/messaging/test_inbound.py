@@ -546,7 +546,7 @@ def test_a_failed_message_says_why(desk: Desk) -> None:
 
 def test_a_receipt_that_comes_before_the_send_returned_is_found_by_our_own_id(desk: Desk) -> None:
     message = sent(desk, external_id=None)
-    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    desk.resolve(desk.arrived(reports("DELIVERED", "wamid.new", correlation_id=str(message.message_id))))
     [change] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
     assert (change.message_id, change.recipient, change.external_id) == (message.message_id, CARLA, "wamid.new")
 
@@ -597,7 +597,7 @@ def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
         monkeypatch.setattr(store, name, _counted(getattr(store, name), counted))
     told = [
         reports(status, f"wamid.{number}", correlation_id=str(message.message_id))
-        for status in ("SENT", "DELIVERED")
+        for status in ("DELIVERED", "READ")
         for number, message in enumerate(messages)
     ]
     assert desk.resolve(desk.arrived(*told)) == [DONE] * 6
@@ -609,9 +609,20 @@ def test_receipts_that_come_before_their_sends_returned_are_looked_up_together(
 def test_of_receipts_about_one_message_one_that_names_it_as_we_do_counts(desk: Desk) -> None:
     message = sent(desk, external_id=None)
     named = reports("DELIVERED", "wamid.x", correlation_id=str(message.message_id))
-    assert desk.resolve(desk.arrived(reports("SENT", "wamid.x"), named, reports("READ", "wamid.x"))) == [DONE] * 3
+    told = desk.arrived(reports("DELIVERED", "wamid.x"), named, reports("READ", "wamid.x"))
+    assert desk.resolve(told) == [DONE] * 3
     changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
-    assert [each.status for each in changes] == [Status.SENT, Status.DELIVERED, Status.READ]
+    assert [each.status for each in changes] == [Status.DELIVERED, Status.DELIVERED, Status.READ]
+
+
+def test_that_the_platform_has_a_message_is_no_news_but_of_a_later_attempt(desk: Desk) -> None:
+    """It is SENT since it was stored; what an operator sends again is not, until somebody says so."""
+    message = sent(desk)
+    again = replace(ref_of(message, "wamid.again"), attempt=1)
+    desk.bench.store.note_externals([again])
+    assert desk.resolve(desk.arrives(reports("SENT", "wamid.out1"), reports("SENT", "wamid.again"))) == [DONE, DONE]
+    [change] = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert (change.status, change.attempt, change.external_id) == (Status.SENT, 1, "wamid.again")
 
 
 def _counted(call: Callable[..., Any], counter: Counter[str]) -> Callable[..., Any]:
@@ -702,7 +713,7 @@ def test_a_receipt_by_our_id_names_who_it_is_about_among_several(desk: Desk) -> 
     conversation = desk.bench.conversation(ALICE, CARLA, DIEGO)
     message = desk.bench.message(conversation)
     desk.bench.store.save_messages([message])
-    desk.resolve(desk.arrived(reports("SENT", "wamid.new", correlation_id=str(message.message_id))))
+    desk.resolve(desk.arrived(reports("DELIVERED", "wamid.new", correlation_id=str(message.message_id))))
     assert [each.recipient for each in desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)] == [CARLA]
     unclear = StatusReport(
         external_id="wamid.x", status="READ", at_ms=0, recipient="+551133334444", correlation_id=str(message.message_id)

@@ -94,9 +94,9 @@ class TestStatements:
     def test_a_batch_is_saved_with_few(self, store: OrmStore) -> None:
         conversations = [a_conversation(ALICE, BOB) for _ in range(20)]
         messages = [a_message(conversations[each % 20]) for each in range(100)]
-        with statements(at_most=8):
+        with statements(at_most=9):
             store.save_messages(messages)
-        with statements(at_most=8):
+        with statements(at_most=9):
             store.save_messages(messages)
 
     def test_a_batch_of_statuses_is_applied_with_few(self, store: OrmStore) -> None:

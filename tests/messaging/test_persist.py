@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from core.clock import iso_utc
 from core.errors import Unavailable
 from messaging import topics
 from messaging.domain import Message, Outbound, Status, StatusChange
@@ -63,16 +64,49 @@ def test_a_message_between_users_goes_to_no_channel(bench: Workbench) -> None:
 
 
 def test_a_frame_shows_a_status_that_came_before_its_message(bench: Workbench) -> None:
-    message = bench.message(bench.conversation())
+    message = bench.message(bench.conversation(ALICE, BOB))
     early = StatusChange(
+        message_id=message.message_id,
+        conversation_id=message.conversation_id,
+        recipient=BOB,
+        status=Status.READ,
+        at_ms=bench.clock.now_ms(),
+    )
+    bench.store.apply_statuses([early])
+    run(bench, bench.append(topics.MESSAGES, [message]))
+    [frame] = bench.sockets.of(ALICE, "message")
+    assert frame["message"]["status"] == "READ"
+
+
+def test_where_new_messages_to_platforms_stand_need_not_be_looked_up(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = bench.message(bench.conversation(ALICE, CARLA, IRIS))
+    records = bench.append(topics.MESSAGES, [message])
+    looked, statuses = list[Message](), bench.store.statuses
+    monkeypatch.setattr(bench.store, "statuses", lambda messages: (looked.extend(messages), statuses(messages))[1])
+    run(bench, records)
+    assert looked == []
+    [frame] = bench.sockets.of(ALICE, "message")
+    stored = statuses([message])[message.message_id]
+    assert frame["message"]["statuses"] == [
+        {"recipient_id": each.recipient, "status": "SENT", "at": iso_utc(each.at_ms), "reason": None} for each in stored
+    ]
+
+
+def test_a_repeat_shows_what_came_meanwhile(bench: Workbench) -> None:
+    message = bench.message(bench.conversation())
+    records = bench.append(topics.MESSAGES, [message])
+    bench.store.save_messages([message])  # by a worker that died then
+    read = StatusChange(
         message_id=message.message_id,
         conversation_id=message.conversation_id,
         recipient=CARLA,
         status=Status.READ,
         at_ms=bench.clock.now_ms(),
     )
-    bench.store.apply_statuses([early])
-    run(bench, bench.append(topics.MESSAGES, [message]))
+    bench.store.apply_statuses([read])
+    run(bench, records)
     [frame] = bench.sockets.of(ALICE, "message")
     assert frame["message"]["status"] == "READ"
 

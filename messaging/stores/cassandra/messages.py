@@ -62,13 +62,13 @@ NewsKey = tuple[UUID, str, int, str]
 class Messages(Part):
     """See `MessageStore`."""
 
-    def save_messages(self, messages: Sequence[Message]) -> None:
+    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
         """Not all or nothing: what a failure leaves undone, the same call does when it is repeated."""
         if not messages:
-            return
+            return set()
         first = {message.message_id: message for message in reversed(messages)}
         with self._db.call() as call:
-            _save(call, list(first.values()))
+            return _save(call, list(first.values()))
 
     def message(self, message_id: UUID) -> Message | None:
         return self.messages([message_id]).get(message_id)
@@ -156,7 +156,8 @@ class Messages(Part):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _save(call: Call, messages: Sequence[Message]) -> None:
+def _save(call: Call, messages: Sequence[Message]) -> set[UUID]:
+    """Which were stored before."""
     by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
     stored = _stored(call, by_bucket)
     by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
@@ -180,6 +181,7 @@ def _save(call: Call, messages: Sequence[Message]) -> None:
         ]
     )
     conversations.list_for_members(call, latest)
+    return stored
 
 
 def _stored(call: Call, by_bucket: dict[tuple[UUID, int], list[Message]]) -> set[UUID]:
