@@ -195,28 +195,23 @@ class BusDispatcher:
 
     def completions(self, timeout_s: float) -> list[Completion]:
         key = _replies_key(self._bridge)
-        with _bus_errors():
-            first: Any = self._waiting.blpop([key], timeout=timeout_s)
-            if first is None:
-                return []
-            more: Any = self._waiting.lpop(key, 1_000) or []
-        return [_completion(_decode_reply(raw)) for raw in [first[1], *more]]
+        with _bus_errors(), self._waiting.pipeline(transaction=False) as pipeline:
+            pipeline.blpop([key], timeout=timeout_s).lpop(key, 1_000)  # type: ignore[union-attr] # its stubs know no chains
+            first, more = pipeline.execute()
+        return [_completion(_decode_reply(raw)) for raw in [*([first[1]] if first else []), *(more or [])]]
 
     def inspect(self, batches: list[Batch]) -> list[BatchState]:
-        with _bus_errors():
-            waiting = {
-                queue: queue_length(self._client, queue)
-                for queue in {self._queue_of(batch.lane.source.topic) for batch in batches}
-            }
-            states = [
-                BatchState(self._inspect(keys=[_lane_key(batch.lane)], args=[batch.epoch]).decode())
-                for batch in batches
-            ]
+        queues = [self._queue_of(batch.lane.source.topic) for batch in batches]
+        with _bus_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for queue in queues:  # first: a task that is taken out in between counts as at work
+                pipeline.llen(queue)
+            for batch in batches:
+                self._inspect(keys=[_lane_key(batch.lane)], args=[batch.epoch], client=pipeline)
+            found = pipeline.execute()
+        waiting, states = found[: len(queues)], [BatchState(state.decode()) for state in found[len(queues) :]]
         return [
-            BatchState.LOST_IN_QUEUE
-            if state is BatchState.QUEUED and not waiting[self._queue_of(batch.lane.source.topic)]
-            else state
-            for batch, state in zip(batches, states, strict=True)
+            BatchState.LOST_IN_QUEUE if state is BatchState.QUEUED and not tasks else state
+            for tasks, state in zip(waiting, states, strict=True)
         ]
 
     def _task_of(self, batch: Batch) -> bytes:

@@ -282,6 +282,12 @@ class BridgeCore:
     def in_flight(self) -> list[Batch]:
         return [lane.in_flight for partition in self._partitions.values() for lane in partition.lanes if lane.in_flight]
 
+    def to_inspect(self) -> list[Batch]:
+        """Those in flight that were not dispatched just now: most are over before anybody need ask for them."""
+        since_s = self._clock.monotonic_s() - self._limits.inspect_every_s
+        lanes = [lane for partition in self._partitions.values() for lane in partition.lanes]
+        return [lane.in_flight for lane in lanes if lane.in_flight and lane.dispatched_s <= since_s]
+
     def to_pause(self) -> list[TopicPartition]:
         """Partitions whose window is full, each named once."""
         full = [each for each in self._partitions.values() if not each.paused and each.full(self._limits)]

@@ -166,7 +166,7 @@ class Bridge:
 
     def _inspect(self) -> None:
         with self._lock:
-            batches = self._core.in_flight()
+            batches = self._core.to_inspect()
         if not batches:
             return
         try:

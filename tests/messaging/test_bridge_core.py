@@ -67,6 +67,17 @@ def test_a_lane_has_one_batch_in_flight() -> None:
     assert second.epoch > first.epoch
 
 
+def test_what_was_dispatched_just_now_is_not_asked_for() -> None:
+    core, clock = core_of(replace(LIMITS, lanes=1))
+    core.records([record(0)])
+    [batch] = core.next_batches()
+    assert core.to_inspect() == []
+    clock.advance(LIMITS.inspect_every_s)
+    assert core.to_inspect() == [batch]
+    finish(core, batch)
+    assert core.to_inspect() == []
+
+
 def test_a_batch_is_bounded_by_bytes_but_never_empty() -> None:
     core, _ = core_of(replace(LIMITS, lanes=1, batch_bytes=100))
     core.records([record(0, size=500), record(1, size=60), record(2, size=60)])
