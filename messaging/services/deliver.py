@@ -28,6 +28,7 @@ from connectors.errors import (
 from core.clock import Clock
 from core.errors import Unavailable
 from core.failpoints import WAITS, failpoint
+from files.errors import StorageUnavailable
 from messaging import codec, metrics, topics, tracing
 from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
 from messaging.errors import LeaseLost, LogUnavailable
@@ -225,14 +226,8 @@ class _Run:
     def wave(self, threads: Threads) -> Outcomes:
         """Send the first message of up to ``parallel`` conversations; removes from ``threads`` what is answered."""
         heads = [thread[0] for thread in list(threads.values())[: self._delivery.parallel]]
-        # Whatever is to be asked for is asked before the claim: one that no send follows would look like a lost sender.
-        try:
-            sends = [self._prepared(item, outbound) for item, outbound in heads]
-        except Exception as error:
-            if self._parks or isinstance(error, Unavailable):
-                raise  # the batch is halved until what breaks it stands alone
-            return self._set_apart(threads, heads, error)
-        outcomes = self._claim(sends)
+        sends, outcomes = self._prepare(heads)
+        outcomes |= self._claim(sends)
         ready = [send for send in sends if send.item.record.offset not in outcomes]
         if len(ready) == 1:
             self._send(ready[0])
@@ -243,14 +238,28 @@ class _Run:
         outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
         return outcomes | self._advance(threads, heads, outcomes)
 
-    def _set_apart(self, threads: Threads, heads: Sequence[tuple[Item, Outbound]], error: Exception) -> Outcomes:
-        """What is parked stands alone already, and nobody counts how often it breaks: it is poison the first time."""
+    def _prepare(self, heads: Sequence[tuple[Item, Outbound]]) -> tuple[list[_Send], Outcomes]:
+        """Ask for whatever is to be asked for, before the claim: one that no send follows would look like a lost
+        sender. And outcomes for those that cannot be made ready."""
+        sends: list[_Send] = []
         outcomes: Outcomes = {}
         for item, outbound in heads:
-            with tracing.about(item.record, outbound.message.message_id):
-                logger.error("a parked send broke", exc_info=error, extra={"channel": self._delivery.channel})
-            outcomes[item.record.offset] = Outcome(Verdict.POISON, reason=type(error).__name__)
-        return outcomes | self._advance(threads, heads, outcomes)
+            try:
+                sends.append(self._prepared(item, outbound))
+            except StorageUnavailable:  # who has no file goes on
+                delay_s = self._delivery.retry_delay_s(item.attempts)
+                outcomes[item.record.offset] = Outcome(Verdict.RETRY, after_s=delay_s, reason="unavailable")
+            except Exception as error:
+                if self._parks or isinstance(error, Unavailable):
+                    raise  # the batch is halved until what breaks it stands alone
+                outcomes[item.record.offset] = self._set_apart(item, outbound, error)
+        return sends, outcomes
+
+    def _set_apart(self, item: Item, outbound: Outbound, error: Exception) -> Outcome:
+        """What is parked stands alone already, and nobody counts how often it breaks: it is poison the first time."""
+        with tracing.about(item.record, outbound.message.message_id):
+            logger.error("a parked send broke", exc_info=error, extra={"channel": self._delivery.channel})
+        return Outcome(Verdict.POISON, reason=type(error).__name__)
 
     def _prepared(self, item: Item, outbound: Outbound) -> _Send:
         account = self._delivery.account_for(outbound)

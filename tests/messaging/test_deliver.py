@@ -935,13 +935,46 @@ def test_what_breaks_before_it_is_sent_does_not_stay_parked_for_ever(bench: Work
 
 def test_what_waits_for_a_part_that_is_away_stays_parked(bench: Workbench) -> None:
     scope = _parked(bench, "a1")
-    away = replace(bench.delivery(), media_for=_break_once(StorageUnavailable("away")))
-    with pytest.raises(StorageUnavailable):
+    away = replace(bench.delivery(), media_for=_break_once(Unavailable("away")))
+    with pytest.raises(Unavailable):
         resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
     assert dead_letters(bench) == []
     resume(bench, scope)
     assert bench.platform.texts == ["a1"]
     assert not bench.store.parked_scopes([scope])
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_who_sends_a_file_waits_for_the_storage_and_nobody_else_does(bench: Workbench, parked: bool) -> None:
+    with_file = bench.outbound(bench.conversation(), "a file", "behind it")
+    others = bench.outbound(bench.conversation(), "no file")
+
+    def media_for(outbound: Outbound) -> None:
+        if outbound.message.content == "a file":
+            raise StorageUnavailable("away")
+
+    away = replace(bench.delivery(), media_for=media_for)
+    if parked:
+        bench.store.park(
+            scope_of(with_file[0]),
+            [ParkedRecord(each.source, each.offset, each.value, NOON_MS, 1) for each in with_file],
+            due_at_ms=0,
+        )
+        scope = scope_of(with_file[0])
+        resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+        assert bench.store.parked_scopes([scope])
+        return
+    found = deliver(
+        items([*with_file, *others]),
+        away,
+        owner="sender",
+        lease=FreeLease(),
+        deadline_s=bench.clock.monotonic_s() + 5,
+    )
+    assert [found[each.offset].verdict for each in (with_file[0], others[0])] == [Verdict.RETRY, Verdict.DONE]
+    assert with_file[1].offset not in found
+    assert bench.platform.texts == ["no file"]
+    assert send(bench, with_file) == [DONE, DONE]
 
 
 def _parked(bench: Workbench, first: str, *behind: str) -> ParkScope:
