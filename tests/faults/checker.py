@@ -341,17 +341,20 @@ def _commit_back(facts: _Facts) -> Found:
 
 
 def _frame_order(facts: _Facts) -> Found:
+    """An epoch names each event once; a new one, which begins with a resync, may name it again."""
     for client in facts.history.clients:
         yield from _gaps(client)
-        for event, count in Counter(map(_event, client.frames)).items():
-            if count > 1 and not client.resyncs:
-                yield f"{client.user} got {event[0]} {count} times"
+        events = Counter((frame.epoch if client.resyncs else "", *_event(frame)) for frame in client.frames)
+        for (_, message_id, *_), count in events.items():
+            if count > 1:
+                yield f"{client.user} got {message_id} {count} times"
 
 
 def _gaps(client: Client) -> Found:
-    """Within an epoch each frame has the next number; a resync begins anew."""
-    for one, other in itertools.pairwise(client.frames):
-        if one.epoch == other.epoch and (other.seq <= one.seq or (other.seq != one.seq + 1 and not client.resyncs)):
+    """Within an epoch each frame has the next number, but for the first one after a resync."""
+    for place, (one, other) in enumerate(itertools.pairwise(client.frames), 1):
+        missed = other.seq != one.seq + 1 and place not in client.resyncs
+        if one.epoch == other.epoch and (other.seq <= one.seq or missed):
             yield f"{client.user}: {other.seq} after {one.seq}"
 
 

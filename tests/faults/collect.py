@@ -111,6 +111,7 @@ class Device(Socket):
         self.who = who
         self.older = frozenset(conversations_of(who))
         self.seen: list[dict[str, Any]] = []
+        self.resynced: set[int] = set()  # before which of these
         self.fetched: dict[str, frozenset[str]] = {}
         self.ranks: dict[tuple[str, str], int] = {}  # that came with a message
         self.shown_s: dict[str, float] = {}  # by text, when it was first pushed or fetched; monotonic
@@ -118,6 +119,7 @@ class Device(Socket):
 
     def _take(self, socket: Any, frame: dict[str, Any]) -> None:
         if frame["type"] == "resync":
+            self.resynced.add(len(self.seen))
             self._fetch()
         elif "seq" in frame and frame["type"] != "hello":
             self.seen.append(frame)
@@ -482,7 +484,7 @@ def collect(
         stored=stored,
         sent=sent,
         heard=heard,
-        clients=[_client(each, _conversations_with(each.who.user_id, stored)) for each in sockets],
+        clients=[_client(each, _conversations_with(each.who.user_id, stored), highest) for each in sockets],
         commits=list(watcher.commits),
         levels=watcher.levels,
         external=frozenset(each for row in _all(stored) for each in row.ranks if ":" in each),
@@ -577,8 +579,9 @@ def _address(entry: Mapping[str, Any], whose: str) -> str:
     return f"{entry['channel']}:{plus}{entry[whose]}"
 
 
-def _client(device: Device, conversations: Iterable[str]) -> Client:
-    frames, resyncs = [], device.resyncs
+def _client(device: Device, conversations: Iterable[str], highest: Mapping[tuple[str, str], int]) -> Client:
+    """``highest``: the ranks on the log, by message and recipient."""
+    frames, resyncs = list[Frame](), frozenset(device.resynced)
     attempts: dict[tuple[str, str], int] = {}
     failed: set[tuple[str, str]] = set()
     for frame in list(device.seen):
@@ -588,7 +591,7 @@ def _client(device: Device, conversations: Iterable[str]) -> Client:
                 frames.append(Frame(frame["epoch"], frame["seq"], message["conversation_id"], message["message_id"]))
             case "status":
                 key, status = (frame["message_id"], frame["recipient_id"]), Status(frame["status"])
-                if status is Status.SENT and key in failed:
+                if status is Status.SENT and key in failed and highest.get(key, 0) >= rank(Status.SENT, 1):
                     attempts[key] = attempts.get(key, 0) + 1  # the API names no attempt; an operator opened one
                     failed.discard(key)
                 if status is Status.FAILED:

@@ -103,13 +103,14 @@ class Frame(NamedTuple):
 class Client:
     """A user's device: what its socket brought, and what it fetched over REST, by conversation: when it began, and each
     time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations;
-    ``ranks`` are those that came with a message, pushed or fetched, by message and recipient.
+    ``ranks`` are those that came with a message, pushed or fetched, by message and recipient; ``resyncs``: before which
+    of the frames it was told to.
     """
 
     user: str
     frames: Sequence[Frame]
     fetched: Mapping[str, frozenset[Id]]
-    resyncs: int = 0
+    resyncs: frozenset[int] = frozenset()
     ranks: Mapping[tuple[Id, str], int] = field(default_factory=dict)
 
 

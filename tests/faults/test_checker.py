@@ -31,6 +31,7 @@ CARLA = "whatsapp:+5511999998888"
 MESSAGES = ("messages", 0)
 OUTBOUND = ("whatsapp-outbound", 0)
 INBOUND = ("inbound", 0)
+RESYNCED = frozenset({0})  # before the first frame
 READ, FAILED, RETRIED = rank(Status.READ), rank(Status.FAILED), rank(Status.SENT, 1)
 
 
@@ -189,10 +190,20 @@ RIGHT_HISTORIES = {
         )
     ),
     "a client missed frames, was told to resync and fetched them": but(
-        clients=client(frames=CLIENT.frames[3:], resyncs=1, fetched=ALL)
+        clients=client(frames=CLIENT.frames[3:], resyncs=RESYNCED, fetched=ALL)
+    ),
+    "a client missed frames in the middle, was told to resync and fetched them": but(
+        clients=client(frames=[*CLIENT.frames[:3], *CLIENT.frames[5:]], resyncs=frozenset({3}), fetched=ALL)
+    ),
+    "a bus that forgot everything told an event again": but(
+        clients=client(
+            frames=[*CLIENT.frames, CLIENT.frames[-1]._replace(epoch="e2", seq=1)],
+            resyncs=frozenset({len(CLIENT.frames)}),
+            fetched=ALL,
+        )
     ),
     "a client missed news of a status, was told to resync and fetched it": but(
-        clients=client(frames=CLIENT.frames[9:], resyncs=1, fetched=ALL, ranks={(FIRST, CARLA): READ})
+        clients=client(frames=CLIENT.frames[9:], resyncs=RESYNCED, fetched=ALL, ranks={(FIRST, CARLA): READ})
     ),
     "a status was there before its message, and came with it": but(
         clients=client(frames=renumbered(each for each in CLIENT.frames if each != TICK), ranks={(FIRST, CARLA): READ})
@@ -304,7 +315,7 @@ WRONG: list[tuple[str, Rule, History]] = [
     (
         "a client that resynced was told of an older status",
         Rule.STATUS_DIFFERS,
-        but(clients=client(frames=CLIENT.frames[9:], resyncs=1, fetched=ALL, ranks={(FIRST, CARLA): 0})),
+        but(clients=client(frames=CLIENT.frames[9:], resyncs=RESYNCED, fetched=ALL, ranks={(FIRST, CARLA): 0})),
     ),
     ("a message never reached the platform", Rule.NOT_SENT, but(sent=RIGHT.sent[1:])),
     (
@@ -349,11 +360,36 @@ WRONG: list[tuple[str, Rule, History]] = [
         but(clients=client(frames=renumbered([*TRIED_AGAIN, TRIED_AGAIN[-1], *CLIENT.frames]))),
     ),
     (
+        "a client missed a frame before it was told to resync",
+        Rule.FRAME_ORDER,
+        but(
+            clients=client(
+                frames=[*CLIENT.frames[:3], *CLIENT.frames[4:]],
+                resyncs=frozenset({len(CLIENT.frames) - 1}),
+                fetched=ALL,
+            )
+        ),
+    ),
+    (
+        "an event has two frames in the epoch after a resync",
+        Rule.FRAME_ORDER,
+        but(
+            clients=client(
+                frames=[*CLIENT.frames, CLIENT.frames[-1]._replace(seq=17)], resyncs=RESYNCED, fetched=ALL
+            )
+        ),
+    ),
+    (
+        "an event is told again in another epoch, and nobody said resync",
+        Rule.FRAME_ORDER,
+        but(clients=client(frames=[*CLIENT.frames, CLIENT.frames[-1]._replace(epoch="e2", seq=1)])),
+    ),
+    (
         "a client that resynced lacks a message",
         Rule.CLIENT_DIFFERS,
         but(
             clients=client(
-                resyncs=1, frames=CLIENT.frames[8:], fetched={name: ids - {FIRST} for name, ids in ALL.items()}
+                resyncs=RESYNCED, frames=CLIENT.frames[8:], fetched={name: ids - {FIRST} for name, ids in ALL.items()}
             )
         ),
     ),

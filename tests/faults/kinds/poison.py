@@ -19,7 +19,9 @@ from messaging.eventlog.kafka_link import KafkaUrl
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
+from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS, GROUP, sources
+from tests.faults.history import History
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import Log, all_arrive
 from tests.faults.kinds.processes import names_of
@@ -53,7 +55,24 @@ def poison(world: World, _pace: Pace) -> None:
     _tell_where_and_why(letters, written, killer.encode())
     told = world.system.manage("replay_dead_letters", "--dry-run")
     for each in letters:
-        assert f"{each.headers['dl-topic']}:{each.source.partition}:{each.offset}\t{each.headers['dl-error']}\t" in told
+        assert f"{_id(each)}\t{each.headers['dl-error']}\t" in told
+    _replay_once(world, next(_id(each) for each in letters if killer.encode() in each.value))
+    all_arrive(world, load.texts(KIND))
+
+
+def _id(letter: Record) -> str:
+    return f"{letter.headers['dl-topic']}:{letter.source.partition}:{letter.offset}"
+
+
+def _replay_once(world: World, letter: str) -> None:
+    """What killed its workers is replayed where it kills nobody, and no more than once."""
+    said = [world.system.manage("replay_dead_letters", "--id", letter).splitlines()[-1] for _ in range(2)]
+    assert said == ["1 replayed", "0 replayed, 1 already replayed"], said
+
+
+def nothing_differs(world: World, _history: History, _report: Report) -> None:
+    """Exit code 0: of all that is on the log, what is neither stored and sent on nor a dead letter would be told."""
+    world.system.manage("verify_log", "--since", "20m", "--grace", "0")
 
 
 def broken_release(world: World, _pace: Pace) -> None:
@@ -164,8 +183,9 @@ POISON: Final = (
         one_by_one(accounts_and_files_away, poison),
         profiles=CLUSTER,
         short=CLUSTER,
+        afterwards=nothing_differs,
         joined=True,
     ),
-    Fault("records are poison", poison, short=frozenset()),
+    Fault("records are poison", poison, short=frozenset(), afterwards=nothing_differs),
     Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
 )

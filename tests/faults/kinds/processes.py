@@ -195,6 +195,7 @@ SENDERS: Final = ("worker-whatsapp", "worker-instagram")
 
 
 FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
+ALL_FROZEN: Final = together(FRONT_FROZEN, frozen(WORKERS), frozen(["bridge"]))  # as when their machine is suspended
 KILLS: Final = {
     "an API process is killed before a client hears of its message": killed_at("accept.appended"),
     "a sender is killed between the platform's yes and our write": group_killed_at(
@@ -228,6 +229,6 @@ NOW_AND_THEN: Final = {
 
 PROCESSES: Final = (
     of_all("our processes are killed, one after the other", one_by_one(*KILLS.values()), joined=True),
-    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), FRONT_FROZEN), joined=True),
+    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), ALL_FROZEN), joined=True),
     *(of_soak(name, strike) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
 )

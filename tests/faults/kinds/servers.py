@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -12,9 +13,11 @@ from typing import Final
 
 import redis
 
+from tests.faults.history import Request
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
-from tests.faults.kinds.onlookers import asking
+from tests.faults.kinds.onlookers import EVERYBODY, all_arrive, asking
+from tests.faults.kinds.onlookers import KIND as ASKED
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, KILLED_S, LOCAL, Pace, Profile, World
@@ -25,6 +28,10 @@ from tests.town import phone
 Strike = Callable[[World, Pace], None]
 BACK_S: Final = {"redis-bus": 30.0, "redis-log": 30.0, "kafka": 30.0, "cassandra": 30.0}  # targets
 LATENCY_MS: Final = 3_000
+FILES_WAIT_S: Final = (
+    120.0  # a send that waited for long is held apart for half a minute, and then for half as long again
+)
+PICTURE: Final = b"\x89PNG\r\n\x1a\n" + b"a dog" * 1_000
 RESETS: Final = 5
 
 # --- the bus, and the local profile's log ----------------------------------------------------------------------------
@@ -146,14 +153,19 @@ def slow_then_cut(name: str) -> Strike:
 
 
 def accounts_and_files_away(world: World, pace: Pace) -> None:
-    """Known users write, are heard live, read what was said; persons whom we know write to us."""
+    """Known users write, are heard live, read what was said; persons whom we know write to us. A file that was sent on
+    its way just before waits, and nobody behind it but its conversation."""
     town, alice, bob, account = world.town, world.alice, world.bob, world.accounts["whatsapp"]
     person = phone()
     with alice.socket() as hers, bob.socket() as his, asking(world) as client:
         town.says("whatsapp", account, person, "before")
         eventually(lambda: _heard(hers.of("message"), "before"))
-        for server in (world.servers.postgres, world.servers.minio):
-            server.kill()
+        chat = f"whatsapp:+{person}@{account}"
+        stored = alice.api.post("/v1/files", files={"file": ("dog.png", PICTURE)}, data={"conversation_id": chat})
+        assert stored.status_code == 201, stored.text
+        world.servers.minio.kill()
+        with_file = _send_file(world, chat, stored.json()["file_id"])
+        world.servers.postgres.kill()
         try:
             began = len(client.answers)
             town.says("whatsapp", account, person, "meanwhile")
@@ -167,8 +179,19 @@ def accounts_and_files_away(world: World, pace: Pace) -> None:
         finally:
             for server in (world.servers.postgres, world.servers.minio):
                 server.start()
-            world.mended("PostgreSQL and S3 are back", target_s=KILLED_S)
+            world.mended("PostgreSQL and S3 are back", target_s=KILLED_S, kinds=[*EVERYBODY, ASKED])
+    all_arrive(world, frozenset({with_file}), within_s=FILES_WAIT_S + pace.outage_s)
+    [received] = town.received(person)
+    assert received["media_sha256"] == hashlib.sha256(PICTURE).hexdigest()
     _nobody_ended(world)
+
+
+def _send_file(world: World, chat: str, file_id: str) -> str:
+    """Alice sends it with these words, which is judged like everything else."""
+    text, began_s = f"{chat} with a file", time.monotonic()
+    message_id = world.alice.post(chat, text, file_id=file_id)
+    world.load.note(Request(chat, world.alice.user_id, text, message_id), began_s=began_s, kind="file")
+    return text
 
 
 def _heard(frames: list[dict[str, object]], text: str) -> bool:
