@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from hypothesis import given
+from hypothesis import strategies as st
 
+from core import logging as logs
 from core.logging import bind, concern, redact, request_id
 from tests.lines import Lines
 
@@ -50,6 +53,38 @@ def test_lets_a_line_name_its_own_message(lines: Lines) -> None:
     with bind(message_id="outer"):
         logging.getLogger("shop").warning("x", extra={"message_id": "inner"})
     assert lines()[0]["message_id"] == "inner"
+
+
+PIECES = st.sampled_from(
+    [
+        "Bearer ",
+        "BEARER  abc.def",
+        "eyJhbGciOiJSUzI1NiJ9.e30.c2ln",
+        "access_token=",
+        "TOKEN=x",
+        "toKen=y",
+        "+55119",
+        "5511988887777",
+        "whatsapp:",
+        "sms +",
+        "tel: ",
+        "wa_id ",
+        'wa_id": "',
+        "hub.verify_",
+        "&",
+        '"',
+        " ",
+        "a",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_what_is_looked_for_first_hides_nothing_from_an_expression(text: str) -> None:
+    expected = text
+    for _, pattern, replacement in logs._TOKENS:
+        expected = pattern.sub(replacement, expected)
+    assert redact(text) == logs._PHONE.sub(logs._masked, expected)
 
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ1c2VyIn0.c2lnbmF0dXJl"
