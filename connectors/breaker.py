@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
-from connectors.errors import DeliveryError, PausedDeliveryError
+from connectors.errors import DeliveryError, PausedDeliveryError, TransientDeliveryError
 from core.clock import Clock
 from core.failpoints import WAITS
 
@@ -58,6 +58,15 @@ class Outcome(StrEnum):
         if not error.outage:
             return cls.NOTHING
         return cls.FATAL if isinstance(error, PausedDeliveryError) else cls.FAILURE
+
+
+def as_counted(error: DeliveryError, state: BreakerState, rules: Rules) -> DeliveryError:
+    """What a failure means now that it was counted: where the breaker is open by then, the account is down, and the
+    message has only met that."""
+    if state is BreakerState.OPEN and error.outage and isinstance(error, TransientDeliveryError):
+        wait_s = error.retry_after_s or rules.open_s
+        return PausedDeliveryError(error.reason, error.detail, retry_after_s=wait_s, outage=False)
+    return error
 
 
 class CircuitBreaker:

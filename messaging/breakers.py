@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from connectors.breaker import BreakerState, CircuitBreaker, Outcome, Rules, Snapshot
+from connectors.breaker import BreakerState, CircuitBreaker, Outcome, Rules, Snapshot, as_counted
 from connectors.errors import DeliveryError, PausedDeliveryError
 from core.clock import SYSTEM_CLOCK, Clock
 
@@ -113,13 +113,17 @@ class SharedBreakers:
 
     @contextmanager
     def guard(self, channel: str, account_id: str) -> Iterator[None]:
-        """Around one call to the platform. Raises PausedDeliveryError instead of calling while the breaker is open."""
+        """Around one call to the platform. Raises PausedDeliveryError instead of calling while the breaker is open, and
+        in place of a failure after which it is."""
         self.before(channel, account_id)
         try:
             yield
         except DeliveryError as error:
             self.failure(channel, account_id, error)
-            raise
+            state = self._breaker(key_of(channel, account_id)).snapshot().state  # what was asked last is known here
+            if (meant := as_counted(error, state, self._rules)) is error:
+                raise
+            raise meant from error
         except BaseException:
             self._record(key_of(channel, account_id), Outcome.NOTHING)  # a bug of ours: the next probe learns more
             raise

@@ -95,9 +95,12 @@ def test_among_all_processes_one_probe_goes(process: Callable[[], SharedBreakers
 
 def test_a_guard_records_how_a_call_ended(process: Callable[[], SharedBreakers]) -> None:
     breakers = process()
-    for _ in range(5):
+    for _ in range(4):
         with pytest.raises(TransientDeliveryError), breakers.guard(*A):
             raise DOWN
+    with pytest.raises(PausedDeliveryError, match="503") as opened, breakers.guard(*A):
+        raise DOWN  # whoever meets this one knows that it is not about their message
+    assert (opened.value.reason, opened.value.retry_after_s) == (DOWN.reason, Rules().open_s)
     called = False
     with pytest.raises(PausedDeliveryError), breakers.guard(*A):
         called = True

@@ -224,8 +224,10 @@ def test_an_open_breaker_stops_the_account_until_its_time_has_come(bench: Workbe
     records = [bench.outbound(each, f"m{number}")[0] for number, each in enumerate(conversations)]
     for number in range(8):
         bench.platform.will(f"m{number}", TransientDeliveryError("unreachable"))
-    for record in records[:5]:
+    for record in records[:4]:
         assert verdicts(send(bench, [record])) == [Verdict.RETRY]
+    [opening] = send(bench, records[4:5])
+    assert opening == Outcome(Verdict.PAUSED, after_s=30.0, reason="unreachable")
     calls = bench.platform.calls
     [outcome] = send(bench, records[5:6])
     assert outcome is not None
@@ -234,6 +236,20 @@ def test_an_open_breaker_stops_the_account_until_its_time_has_come(bench: Workbe
     bench.clock.advance(30)
     assert send(bench, records[:1]) == [DONE]
     assert verdicts(send(bench, records[1:5])) == [Verdict.DONE] * 4
+
+
+def test_who_probes_a_platform_that_is_away_is_not_parked_for_it(bench: Workbench) -> None:
+    """It would wait apart for a minute each time, while those who did not probe go on at once."""
+    records = bench.outbound(bench.conversation(), "a1")
+    bench.platform.will("a1", *[TransientDeliveryError("unreachable")] * 8)
+    for _ in range(5):
+        send(bench, records)
+    for seconds in (30, 60, 90):  # of failing
+        bench.clock.advance(30)
+        assert verdicts(send(bench, records, failing_for_ms=seconds * 1000)) == [Verdict.PAUSED]
+    assert not bench.store.parked_scopes([scope_of(records[0])])
+    bench.clock.advance(30)
+    assert send(bench, records, failing_for_ms=120_000) == [DONE]
 
 
 def test_what_was_not_started_by_the_deadline_has_no_outcome(bench: Workbench) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from connectors.base import Account, Capabilities, Outgoing
-from connectors.breaker import CircuitBreaker, Outcome
+from connectors.breaker import CircuitBreaker, Outcome, Rules, as_counted
 from connectors.errors import AmbiguousDeliveryError, DeliveryError, PausedDeliveryError
 from core.clock import SYSTEM_CLOCK, ManualClock
 from core.ids import uuid7
@@ -225,7 +225,9 @@ class Breakers:
             yield
         except DeliveryError as error:
             breaker.record(Outcome.of(error))
-            raise
+            if (meant := as_counted(error, breaker.snapshot().state, Rules())) is error:
+                raise
+            raise meant from error
         breaker.record(Outcome.SUCCESS)
 
 
