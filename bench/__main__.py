@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import api, figures, floor, footprint, growth, kafka_log, live, loop, plots, store
+from bench import api, figures, floor, footprint, growth, kafka_log, live, loop, plots, profile, store
 from bench.figures import Figure, Measured, Section
 from bench.profiles import SERVERS
 from bench.scale import FULL, SHORT, Scale
@@ -57,6 +57,10 @@ BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
     "loop": (
         "The whole loop, cluster profile",
         lambda folder, scale: loop.everything("cluster", folder, scale=scale.time, steady_s=scale.steady_s),
+    ),
+    "profile": (
+        "Where the time goes, cluster profile",
+        lambda folder, scale: profile.everything("cluster", folder, scale=scale.time),
     ),
     "growth": ("Growth, cluster profile", lambda folder, scale: growth.everything("cluster", folder, scale)),
     "footprint": (

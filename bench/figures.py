@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -81,7 +81,16 @@ class Stages:
     bars: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
 
-Plot = Curve | Stages
+@dataclass(frozen=True, slots=True)
+class Flame:
+    """Stacks, the outermost part first, and what each takes by itself: milliseconds."""
+
+    file: str
+    title: str
+    stacks: Mapping[tuple[str, ...], float]
+
+
+Plot = Curve | Stages | Flame
 Measured = Figure | Plot
 
 
@@ -135,7 +144,10 @@ def write(content: str) -> None:
 def keep(sections: Iterable[Section], path: Path = RESULTS) -> None:
     """For the gate, and for whoever wants the numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(each) for each in sections], indent=1, ensure_ascii=False) + "\n")
+    kept = [
+        {"title": each.title, "failure": each.failure, "figures": list(map(asdict, each.figures))} for each in sections
+    ]
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 def ratios(path: Path = RESULTS) -> dict[str, float]:

@@ -27,11 +27,13 @@ from bench.figures import Curve, Figure, Line, Measured, Spread
 from bench.live import kept, listeners_of
 from bench.loop import people_on_whatsapp
 from bench.people import WHATSAPP_SECRETS, Parcel, Talk, User, crowd, external_talks, parcels, talks, users
-from bench.profiles import Profile, add_profile, profile_of, running
+from bench.profiles import Profile, add_profile, event_log, profile_of, running
 from bench.scale import FULL, SHORT, Scale
-from bench.traffic import Lag, Traffic, pushed, read
+from bench.traffic import LATE_S, Lag, Traffic, pushed
 from bench.usage import Usage, family, rss_mb
 from demo.supervisor import ROOT, LocalSystem
+from messaging.ports import TopicPartition
+from messaging.topics import outbound
 
 SHAPES: Final = {1: (1, 1), 10: (2, 5), 100: (5, 20), 1_000: (20, 50), 10_000: (50, 200)}  # senders, listeners
 PARCEL: Final = 50
@@ -44,8 +46,11 @@ BACKLOG_CLIENTS: Final = 4
 CATCH_UP_S: Final = 7200.0
 WORKERS: Final = (8, 4, 2, 1)
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
-PLATFORM_MS: Final = 1000  # of each send: a worker sends 16 at once, and waits
-WAITING: Final = 400  # messages under way, of as many conversations: 25 a lane, more than a worker sends at once
+PLATFORM_MS: Final = 4000  # of each send: a worker sends 16 at once, and waits
+WAITING: Final = 400  # conversations: 25 a lane, more than a worker sends at once
+BEGIN_S: Final = 8.0  # until those that are left have batches
+TOLD: Final = ("sent", "delivered", "read")
+HOUR_MS: Final = 3600 * 1000  # later than anybody looks
 
 
 def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
@@ -117,12 +122,11 @@ def _page(system: LocalSystem, many: Sequence[Talk]) -> Spread:
 def connected(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
     """The same traffic while ever more users are connected, most of them silent."""
     costs: dict[int, float] = {}
-    people = talks(system.api_url, PAIRS, prefix="talking")
-    listeners = listeners_of(people)
-    silent = users(system.api_url, max(0, max(scale.connected) - PAIRS), prefix="silent")
+    some = talks(system.api_url, 1, prefix="talking")
+    listeners = listeners_of(some)
+    silent = users(system.api_url, max(scale.connected) - len(listeners), prefix="silent")
     for count in scale.connected:
-        some = people[: min(PAIRS, count)]
-        everybody = [*listeners[: len(some)], *silent[: count - len(some)]]
+        everybody = [*listeners, *silent[: count - len(listeners)]]
         traffic = Traffic(system, everybody, pushed)
         traffic.open_loop(some, per_s=20, seconds=WARM_UP_S)
         traffic.watched.due_s.clear()
@@ -169,21 +173,27 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
 
 
 def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
-    """Sends a second to a platform that takes its time, with ever fewer workers of that channel."""
+    """Sends a second to a platform that takes its time and tells nothing, with ever fewer workers of that channel. More
+    waits on the log than all of them get done: they work through it."""
     rates: dict[int, float] = {}
+    seconds = max(3 * PLATFORM_MS / 1000, 30 * scale.time)
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
     with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
         senders, some = people_on_whatsapp(system)
-        more = external_talks(system.api_url, senders, WAITING - len(some), prefix="more")
-        slow = {"latency_ms": PLATFORM_MS}
-        httpx.put(f"{system.simulator_url}/_control/switches", json=slow, timeout=30).raise_for_status()
+        waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
+        switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
+        httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
+        each_s = BEGIN_S + seconds  # a worker has 16 sends under way
+        messages = int(1.2 * sum(WORKERS) * 16 * each_s / (PLATFORM_MS / 1000))
+        _post_all(system, waiting, messages)
         for count in WORKERS:
             for number in range(count + 1, max(WORKERS) + 1):
                 if system.is_running(f"worker-whatsapp-{number}"):
                     system.end(f"worker-whatsapp-{number}")
-            traffic = Traffic(system, senders, read)
-            rates[count] = traffic.closed_window([*some, *more], window=WAITING, seconds=max(8, 20 * scale.time))
-            traffic.close()
+            time.sleep(BEGIN_S)
+            before, started_s = _sends(system), time.perf_counter()
+            time.sleep(seconds)
+            rates[count] = (_sends(system) - before) / (time.perf_counter() - started_s)
     for count in sorted(rates):
         doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
         yield Figure(f"{count} workers, {PLATFORM_MS} ms a send", f"{rates[count]:,.1f} messages/s", doubled)
@@ -191,6 +201,27 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
     yield Figure(
         "each doubling, 1 to 8", f"{per_doubling:.2f} times", "target 1.9", name="workers", ratio=per_doubling / 2
     )
+
+
+def _post_all(system: LocalSystem, waiting: Sequence[Talk], messages: int) -> None:
+    """So many, one to each in turn; returns once all are on their way to the channel."""
+    traffic = Traffic(system, [], pushed)
+    log = event_log(system)
+    out = [TopicPartition(outbound("whatsapp"), number) for number in range(PARTITIONS)]
+    before = sum(map(log.end_offset, out))
+    traffic.post(waiting, messages)
+    deadline_s = time.monotonic() + LATE_S
+    while sum(map(log.end_offset, out)) - before < messages:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("not everything that was posted came to its channel")
+        time.sleep(0.2)
+    traffic.close()
+    log.close()
+
+
+def _sends(system: LocalSystem) -> int:
+    stats = httpx.get(f"{system.simulator_url}/_control/stats", timeout=30).raise_for_status().json()
+    return int(stats["sends"]["accepted"])
 
 
 def _flatness(what: str, costs: dict[int, float]) -> Iterator[Measured]:

@@ -1,19 +1,21 @@
-"""Curves and bars as small SVGs, written by hand: no plotting library is worth its wheels for two kinds of picture."""
+"""Curves, bars and flames as small SVGs, written by hand: no library is worth its wheels for three kinds of picture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Final
 
-from bench.figures import IMAGES, Curve, Line, Plot, Stages
+from bench.figures import IMAGES, Curve, Flame, Line, Plot, Stages
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 60, 45
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a", "#0a7ea4", "#a475f9", "#cf7a4b")
 BAR: Final = 26
+WIDE, ROW, DEEPEST, LEAST = 1200, 16, 60, 1 / 400  # of flames
 
 
 def write(plot: Plot, folder: Path = IMAGES) -> None:
@@ -22,7 +24,14 @@ def write(plot: Plot, folder: Path = IMAGES) -> None:
 
 
 def svg(plot: Plot) -> str:
-    return "\n".join(_curve(plot) if isinstance(plot, Curve) else _stages(plot)) + "\n"
+    match plot:
+        case Curve():
+            lines = _curve(plot)
+        case Stages():
+            lines = _stages(plot)
+        case Flame():
+            lines = _flame(plot)
+    return "\n".join(lines) + "\n"
 
 
 def ticks(highest: float, about: int = 5) -> list[float]:
@@ -82,6 +91,37 @@ def _stages(stages: Stages) -> Iterator[str]:
             yield f'<rect {place} fill="{colours[name]}">{told}</rect>'
             x += wide
     yield "</svg>"
+
+
+def _flame(flame: Flame) -> Iterator[str]:
+    """The outermost at the top; what takes less than a 400th of all is left out."""
+    total = sum(flame.stacks.values())
+    deepest = max((len(stack) for stack, ms in flame.stacks.items() if ms >= total * LEAST), default=0)
+    height = TOP + min(deepest, DEEPEST) * ROW + 10
+    yield from _head(WIDE, height, f"{flame.title} ({total:.1f})")
+    yield from _layer(flame.stacks, 0, 10.0, (WIDE - 20) / max(total, 1e-9), total * LEAST)
+    yield "</svg>"
+
+
+def _layer(stacks: Mapping[tuple[str, ...], float], depth: int, x: float, scale: float, least: float) -> Iterator[str]:
+    """The parts at a depth of stacks that are the same up to there, from ``x`` on; ``scale``: pixels a millisecond."""
+    parts: dict[str, dict[tuple[str, ...], float]] = {}
+    for stack, ms in stacks.items():
+        if len(stack) > depth:
+            parts.setdefault(stack[depth], {})[stack] = ms
+    for name, inside in sorted(parts.items(), key=lambda part: -sum(part[1].values())):
+        ms = sum(inside.values())
+        if ms < least or depth >= DEEPEST:
+            continue
+        wide, y = ms * scale, TOP - 20 + depth * ROW
+        colour = COLOURS[zlib.crc32(name.partition(":")[0].encode()) % len(COLOURS)]
+        place = f'x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{ROW - 1}"'
+        yield f'<g><title>{escape(name)}: {ms:.2f} ms</title><rect {place} fill="{colour}" fill-opacity="0.35"/>'
+        if shown := name[: int(wide / 6)]:
+            yield _text(x + 2, y + ROW - 5, shown)
+        yield "</g>"
+        yield from _layer(inside, depth + 1, x, scale, least)
+        x += wide
 
 
 def _legend(labels: Iterable[str], y: float) -> Iterator[str]:

@@ -121,6 +121,15 @@ class Traffic:
         self._settle(late_s)
         return samples.found
 
+    def post(self, posts: Sequence[Post], count: int) -> None:
+        """So many as fast as they are accepted; returns once all were."""
+        turns = cycle(posts)
+        for _ in range(count):
+            self._post(next(turns), time.perf_counter())
+        self._loop.run_until(lambda: not self._pool.under_way, timeout_s=LATE_S)
+        if self.watched.refused or self._pool.under_way:
+            raise RuntimeError(f"of {count} posts {self.watched.refused} were refused, {self._pool.under_way} hang")
+
     def closed_window(self, posts: Sequence[Post], *, window: int, seconds: float) -> float:
         """Keep ``window`` messages under way: the next post goes out when as many as it holds arrived. How many arrived
         a second, from when the first ``window`` had: until then the stages fill."""

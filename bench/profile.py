@@ -1,0 +1,146 @@
+"""Where a message's CPU goes: py-spy looks at every Python process of the whole loop while it is at work.
+
+python -m bench.profile [--profile cluster]
+
+What holds the interpreter's lock counts, so that who waits costs nothing; the servers are not looked into. To look
+takes some of the CPU that it finds. py-spy has to be root's, or the kernel has to allow it
+(kernel.yama.ptrace_scope=0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bench.figures import Figure, Flame, Measured
+from bench.loop import most, people_on_whatsapp
+from bench.people import WHATSAPP_SECRETS
+from bench.profiles import Profile, add_profile, profile_of, running
+from bench.usage import family
+from demo.supervisor import LocalSystem
+
+RATE: Final = 50  # looks a second
+LARGEST: Final = 5
+WARM_UP_S: Final = 8.0
+COPY: Final = re.compile(r"-\d+$")
+FRAME: Final = re.compile(r"(?P<function>.*) \((?P<path>[^:()]*)(?::\d+)?\)")
+Stack = tuple[str, ...]  # package and function of each frame, the outermost first
+
+
+class Spy(NamedTuple):
+    """A py-spy at work, and where it writes what it saw."""
+
+    looked_at: str
+    process: subprocess.Popen[bytes]
+    out: Path
+
+
+@dataclass(slots=True)
+class Profiles:
+    """How often each stack was seen, by process."""
+
+    seen: dict[str, Counter[Stack]] = field(default_factory=dict)
+
+    def add(self, process: str, raw: str) -> None:
+        """``raw``: a line for each stack, ``outermost;…;innermost count``."""
+        counts = self.seen.setdefault(COPY.sub("", process), Counter())
+        for line in raw.splitlines():
+            frames, _, count = line.rpartition(" ")
+            if count.isdigit():
+                counts[tuple(map(place, frames.split(";")))] += int(count)
+
+    def figures(self, messages: int) -> Iterator[Figure]:
+        """Of each process the packages in which it was most."""
+        for process, stacks in sorted(self.seen.items(), key=lambda each: -each[1].total()):
+            packages: Counter[str] = Counter()
+            for stack, count in stacks.items():
+                packages[stack[-1].partition(":")[0]] += count
+            listed = ", ".join(
+                f"{package} {count / stacks.total():.0%}" for package, count in packages.most_common(LARGEST)
+            )
+            yield Figure(process, f"{_ms(stacks.total(), messages):.2f} ms a message", listed)
+
+    def flame(self, file: str, title: str, messages: int) -> Flame:
+        stacks = {(process, *stack): count for process, seen in self.seen.items() for stack, count in seen.items()}
+        return Flame(file, title, {stack: _ms(count, messages) for stack, count in stacks.items()})
+
+
+def _ms(samples: int, messages: int) -> float:
+    return 1000 * samples / RATE / max(1, messages)
+
+
+def place(frame: str) -> str:
+    """``messaging.services:persist`` for a frame as py-spy writes it; of packages of others their name alone."""
+    match = FRAME.fullmatch(frame)
+    if match is None:
+        return f"?:{frame}"
+    parts = Path(match["path"]).with_suffix("").parts
+    if "site-packages" in parts:
+        package = parts[parts.index("site-packages") + 1 :][0]
+    elif any(each.startswith("python3") for each in parts) or match["path"].startswith("<"):
+        package = "python"
+    else:
+        package = ".".join(parts[-3:-1] or parts)
+    return f"{package}:{match['function']}"
+
+
+def looking(system: LocalSystem, folder: Path, *, seconds: float) -> Iterator[Spy]:
+    """py-spy at each Python process."""
+    spy = Path(sys.executable).with_name("py-spy")
+    for name in system.processes:
+        for pid in family(system.pid(name)) if not name.startswith("redis") else ():
+            out = folder / f"{name}.{pid}"
+            command = [str(spy), "record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(RATE)]
+            command += ["--gil", "--nonblocking", "--format", "raw", "--output", str(out)]
+            yield Spy(name, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), out)
+
+
+def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
+    """Raises RuntimeError where py-spy may look at nothing."""
+    seconds = max(8.0, 20 * scale)
+    with running(profile, directory / "system", env=WHATSAPP_SECRETS) as system:
+        senders, talks = people_on_whatsapp(system)
+        most(system, senders, talks, seconds=WARM_UP_S)
+        spies = list(looking(system, directory, seconds=seconds))
+        started_s = time.monotonic()
+        per_s, _ = most(system, senders, talks, seconds=seconds)
+        found = _read(spies)
+        took_s = time.monotonic() - started_s
+    if not found.seen:
+        raise RuntimeError("py-spy may look at no process: run it as root, or set kernel.yama.ptrace_scope=0")
+    messages = round(per_s * seconds)
+    yield Figure("the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second; {took_s:.0f} s")
+    yield from found.figures(messages)
+    yield found.flame(f"flame-{profile}.svg", f"CPU of a message to READ in Python, {profile} profile, ms", messages)
+
+
+def _read(spies: Iterable[Spy]) -> Profiles:
+    found = Profiles()
+    for each in spies:
+        each.process.wait(120)
+        if each.out.exists():
+            found.add(each.looked_at, each.out.read_text())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
+        for measured in everything(profile_of(options), Path(name), scale=options.scale):
+            print(measured if isinstance(measured, Figure) else f"{measured.file}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
