@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,6 +24,11 @@ TTL_S: Final = 60
 TIMEOUT_S: Final = 0.25  # a hint may not hold up a 202 for longer
 PAUSE_S: Final = 5.0  # without asking again after Redis failed
 
+# KEYS of the hints; ARGV seconds, a value for each. One command for hundreds of them.
+_PUT_ALL: Final = """
+for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end
+"""
+
 
 class RedisHints:
     """Best effort: without Redis there are no hints, and a GET in the moment before storage answers 404."""
@@ -35,15 +40,14 @@ class RedisHints:
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
+        self._put_all = self._client.register_script(_PUT_ALL)
 
-    def put(self, messages: Sequence[Message]) -> None:
-        def put(client: redis.Redis) -> None:
-            with client.pipeline(transaction=False) as pipeline:
-                for message in messages:
-                    pipeline.set(_key(message.message_id), codec.encode(message), ex=TTL_S)
-                pipeline.execute()
-
-        self._ask(put)
+    def put(self, messages: Mapping[UUID, bytes]) -> None:
+        keys, values = [_key(each) for each in messages], list(messages.values())
+        if len(keys) == 1:
+            self._ask(lambda client: client.set(keys[0], values[0], ex=TTL_S))
+        elif keys:
+            self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values]))
 
     def get(self, message_id: UUID) -> Message | None:
         data = self._ask(lambda client: client.get(_key(message_id)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, Self
 from uuid import UUID
@@ -93,8 +93,8 @@ class Accepted:
 class Hints(Protocol):
     """Accepted messages that may not be stored yet, kept for a minute so that GET can answer ACCEPTED. Best effort."""
 
-    def put(self, messages: Sequence[Message]) -> None:
-        """Never raises."""
+    def put(self, messages: Mapping[UUID, bytes]) -> None:
+        """By id, as the log has them. Never raises."""
 
     def get(self, message_id: UUID) -> Message | None:
         """None when unknown or when the hints are away."""
@@ -323,12 +323,15 @@ def _prepared(draft: Draft, message: Message, planned: Conversation | None, desk
 
 def _append(messages: Sequence[Message], desk: Desk) -> None:
     headers = tracing.of_request()
-    records = [NewRecord(topics.MESSAGES, str(each.conversation_id), codec.encode(each), headers) for each in messages]
+    encoded = {each.message_id: codec.encode(each) for each in messages}
+    records = [
+        NewRecord(topics.MESSAGES, str(each.conversation_id), encoded[each.message_id], headers) for each in messages
+    ]
     with metrics.APPEND_SECONDS.time():
         desk.log.append(records)
     failpoint("accept.appended")
     metrics.ACCEPTED.inc(len(messages))
-    desk.hints.put(messages)
+    desk.hints.put(encoded)
 
 
 def _known(draft: Draft, desk: Desk) -> Conversation | None:

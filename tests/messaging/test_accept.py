@@ -16,7 +16,7 @@ from core.clock import ManualClock
 from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import derived_id, uuid7
 from files.errors import FileNotFound
-from messaging import topics
+from messaging import codec, topics
 from messaging.domain import Message
 from messaging.errors import (
     ConversationNotFound,
@@ -81,8 +81,8 @@ class Notes:
         self.known: dict[UUID, Message] = {}
         self.ended: set[tuple[UUID, str, str]] = set()
 
-    def put(self, messages: Sequence[Message]) -> None:
-        self.known.update({each.message_id: each for each in messages})
+    def put(self, messages: Mapping[UUID, bytes]) -> None:
+        self.known.update({message_id: codec.decode(Message, value) for message_id, value in messages.items()})
 
     def get(self, message_id: UUID) -> Message | None:
         return self.known.get(message_id)
