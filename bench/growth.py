@@ -44,9 +44,12 @@ LIVE_PER_S: Final = 100
 BACKLOG_BATCH: Final = 500
 BACKLOG_CLIENTS: Final = 4
 CATCH_UP_S: Final = 7200.0
-WORKERS: Final = (8, 4, 2, 1)
+WORKERS: Final = (1, 2, 4, 8)
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
-PLATFORM_MS: Final = 4000  # of each send: a worker sends 16 at once, and waits
+PLATFORM_MS: Final = 4000  # of each send
+AT_ONCE: Final = 16  # sends of a worker, which waits for them
+WAVES, SPARE = 4, 4  # of those that are measured; that may go by while workers start
+LOOK_S, SETTLED_S = 0.05, 0.3
 WAITING: Final = 400  # conversations: 25 a lane, more than a worker sends at once
 BEGIN_S: Final = 8.0  # until those that are left have batches
 TOLD: Final = ("sent", "delivered", "read")
@@ -172,28 +175,30 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
     yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
 
 
-def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
-    """Sends a second to a platform that takes its time and tells nothing, with ever fewer workers of that channel. More
+def workers(profile: Profile, directory: Path, _scale: Scale) -> Iterator[Measured]:
+    """Sends a second to a platform that takes its time and tells nothing, with ever more workers of that channel. More
     waits on the log than all of them get done: they work through it."""
     rates: dict[int, float] = {}
-    seconds = max(3 * PLATFORM_MS / 1000, 30 * scale.time)
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
     with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
+        names = [name for name in system.processes if name.startswith("worker-whatsapp")]
+        for name in names[1:]:
+            system.end(name)
         senders, some = people_on_whatsapp(system)
         waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
         switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
         httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
-        each_s = BEGIN_S + seconds  # a worker has 16 sends under way
-        messages = int(1.2 * sum(WORKERS) * 16 * each_s / (PLATFORM_MS / 1000))
-        _post_all(system, waiting, messages)
+        _post_all(system, waiting, int(sum(WORKERS) * AT_ONCE * (WAVES + BEGIN_S * 1000 / PLATFORM_MS + SPARE)))
+        lag = Lag(system)
         for count in WORKERS:
-            for number in range(count + 1, max(WORKERS) + 1):
-                if system.is_running(f"worker-whatsapp-{number}"):
-                    system.end(f"worker-whatsapp-{number}")
+            for name in names[:count]:
+                if not system.is_running(name):
+                    system.restart(name, timeout_s=120)
             time.sleep(BEGIN_S)
-            before, started_s = _sends(system), time.perf_counter()
-            time.sleep(seconds)
-            rates[count] = (_sends(system) - before) / (time.perf_counter() - started_s)
+            rates[count] = _sends_per_s(system, WAVES * AT_ONCE * count)
+        if not lag():
+            raise RuntimeError("the workers ran out of messages: nothing can be told")
+        lag.close()
     for count in sorted(rates):
         doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
         yield Figure(f"{count} workers, {PLATFORM_MS} ms a send", f"{rates[count]:,.1f} messages/s", doubled)
@@ -201,6 +206,21 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
     yield Figure(
         "each doubling, 1 to 8", f"{per_doubling:.2f} times", "target 1.9", name="workers", ratio=per_doubling / 2
     )
+
+
+def _sends_per_s(system: LocalSystem, count: int) -> float:
+    """From when one has just arrived, as the sends of a worker arrive together, until so many more have."""
+    first = now = _sends(system)
+    while now == first:
+        time.sleep(LOOK_S)
+        now = _sends(system)
+    time.sleep(SETTLED_S)
+    first, started_s, deadline_s = _sends(system), time.perf_counter(), time.perf_counter() + LATE_S
+    while _sends(system) - first < count:
+        if time.perf_counter() > deadline_s:
+            raise TimeoutError(f"{count} sends took longer than {LATE_S:.0f} s")
+        time.sleep(LOOK_S)
+    return count / (time.perf_counter() - started_s)
 
 
 def _post_all(system: LocalSystem, waiting: Sequence[Talk], messages: int) -> None:

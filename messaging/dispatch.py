@@ -195,10 +195,13 @@ class BusDispatcher:
 
     def completions(self, timeout_s: float) -> list[Completion]:
         key = _replies_key(self._bridge)
-        with _bus_errors(), self._waiting.pipeline(transaction=False) as pipeline:
-            pipeline.blpop([key], timeout=timeout_s).lpop(key, 1_000)  # type: ignore[union-attr] # its stubs know no chains
-            first, more = pipeline.execute()
-        return [_completion(_decode_reply(raw)) for raw in [*([first[1]] if first else []), *(more or [])]]
+        with _bus_errors():
+            first: Any = self._waiting.blpop([key], timeout=timeout_s)
+            if first is None:
+                return []
+            # Not in one go: a bus that freezes in between would empty the list for a client that is gone.
+            more: Any = self._waiting.lpop(key, 1_000) or []
+        return [_completion(_decode_reply(raw)) for raw in [first[1], *more]]
 
     def inspect(self, batches: list[Batch]) -> list[BatchState]:
         queues = [self._queue_of(batch.lane.source.topic) for batch in batches]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, cast
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError, ProgrammingError
 
 from accounts import directory
 from connectors import registry
@@ -102,10 +102,11 @@ class ConnectorLimits:
 
 @contextmanager
 def list_of_files() -> Iterator[None]:
-    """Inside the accounts' database is asked, where files are listed. Raises StorageUnavailable when it is away."""
+    """Inside the accounts' database is asked, where files are listed. Raises StorageUnavailable when it is away, takes
+    no writes, or lacks a table."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, InternalError, ProgrammingError) as error:
         raise StorageUnavailable(f"The accounts' database does not answer: {type(error).__name__}") from error
 
 

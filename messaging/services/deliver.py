@@ -67,6 +67,7 @@ PARK_PAUSED_MS: Final = int(60_000 * WAITS)  # each time, however long: an outag
 PARK_LONGEST_MS: Final = 30 * 60_000
 PARK_AS_ASKED_MS: Final = 3600_000  # the longest wait that a platform is granted
 RESUME_WITHIN_MS: Final = int(20_000 * WAITS)  # of being taken; less than any wait: what was just tried is left alone
+PAUSED_S: Final = 5.0  # unless something says for how long
 MAX_BROKEN: Final = 3  # tries of a message that something of ours breaks on
 MAX_AGE_MS: Final = 24 * 3600 * 1000  # WhatsApp's service window: what is older would be refused or a surprise
 
@@ -121,6 +122,7 @@ class _Send:
     outbound: Outbound
     account: Account | None
     outgoing: Outgoing
+    by_agent: bool  # of ours: the person's answers come to them, whoever has them now
     second: DeliveryState | None = None  # of the second try's claim; CLAIMED: this is it
     posting: bool = False  # from here on it may be delivered by this try
     external_id: str | None = None
@@ -246,9 +248,8 @@ class _Run:
         for item, outbound in heads:
             try:
                 sends.append(self._prepared(item, outbound))
-            except StorageUnavailable:  # who has no file goes on
-                delay_s = self._delivery.retry_delay_s(item.attempts)
-                outcomes[item.record.offset] = Outcome(Verdict.RETRY, after_s=delay_s, reason="unavailable")
+            except (StorageUnavailable, OSError):  # who has no file goes on
+                outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason="unavailable")
             except Exception as error:
                 if self._parks or isinstance(error, Unavailable):
                     raise  # the batch is halved until what breaks it stands alone
@@ -264,7 +265,8 @@ class _Run:
     def _prepared(self, item: Item, outbound: Outbound) -> _Send:
         account = self._delivery.account_for(outbound)
         outgoing = _outgoing(outbound, account, self._delivery, retries=item.attempts)
-        return _Send(item, outbound, account, outgoing)
+        by_agent = account is not None and self._delivery.is_agent(account, outbound.message.sender_id)
+        return _Send(item, outbound, account, outgoing, by_agent)
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""
@@ -440,9 +442,9 @@ class _Run:
         reason = send.bug or ("lease_lost" if isinstance(error, LeaseLost) else "unavailable")
         if send.posting:
             return AmbiguousDeliveryError(reason, outage=False)
-        if isinstance(error, LeaseLost):
-            return PausedDeliveryError(reason, outage=False)
-        return TransientDeliveryError(reason, outage=False)
+        if send.bug:
+            return TransientDeliveryError(reason, outage=False)
+        return PausedDeliveryError(reason, outage=False)
 
     def _settle(self, sends: Sequence[_Send]) -> None:
         """Record how a wave ended: what was sent first, it is the evidence that keeps a repeat from sending again."""
@@ -460,7 +462,7 @@ class _Run:
         refs: list[ExternalRef] = []
         # Of an account that is gone nothing is kept: nobody answers through it.
         sent = [(send, account) for send in sends if (account := send.account) and send.external_id is not None]
-        known, bound = self._known_people([each for each in sent if not self._is_by_agent(*each)]), {}
+        known, bound = self._known_people([(send, account) for send, account in sent if not send.by_agent]), {}
         for send, account in sent:
             message = send.outbound.message
             refs.append(
@@ -475,16 +477,12 @@ class _Run:
                 )
             )
             person = account.account_id, _address(send.outbound)
-            if binding := self._binding(send.outbound, account, known.get(person)):
+            if binding := self._binding(send, account, known.get(person)):
                 known[person] = bound[person] = binding
         if refs:
             self._delivery.store.note_externals(refs)
         if bound:
             self._delivery.store.bind_contacts(list(bound.values()))
-
-    def _is_by_agent(self, send: _Send, account: Account) -> bool:
-        """Whom the person's answers come to, whoever has them now: that need not be looked up."""
-        return self._delivery.is_agent(account, send.outbound.message.sender_id)
 
     def _known_people(self, sent: Sequence[tuple[_Send, Account]]) -> dict[tuple[str, str], Contact]:
         """Those of the recipients whom we know, by account id and address."""
@@ -500,14 +498,14 @@ class _Run:
             ).items()
         }
 
-    def _binding(self, outbound: Outbound, account: Account, known: Contact | None) -> Contact | None:
+    def _binding(self, send: _Send, account: Account, known: Contact | None) -> Contact | None:
         """The person's next message comes to this conversation: if it is their first, or if an agent of ours wrote.
 
         Whoever else may write to them must not draw to themselves what they tell the agents.
         """
-        message = outbound.message
+        message = send.outbound.message
         elsewhere = known is not None and known.conversation_id != message.conversation_id
-        if elsewhere and not self._delivery.is_agent(account, message.sender_id):
+        if elsewhere and not send.by_agent:
             return None
         if known is not None and known.last_message_id > message.message_id:
             return None  # bindings move forward only
@@ -515,7 +513,7 @@ class _Run:
             workspace_id=message.workspace_id,
             channel=self._delivery.channel,
             account_id=account.account_id,
-            address=_address(outbound),
+            address=_address(send.outbound),
             conversation_id=message.conversation_id,
             last_message_id=message.message_id,
         )
@@ -547,7 +545,7 @@ class _Run:
             case None | PermanentDeliveryError():
                 return DONE
             case PausedDeliveryError() as error:
-                return Outcome(Verdict.PAUSED, after_s=error.retry_after_s or 5.0, reason=error.reason)
+                return Outcome(Verdict.PAUSED, after_s=error.retry_after_s or PAUSED_S, reason=error.reason)
             case AmbiguousDeliveryError() as error:
                 return Outcome(Verdict.RETRY, after_s=EVIDENCE_WAIT_MS / 1000, reason=error.reason)
             case error:

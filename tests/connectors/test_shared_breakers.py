@@ -107,6 +107,17 @@ def test_a_guard_records_how_a_call_ended(process: Callable[[], SharedBreakers])
     assert not called
 
 
+def test_a_probe_that_fails_is_told_how_long_the_next_one_waits(
+    process: Callable[[], SharedBreakers], clock: ManualClock
+) -> None:
+    breakers = process()
+    fail(breakers, 5)
+    clock.advance(Rules().open_s)
+    with pytest.raises(PausedDeliveryError) as probed, breakers.guard(*A):
+        raise DOWN
+    assert (probed.value.reason, probed.value.retry_after_s) == (DOWN.reason, Rules().open_s)
+
+
 def test_a_guard_that_ends_well_starts_the_count_anew(process: Callable[[], SharedBreakers]) -> None:
     breakers = process()
     fail(breakers, 4)

@@ -351,10 +351,11 @@ def _frame_order(facts: _Facts) -> Found:
 
 
 def _gaps(client: Client) -> Found:
-    """Within an epoch each frame has the next number, but for the first one after a resync."""
+    """Each frame has the next number of the same epoch, but for the first one after a resync."""
     for place, (one, other) in enumerate(itertools.pairwise(client.frames), 1):
-        missed = other.seq != one.seq + 1 and place not in client.resyncs
-        if one.epoch == other.epoch and (other.seq <= one.seq or missed):
+        is_same, is_next = other.epoch == one.epoch, other.seq == one.seq + 1
+        missed = place not in client.resyncs and not (is_same and is_next)
+        if missed or (is_same and other.seq <= one.seq):
             yield f"{client.user}: {other.seq} after {one.seq}"
 
 

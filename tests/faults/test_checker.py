@@ -380,6 +380,17 @@ WRONG: list[tuple[str, Rule, History]] = [
         ),
     ),
     (
+        "a new epoch begins, and nobody said resync then",
+        Rule.FRAME_ORDER,
+        but(
+            clients=client(
+                frames=[each._replace(epoch="e2") if each.seq > 9 else each for each in CLIENT.frames],
+                resyncs=RESYNCED,
+                fetched=ALL,
+            )
+        ),
+    ),
+    (
         "an event is told again in another epoch, and nobody said resync",
         Rule.FRAME_ORDER,
         but(clients=client(frames=[*CLIENT.frames, CLIENT.frames[-1]._replace(epoch="e2", seq=1)])),

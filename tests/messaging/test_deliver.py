@@ -724,7 +724,8 @@ def test_what_breaks_one_send_leaves_no_neighbour_unsettled(bench: Workbench, er
     else:
         bench.platform.will("b", error)
     first = verdicts(send(bench, records))
-    assert first == [Verdict.DONE, Verdict.RETRY, Verdict.DONE]
+    waits = Verdict.PAUSED if early and isinstance(error, Unavailable) else Verdict.RETRY
+    assert first == [Verdict.DONE, waits, Verdict.DONE]
     bench.clock.advance(10)
     assert send(bench, records, attempts=1) == [DONE] * 3
     assert sorted(bench.platform.texts) == (["a", "b", "c"] if early else ["a", "b", "b", "c"])
@@ -761,7 +762,7 @@ def test_a_file_that_cannot_be_read_just_now_is_waited_for(bench: Workbench) -> 
     for attempts in range(5):
         [outcome] = send(bench, records, attempts=attempts)
         assert outcome is not None
-        assert (outcome.verdict, outcome.reason) == (Verdict.RETRY, "unavailable")
+        assert (outcome.verdict, outcome.reason) == (Verdict.PAUSED, "unavailable")  # which burns no attempt
     assert send(bench, records, attempts=5) == [DONE]
     assert bench.reported() == []
 
@@ -979,6 +980,7 @@ def test_who_sends_a_file_waits_for_the_storage_and_nobody_else_does(bench: Work
         scope = scope_of(with_file[0])
         resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
         assert bench.store.parked_scopes([scope])
+        assert due_in_ms(bench, scope) == PARK_PAUSED_MS
         return
     found = deliver(
         items([*with_file, *others]),
@@ -987,10 +989,16 @@ def test_who_sends_a_file_waits_for_the_storage_and_nobody_else_does(bench: Work
         lease=FreeLease(),
         deadline_s=bench.clock.monotonic_s() + 5,
     )
-    assert [found[each.offset].verdict for each in (with_file[0], others[0])] == [Verdict.RETRY, Verdict.DONE]
+    assert [found[each.offset].verdict for each in (with_file[0], others[0])] == [Verdict.PAUSED, Verdict.DONE]
     assert with_file[1].offset not in found
     assert bench.platform.texts == ["no file"]
     assert send(bench, with_file) == [DONE, DONE]
+
+
+def due_in_ms(bench: Workbench, scope: ParkScope) -> int:
+    due_ms = bench.store.due_at_ms(scope)
+    assert due_ms is not None
+    return due_ms - bench.clock.now_ms()
 
 
 def _parked(bench: Workbench, first: str, *behind: str) -> ParkScope:

@@ -163,10 +163,10 @@ def accounts_and_files_away(world: World, pace: Pace) -> None:
         chat = f"whatsapp:+{person}@{account}"
         stored = alice.api.post("/v1/files", files={"file": ("dog.png", PICTURE)}, data={"conversation_id": chat})
         assert stored.status_code == 201, stored.text
-        world.servers.minio.kill()
-        with_file = _send_file(world, chat, stored.json()["file_id"])
-        world.servers.postgres.kill()
         try:
+            world.servers.minio.kill()
+            with_file = _send_file(world, chat, stored.json()["file_id"])
+            world.servers.postgres.kill()
             began = len(client.answers)
             town.says("whatsapp", account, person, "meanwhile")
             eventually(lambda: _heard(hers.of("message"), "meanwhile"))
