@@ -2,9 +2,9 @@
 
 python -m bench.profile [--profile cluster]
 
-What holds the interpreter's lock counts, so that who waits costs nothing; the servers are not looked into. To look
-takes some of the CPU that it finds. py-spy has to be root's, or the kernel has to allow it
-(kernel.yama.ptrace_scope=0).
+What holds the interpreter's lock is seen, so that who waits costs nothing, and shares out the CPU that its process
+took; the servers are not looked into. To look takes some of the CPU that it finds. py-spy has to be root's, or the
+kernel has to allow it (kernel.yama.ptrace_scope=0).
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.figures import Figure, Flame, Measured
+from bench.figures import Figure, Flame, Measured, Stages
 from bench.loop import most, people_on_whatsapp
 from bench.people import WHATSAPP_SECRETS
 from bench.profiles import Profile, add_profile, profile_of, running
@@ -46,9 +45,13 @@ class Spy(NamedTuple):
 
 @dataclass(slots=True)
 class Profiles:
-    """How often each stack was seen, by process."""
+    """How often each stack was seen, by process, whose copies are one; ``cost_ms``: CPU of a message in each."""
 
     seen: dict[str, Counter[Stack]] = field(default_factory=dict)
+    cost_ms: Counter[str] = field(default_factory=Counter)
+
+    def took(self, process: str, ms: float) -> None:
+        self.cost_ms[COPY.sub("", process)] += ms  # type: ignore[assignment] # a counter of milliseconds
 
     def add(self, process: str, raw: str) -> None:
         """``raw``: a line for each stack, ``outermost;…;innermost count``."""
@@ -58,24 +61,27 @@ class Profiles:
             if count.isdigit():
                 counts[tuple(map(place, frames.split(";")))] += int(count)
 
-    def figures(self, messages: int) -> Iterator[Figure]:
+    def figures(self) -> Iterator[Figure]:
         """Of each process the packages in which it was most."""
-        for process, stacks in sorted(self.seen.items(), key=lambda each: -each[1].total()):
+        for process, stacks in sorted(self.seen.items(), key=lambda each: -self.cost_ms[each[0]]):
             packages: Counter[str] = Counter()
             for stack, count in stacks.items():
                 packages[stack[-1].partition(":")[0]] += count
             listed = ", ".join(
                 f"{package} {count / stacks.total():.0%}" for package, count in packages.most_common(LARGEST)
             )
-            yield Figure(process, f"{_ms(stacks.total(), messages):.2f} ms a message", listed)
+            yield Figure(process, f"{self.cost_ms[process]:.2f} ms a message", listed)
 
-    def flame(self, file: str, title: str, messages: int) -> Flame:
-        stacks = {(process, *stack): count for process, seen in self.seen.items() for stack, count in seen.items()}
-        return Flame(file, title, {stack: _ms(count, messages) for stack, count in stacks.items()})
-
-
-def _ms(samples: int, messages: int) -> float:
-    return 1000 * samples / RATE / max(1, messages)
+    def flame(self, file: str, title: str) -> Flame:
+        return Flame(
+            file,
+            title,
+            {
+                (process, *stack): self.cost_ms[process] * count / stacks.total()
+                for process, stacks in self.seen.items()
+                for stack, count in stacks.items()
+            },
+        )
 
 
 def place(frame: str) -> str:
@@ -111,16 +117,16 @@ def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[M
         senders, talks = people_on_whatsapp(system)
         most(system, senders, talks, seconds=WARM_UP_S)
         spies = list(looking(system, directory, seconds=seconds))
-        started_s = time.monotonic()
-        per_s, _ = most(system, senders, talks, seconds=seconds)
+        per_s, measured = most(system, senders, talks, seconds=seconds, plot="costs")
         found = _read(spies)
-        took_s = time.monotonic() - started_s
     if not found.seen:
         raise RuntimeError("py-spy may look at no process: run it as root, or set kernel.yama.ptrace_scope=0")
-    messages = round(per_s * seconds)
-    yield Figure("the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second; {took_s:.0f} s")
-    yield from found.figures(messages)
-    yield found.flame(f"flame-{profile}.svg", f"CPU of a message to READ in Python, {profile} profile, ms", messages)
+    for costs in (each for each in measured if isinstance(each, Stages)):
+        for name, ms in costs.bars[0][1]:
+            found.took(name, ms)
+    yield Figure("the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second")
+    yield from found.figures()
+    yield found.flame(f"flame-{profile}.svg", f"CPU of a message to READ in Python, {profile} profile, ms")
 
 
 def _read(spies: Iterable[Spy]) -> Profiles:

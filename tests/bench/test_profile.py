@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from bench import plots
-from bench.profile import RATE, Profiles, place
+from bench.profile import Profiles, place
 
 RAW = """\
 <module> (manage.py:10);run (/srv/messaging/services/persist.py:30);execute (/x/site-packages/redis/client.py:9) 60
@@ -37,18 +37,20 @@ def profiles() -> Profiles:
     found.add("worker-core", RAW)
     found.add("worker-core-2", RAW)
     found.add("bridge", "poll (/srv/messaging/bridge/runner.py:1) 50\n")
+    for process, ms in (("worker-core", 3.0), ("worker-core-2", 1.0), ("bridge", 1.0)):
+        found.took(process, ms)
     return found
 
 
 def test_processes_are_told_by_what_they_take_and_copies_together() -> None:
-    core, bridge = profiles().figures(messages=10)
-    assert (core.what, core.value) == ("worker-core", f"{1000 * 200 / RATE / 10:.2f} ms a message")
+    core, bridge = profiles().figures()
+    assert (core.what, core.value) == ("worker-core", "4.00 ms a message")
     assert core.beside == "redis 60%, messaging.services 40%"
     assert (bridge.what, bridge.beside) == ("bridge", "messaging.bridge 100%")
 
 
 def test_a_flame_is_as_wide_as_what_it_took() -> None:
-    drawn = plots.svg(profiles().flame("x.svg", "<CPU>", messages=10))
+    drawn = plots.svg(profiles().flame("x.svg", "<CPU>"))
     ElementTree.fromstring(drawn)
     wide = {
         title: float(width)
@@ -57,6 +59,6 @@ def test_a_flame_is_as_wide_as_what_it_took() -> None:
         )
     }
     total = plots.WIDE - 20
-    assert wide["worker-core"] == pytest.approx(total * 200 / 250, abs=0.1)
-    assert wide["bridge"] == pytest.approx(total * 50 / 250, abs=0.1)
-    assert wide["redis:execute"] == pytest.approx(total * 120 / 250, abs=0.1)
+    assert wide["worker-core"] == pytest.approx(total * 4 / 5, abs=0.1)
+    assert wide["bridge"] == pytest.approx(total * 1 / 5, abs=0.1)
+    assert wide["redis:execute"] == pytest.approx(total * 4 / 5 * 0.6, abs=0.1)
