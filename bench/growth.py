@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -48,7 +49,7 @@ WORKERS: Final = (1, 2, 4, 8)
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
 PLATFORM_MS: Final = 4000  # of each send
 AT_ONCE: Final = 16  # sends of a worker, which waits for them
-WAVES, SPARE = 4, 4  # of those that are measured; that may go by while workers start
+WAVES, SPARE = 4, 8  # of those that are measured; that may go by while workers start and end
 LOOK_S, SETTLED_S = 0.05, 0.3
 WAITING: Final = 400  # conversations: 25 a lane, more than a worker sends at once
 BEGIN_S: Final = 8.0  # until those that are left have batches
@@ -182,13 +183,14 @@ def workers(profile: Profile, directory: Path, _scale: Scale) -> Iterator[Measur
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
     with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
         names = [name for name in system.processes if name.startswith("worker-whatsapp")]
-        for name in names[1:]:
-            system.end(name)
         senders, some = people_on_whatsapp(system)
         waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
         switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
         httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
         _post_all(system, waiting, int(sum(WORKERS) * AT_ONCE * (WAVES + BEGIN_S * 1000 / PLATFORM_MS + SPARE)))
+        time.sleep(2 * BEGIN_S)  # what was dispatched while little was there is small: all of them work through that
+        with ThreadPoolExecutor(max(WORKERS)) as ending:
+            list(ending.map(system.end, names[1:]))
         lag = Lag(system)
         for count in WORKERS:
             for name in names[:count]:
