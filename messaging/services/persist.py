@@ -62,7 +62,7 @@ def _standing(
                 RecipientStatus(each, Status.SENT, rank(Status.SENT), message.accepted_at_ms)
                 for each in message.recipients
             ]
-    return found | store.statuses(looked_up)
+    return found | store.statuses(looked_up) if looked_up else found
 
 
 def _count(messages: Sequence[Message], now_ms: int) -> None:
