@@ -89,6 +89,9 @@ class Flame:
     title: str
     stacks: Mapping[tuple[str, ...], float]
 
+    def __str__(self) -> str:
+        return self.file
+
 
 Plot = Curve | Stages | Flame
 Measured = Figure | Plot

@@ -5,13 +5,11 @@ python -m bench.footprint [--profile cluster]
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Final
 from bench.figures import ROOT, Figure
 from bench.live import PAIRS, listeners_of
 from bench.people import talks
-from bench.profiles import Profile, add_profile, profile_of, running
+from bench.profiles import Profile, alone, running
 from bench.traffic import Traffic, pushed
 from bench.usage import Usage, family, rss_mb, servers_of
 from demo.ports import Ports
@@ -112,15 +110,5 @@ def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[F
     yield installed()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
-        for figure in everything(profile_of(options), Path(name), scale=options.scale):
-            print(figure, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    alone(__doc__, everything)

@@ -5,15 +5,13 @@ python -m bench.live [--profile cluster]
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from bench.figures import Curve, Figure, Line, Measured, Spread, Stages
 from bench.people import Parcel, Post, Talk, User, crowd, parcels, talks
-from bench.profiles import Profile, add_profile, not_stored, profile_of, running
+from bench.profiles import Profile, alone, not_stored, running
 from bench.traffic import LATE_S, Traffic, Watched, pushed
 from bench.usage import Spent, Usage
 from demo.supervisor import LocalSystem
@@ -150,15 +148,5 @@ def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[M
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
-        for measured in everything(profile_of(options), Path(name), scale=options.scale):
-            print(measured, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    alone(__doc__, everything)

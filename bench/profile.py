@@ -9,12 +9,10 @@ kernel has to allow it (kernel.yama.ptrace_scope=0).
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
-import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Final, NamedTuple
 from bench.figures import Figure, Flame, Measured, Stages
 from bench.loop import most, people_on_whatsapp
 from bench.people import WHATSAPP_SECRETS
-from bench.profiles import Profile, add_profile, profile_of, running
+from bench.profiles import Profile, alone, running
 from bench.usage import family
 from demo.supervisor import LocalSystem
 
@@ -48,10 +46,10 @@ class Profiles:
     """How often each stack was seen, by process, whose copies are one; ``cost_ms``: CPU of a message in each."""
 
     seen: dict[str, Counter[Stack]] = field(default_factory=dict)
-    cost_ms: Counter[str] = field(default_factory=Counter)
+    cost_ms: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def took(self, process: str, ms: float) -> None:
-        self.cost_ms[COPY.sub("", process)] += ms  # type: ignore[assignment] # a counter of milliseconds
+        self.cost_ms[COPY.sub("", process)] += ms
 
     def add(self, process: str, raw: str) -> None:
         """``raw``: a line for each stack, ``outermost;…;innermost count``."""
@@ -138,15 +136,5 @@ def _read(spies: Iterable[Spy]) -> Profiles:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_profile(parser)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as name:
-        for measured in everything(profile_of(options), Path(name), scale=options.scale):
-            print(measured if isinstance(measured, Figure) else f"{measured.file}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    alone(__doc__, everything)

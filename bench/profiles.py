@@ -10,10 +10,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 from demo.cluster import Servers
@@ -38,6 +39,21 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 def profile_of(options: argparse.Namespace) -> Profile:
     return cast(Profile, options.profile)
+
+
+class Benchmark(Protocol):
+    def __call__(self, profile: Profile, directory: Path, *, scale: float) -> Iterator[object]: ...
+
+
+def alone(description: str | None, benchmark: Benchmark) -> None:
+    """The command line of a benchmark that runs by itself; what it finds is printed as it is found."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_profile(parser)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each measurement takes")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
+        for measured in benchmark(profile_of(options), Path(folder), scale=options.scale):
+            print(measured, flush=True)
 
 
 @contextmanager

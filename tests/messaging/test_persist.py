@@ -63,16 +63,19 @@ def test_a_message_between_users_goes_to_no_channel(bench: Workbench) -> None:
     assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
 
 
-def test_a_frame_shows_a_status_that_came_before_its_message(bench: Workbench) -> None:
-    message = bench.message(bench.conversation(ALICE, BOB))
-    early = StatusChange(
+def read_by(recipient: str, message: Message, bench: Workbench) -> StatusChange:
+    return StatusChange(
         message_id=message.message_id,
         conversation_id=message.conversation_id,
-        recipient=BOB,
+        recipient=recipient,
         status=Status.READ,
         at_ms=bench.clock.now_ms(),
     )
-    bench.store.apply_statuses([early])
+
+
+def test_a_frame_shows_a_status_that_came_before_its_message(bench: Workbench) -> None:
+    message = bench.message(bench.conversation(ALICE, BOB))
+    bench.store.apply_statuses([read_by(BOB, message, bench)])
     run(bench, bench.append(topics.MESSAGES, [message]))
     [frame] = bench.sockets.of(ALICE, "message")
     assert frame["message"]["status"] == "READ"
@@ -97,14 +100,7 @@ def test_a_repeat_shows_what_came_meanwhile(bench: Workbench) -> None:
     message = bench.message(bench.conversation())
     records = bench.append(topics.MESSAGES, [message])
     bench.store.save_messages([message])  # by a worker that died then
-    read = StatusChange(
-        message_id=message.message_id,
-        conversation_id=message.conversation_id,
-        recipient=CARLA,
-        status=Status.READ,
-        at_ms=bench.clock.now_ms(),
-    )
-    bench.store.apply_statuses([read])
+    bench.store.apply_statuses([read_by(CARLA, message, bench)])
     run(bench, records)
     [frame] = bench.sockets.of(ALICE, "message")
     assert frame["message"]["status"] == "READ"
