@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from io import StringIO
@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import pytest
 from cassandra import AuthenticationFailed, InvalidRequest
 from cassandra.cluster import NoHostAvailable
+from cassandra.io import libevreactor
 from cassandra.query import BatchStatement, BatchType
 from django.core.management import CommandError, call_command
 from pytest_django import DjangoDbBlocker, Settings
@@ -487,6 +488,35 @@ class TestProcesses:
         assert store._db._opened is inherited
         store.save_messages([after])
         assert store.message(by_child.message_id) == by_child
+
+    def test_a_child_waits_for_no_lock_that_a_thread_of_its_parent_held(self, store: CassandraStore) -> None:
+        """As the driver's threads hold those of its connections, whenever a worker's parent forks."""
+        store.save_messages([a_message()])
+        held, forked = threading.Barrier(2), threading.Event()
+
+        def hold() -> None:
+            with ExitStack() as locks:
+                for connection in libevreactor._global_loop._live_conns:
+                    locks.enter_context(connection.lock)
+                held.wait(10)
+                forked.wait(10)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait(10)
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - the child reports by its exit code only
+            code = 1
+            try:
+                for _ in range(8):  # a thread that gets the holder's identity would pass for the locks' owner
+                    threading.Thread(target=threading.Event().wait, daemon=True).start()
+                store.save_messages([a_message()])
+                code = 0
+            finally:
+                os._exit(code)
+        forked.set()
+        holder.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def test_nothing_connects_before_it_is_used(self) -> None:
         [port] = free_ports(1)

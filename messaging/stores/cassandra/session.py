@@ -33,6 +33,7 @@ from cassandra import (
 )
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, ExecutionProfile, NoHostAvailable
 from cassandra.connection import ConnectionBusy, ConnectionException
+from cassandra.io import libevreactor
 from cassandra.io.libevreactor import LibevConnection  # without libev there is no start: the others are slow or gone
 from cassandra.policies import ConstantReconnectionPolicy, DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.pool import NoConnectionsAvailable
@@ -301,6 +302,18 @@ class Database:
                 }
             },
         }
+
+
+_inherited_loops: Final[list[object]] = []  # kept, as what they hold is the parent's
+
+
+def _forget_parents_loop() -> None:
+    """In a child: the driver would close what it inherits, under locks that threads of the parent may have held."""
+    _inherited_loops.append(libevreactor._global_loop)
+    libevreactor._global_loop = None
+
+
+os.register_at_fork(after_in_child=_forget_parents_loop)
 
 
 def _tls_fault(error: object) -> str:
