@@ -1,12 +1,13 @@
 """Named places where a fault test ends or stops a process. Nothing happens unless FAILPOINTS names a folder.
 
-A file in that folder arms the point of its name for whoever comes by next; its content says what happens:
+A file in that folder arms the point of its name for whoever comes by next, ``<name>.<SERVICE>`` for that service alone;
+its content says what happens:
 
 * ``kill``: SIGKILL to this process,
 * ``kill-group``: to its whole process group, say a worker's parent and all its children,
 * ``stop``: SIGSTOP to this process; whoever armed it sends SIGCONT.
 
-The file is renamed to ``<name>.struck`` and holds the process id then, so that each arming strikes once.
+The file gets a name that ends in ``.struck`` and holds the process id then, so that each arming strikes once.
 
 A file ``clock``, ``clock.<SERVICE>`` or ``clock.<process id>`` holds the seconds by which wall clocks are wrong: of all
 processes, of a service's, of one. The nearest counts, and may change at any time.
@@ -57,15 +58,16 @@ def _clock_error_ns(folder: Path) -> int:
 
 
 def _pass(folder: Path, name: str) -> None:
-    armed, mine = folder / name, folder / f"{name}.{os.getpid()}"
-    try:
-        armed.rename(mine)  # of several that come by, one gets it
-    except FileNotFoundError:
-        return
-    action = mine.read_text()
-    mine.write_text(str(os.getpid()))
-    mine.rename(folder / f"{name}.struck")
-    _ACTIONS[action]()
+    for point in (name, f"{name}.{os.environ.get('SERVICE', '')}"):
+        armed, mine = folder / point, folder / f"{point}.{os.getpid()}"
+        try:
+            armed.rename(mine)  # of several that come by, one gets it
+        except FileNotFoundError:
+            continue
+        action = mine.read_text()
+        mine.write_text(str(os.getpid()))
+        mine.rename(folder / f"{point}.struck")
+        _ACTIONS[action]()
 
 
 _ACTIONS: Final[dict[str, Callable[[], None]]] = {

@@ -11,6 +11,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from core.failpoints import failpoint
 from messaging.errors import LogUnavailable
 from messaging.eventlog.kafka_link import KafkaLink, closed, opened
 from messaging.ports import NewRecord, TopicPartition
@@ -91,6 +92,7 @@ class KafkaProducer:
         call = _Call(len(records))
         for index, record in enumerate(records):
             self._produce(record, partial(call.delivered, index, record.topic))
+        failpoint("append.sent")
         answer = call.wait(deadline_s - time.monotonic())
         if isinstance(answer, list):
             self._link.presence.answered()

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
+from core.failpoints import failpoint
 from messaging.errors import LogUnavailable
 
 CONNECT_TIMEOUT_S: Final = 1.5
@@ -66,20 +67,34 @@ class RedisLink:
         where = self._pool.connection_kwargs
         self.address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
 
-    def call(self, *command: Argument, timeout_s: float | None = None) -> Any:
-        """The server's answer. Raises LogUnavailable within ``timeout_s`` (else the link's own)."""
+    def call(self, *command: Argument, timeout_s: float | None = None, point: str | None = None) -> Any:
+        """The server's answer. Raises LogUnavailable within ``timeout_s`` (else the link's own). ``point``: a failpoint
+        that is come by when the server has the command."""
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         with self._unavailable_explained(), self._connection() as connection:
             connection.send_command(*command)
+            if point is not None:
+                failpoint(point)
             return connection.read_response(timeout=max(0.001, deadline - time.monotonic()))
 
-    def script(self, script: Script, prefix: str, *arguments: Argument, timeout_s: float | None = None) -> Any:
-        """Run a script whose one key is the prefix of all it touches."""
+    def script(
+        self,
+        script: Script,
+        prefix: str,
+        *arguments: Argument,
+        timeout_s: float | None = None,
+        point: str | None = None,
+    ) -> Any:
+        """Run a script whose one key is the prefix of all it touches. ``point`` as for a call."""
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+
+        def run(*command: Argument) -> Any:
+            return self.call(*command, 1, prefix, *arguments, timeout_s=deadline - time.monotonic(), point=point)
+
         try:
-            return self.call("EVALSHA", script.digest, 1, prefix, *arguments, timeout_s=deadline - time.monotonic())
+            return run("EVALSHA", script.digest)
         except NoScriptError:  # a server that started since: EVAL teaches it
-            return self.call("EVAL", script.body, 1, prefix, *arguments, timeout_s=deadline - time.monotonic())
+            return run("EVAL", script.body)
 
     def close(self) -> None:
         self._pool.disconnect()

@@ -154,7 +154,7 @@ class RedisStreamsLog:
             headers = _encode_headers(dict(record.headers)) if record.headers else b""
             arguments += [record.topic, key_hash(record.key), record.key, record.value, headers]
         try:
-            placed = self._link.script(_APPEND, self._prefix, *arguments, timeout_s=timeout_s)
+            placed = self._link.script(_APPEND, self._prefix, *arguments, timeout_s=timeout_s, point="append.sent")
         except ResponseError as error:
             if not str(error).startswith("NOTOPIC "):
                 raise

@@ -1,8 +1,9 @@
-"""What a fault test does to a process's clock; where processes are ended is seen in tests/faults."""
+"""What a fault test does to a process: where it strikes it, and its clock."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,3 +102,22 @@ def test_no_file_moves_a_clock_unless_failpoints_are_on(tmp_path: Path) -> None:
     (tmp_path / "clock").write_text("3000")
     with Process() as one:
         assert one.ahead_s() == pytest.approx((0, 0), abs=1_000)
+
+
+STRIKE: Final = """
+from core.failpoints import failpoint
+for _ in range(2):
+    failpoint("here")
+"""
+
+
+def test_an_armed_point_strikes_once_and_one_of_a_service_that_service_alone(tmp_path: Path) -> None:
+    def ended(service: str) -> int:
+        env = {**os.environ, "FAILPOINTS": str(tmp_path), "SERVICE": service}
+        return subprocess.run([sys.executable, "-c", STRIKE], cwd=ROOT, env=env, check=False).returncode
+
+    (tmp_path / "here").write_text("kill")
+    assert [ended("bridge"), ended("bridge")] == [-signal.SIGKILL, 0]
+    (tmp_path / "here.api").write_text("kill")
+    assert [ended("bridge"), ended("api"), ended("api")] == [0, -signal.SIGKILL, 0]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["here.api.struck", "here.struck"]

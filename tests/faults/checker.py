@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import Final
 
 from messaging.domain import Status, rank
-from tests.faults.history import Client, DeadLetter, Frame, Heard, History, Id, Logged, Request, Row, Sent, Source
+from tests.faults.history import Client, DeadLetter, Frame, Heard, History, Id, Logged, Request, Row, Source, Told
 
 MAYBE_DUPLICATE: Final = "maybe_duplicate"
+FAILED: Final = rank(Status.FAILED)
 DELIVERED: Final = rank(Status.DELIVERED)
 
 
@@ -142,9 +143,17 @@ class _Facts:
         marks = {
             (each.message_id, each.recipient, each.rank, each.note)
             for each in self.history.told
-            if each.note == MAYBE_DUPLICATE or (2 <= each.rank < DELIVERED and not each.rank % 2)
+            if each.note == MAYBE_DUPLICATE or _is_new_attempt(each)
         }
         return Counter((message_id, recipient) for message_id, recipient, *_ in marks)
+
+    @cached_property
+    def over(self) -> frozenset[tuple[Id, str]]:
+        """Sends that failed, and that nobody had tried again."""
+        failed = {(each.message_id, each.recipient) for each in self.history.told if each.rank == FAILED}
+        return frozenset(
+            failed - {(each.message_id, each.recipient) for each in self.history.told if _is_new_attempt(each)}
+        )
 
     @cached_property
     def highest_told(self) -> dict[tuple[Id, str], int]:
@@ -157,6 +166,10 @@ class _Facts:
     @cached_property
     def members(self) -> dict[str, frozenset[Id]]:
         return {name: frozenset(row.message_id for row in rows) for name, rows in self.history.stored.items()}
+
+
+def _is_new_attempt(told: Told) -> bool:
+    return 2 <= told.rank < DELIVERED and not told.rank % 2
 
 
 Found = Iterator[str]
@@ -233,18 +246,14 @@ def _push_order(facts: _Facts) -> Found:
 
 
 def _send_order(facts: _Facts) -> Found:
-    """By first arrival. What an operator replayed came again later, as it should."""
+    """By first arrival. What an operator replayed, dead or with its worker, comes later, as it should."""
     sends: dict[tuple[str, str], list[Id]] = defaultdict(list)
     for each in facts.history.sent:
-        if not _was_replayed(each, facts):
+        if each.message_id not in facts.dead_sends or (each.message_id, each.recipient) in facts.over:
             sends[each.conversation, each.recipient].append(each.message_id)
     for (conversation, recipient), ids in sends.items():
         for one, other in _swapped(ids, facts):
             yield f"{conversation} to {recipient}: {other} after {one}"
-
-
-def _was_replayed(sent: Sent, facts: _Facts) -> bool:
-    return sent.message_id in facts.dead_sends
 
 
 def _swapped(ids: Sequence[Id], facts: _Facts) -> Iterator[tuple[Id, Id]]:

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Self
+from uuid import UUID
 
 import httpx
 import redis
@@ -185,6 +186,7 @@ class Watcher:
         self._seen = {source: town.log.committed(GROUP, source) for source in self._sources}
         self._began = since
         self._ends = _Ends(town, accounts, since)
+        self._persons = _Persons(town, accounts, since)
         self._highest: dict[str, float] = {}
         self._last_s: dict[str, float] = {}  # by what was looked at, monotonic
         self._stop = threading.Event()
@@ -230,7 +232,9 @@ class Watcher:
         committed, before = self._town.log.committed(GROUP, source), self._seen[source]
         page = self._town.log.read(source, start=before, limit=PAGE) if committed > before else []
         new = [record for record in page if record.offset < committed]
-        undone = next((record.offset for record in _some(new) if not self._is_done(record)), None)
+        # There are several statuses for each message, and what is committed too early is the newest.
+        looked_at = new[-1:] if source.topic == topics.STATUS_UPDATES else _some(new)
+        undone = next((record.offset for record in looked_at if not self._is_done(record)), None)
         self.commits.append(
             Commit((source.topic, source.partition), committed, committed if undone is None else undone)
         )
@@ -242,15 +246,16 @@ class Watcher:
         return (place, record.offset) in {(each.source, each.offset) for each in letters}
 
     def _is_done(self, record: Record) -> bool:
-        """What comes of webhooks and news is not looked for: of these, commits may not go back."""
         try:
             if record.source.topic == topics.MESSAGES:
                 return self._is_stored(record, codec.decode(Message, record.value))
-            if topics.channel_of(record.source.topic):
-                return self._is_settled(record, codec.decode(Outbound, record.value))
+            if record.source.topic == topics.STATUS_UPDATES:
+                return self._is_standing(codec.decode(StatusChange, record.value))
+            if record.source.topic == topics.INBOUND:
+                return self._persons.is_on_log(record) or self._is_dead(record)
+            return self._is_settled(record, codec.decode(Outbound, record.value))
         except UndecodableRecord:
             return self._is_dead(record)
-        return True
 
     def _is_settled(self, record: Record, outbound: Outbound) -> bool:
         """At an end, parked, or a dead letter. Looked for twice, as what was parked may be sent between two looks."""
@@ -265,11 +270,24 @@ class Watcher:
         """As far as its author can see, or a dead letter. What others wrote is not ours to see."""
         if self._reader.user_id not in message.audience:
             return True
-        answer = self._reader.api.get(f"/v1/messages/{message.message_id}")
-        if answer.status_code not in (200, 404):
-            answer.raise_for_status()
-        stored = answer.status_code == 200 and answer.json()["status"] != Status.ACCEPTED.value
-        return stored or self._is_dead(record)
+        return self._stored(message.message_id) is not None or self._is_dead(record)
+
+    def _is_standing(self, change: StatusChange) -> bool:
+        """Whether its message came as far, as far as we can see. What came before its message waits for it, unseen."""
+        message = self._stored(change.message_id)
+        if message is None:
+            return True
+        so_far = [Status(each["status"]) for each in message["history"] if each["recipient_id"] == change.recipient]
+        return rank(change.status) <= max(map(rank, so_far), default=rank(Status.ACCEPTED))
+
+    def _stored(self, message_id: UUID) -> Mapping[str, Any] | None:
+        """The message as its members see it, once it is stored."""
+        answer = self._reader.api.get(f"/v1/messages/{message_id}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        answer.raise_for_status()
+        shown: Mapping[str, Any] = answer.json()
+        return None if shown["status"] == Status.ACCEPTED.value else shown
 
     def _look_at_processes(self) -> None:
         system = self._town.system
@@ -349,6 +367,37 @@ class _Ends:
             change = codec.decode(StatusChange, record.value)
             if not change.note:  # which is told before a second try
                 self._known.add((str(change.message_id), change.recipient))
+
+
+class _Persons:
+    """Which messages of persons are on the log as ours. Read on when one is asked for that is not among them."""
+
+    def __init__(self, town: Town, accounts: Sequence[str], since: Mark) -> None:
+        self._town = town
+        self._said_since = {each: since.heard.get(each, 0) for each in accounts}
+        self._log_since = {each: since.offsets.get(each, 0) for each in sources(town, topics.MESSAGES)}
+        self._said: set[str] = set()  # the platform's ids
+        self._on_log: set[str] = set()
+
+    def is_on_log(self, record: Record) -> bool:
+        """Whether what a webhook brought became a message, or is none that a person wrote."""
+        found = _EXTERNAL_ID.search(record.value)
+        external_id = found[1].decode() if found else ""
+        if external_id not in self._on_log:
+            self._read_on()
+        return external_id in self._on_log or external_id not in self._said
+
+    def _read_on(self) -> None:
+        for account, since in self._said_since.items():
+            for each in _ledger(self._town, "inbound", account, since):
+                self._said.add(each["id"])
+                self._said_since[account] = each["seq"]
+        for source in self._log_since:
+            while page := self._town.log.read(source, start=self._log_since[source], limit=PAGE):
+                for record in page:
+                    with suppress(UndecodableRecord):
+                        self._on_log.add(codec.decode(Message, record.value).external_id or "")
+                self._log_since[source] = page[-1].offset + 1
 
 
 def _some(records: Sequence[Record]) -> list[Record]:

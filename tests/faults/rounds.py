@@ -24,7 +24,8 @@ from tests.faults.world import CLUSTER, LOCAL, Blow, Line, Pace, Profile, World
 from tests.town import insta_id, phone
 
 EACH_PER_SECOND: Final = 8.0  # what a writer, who waits for its answers, has no trouble to write
-AFTERWARDS: Final = 30  # accepted after the strike at least: they tell when work goes on
+BEFORE: Final = 12  # accepted before the strike: what is under way is struck
+AFTERWARDS: Final = 15  # and after it at least: they tell when work goes on
 BATCHES: Final = 0.2  # of the requests to users: they carry several messages
 PARKED_S: Final = 120.0  # what waits apart is tried again after half the time for which it was parked, or a minute
 PERSONS_SHARE: Final = 0.2  # of the writers' requests; persons on the platforms write that much together
@@ -178,7 +179,7 @@ class Round:
                     each.join(self._patience_s)
             assert not any(each.is_alive() for each in writers), "a client hangs"
             assert self.writer.strange == [], self.writer.strange[:5]
-            self.outcome = self._settled()
+            self.seen, self.outcome = self._settled()
 
     @property
     def accepted(self) -> int:
@@ -204,7 +205,7 @@ class Round:
         now_s = time.monotonic()
         eventually(lambda: not self.watcher.unseen_since(now_s), within_s=self._patience_s, every_s=0.1)
 
-    def history(self) -> History:
+    def _history(self) -> History:
         accounts = list(self.world.accounts.values())
         return collect(
             self.world.town,
@@ -258,16 +259,17 @@ class Round:
                 self.world.town.says(who.channel, self.world.accounts[who.channel], who.address, text)
                 self.said.append(text)
 
-    def _settled(self) -> Report:
+    def _settled(self) -> tuple[History, Report]:
         eventually(self.is_quiet, within_s=self._patience_s + PARKED_S, every_s=0.5)
         began_s, longest_s = time.monotonic(), 0.0
         while True:
             look_s = time.monotonic()
-            judged = report(self.history())
+            history = self._history()
+            judged = report(history)
             took_s = time.monotonic() - look_s  # to look at a big round costs the system something
             longest_s = max(longest_s, took_s)
             if not judged.violations or time.monotonic() - began_s > max(60, 4 * longest_s):
-                return judged
+                return history, judged
             threading.Event().wait(0.5 + took_s)  # receipts and frames may still be on their way
 
     def recoveries(self) -> list[Recovery]:
@@ -328,7 +330,7 @@ def run(fault: Fault, world: World, pace: Pace, *, seed: int) -> Outcome:
     round_ = Round(world, pace, f"{seed} {fault.name}")  # the same whatever was struck before
     world.load = round_
     with round_.running():
-        eventually(lambda: round_.accepted >= min(40, pace.messages // 3), within_s=60)
+        eventually(lambda: round_.accepted >= BEFORE, within_s=60)
         round_.looked_around()
         fault.strike(world, pace)
         round_.looked_around()
@@ -337,6 +339,6 @@ def run(fault: Fault, world: World, pace: Pace, *, seed: int) -> Outcome:
         raise PromisesBroken(judged)
     assert judged.heard, "no person on a platform was heard"
     if fault.afterwards is not None:
-        fault.afterwards(world, round_.history(), judged)
+        fault.afterwards(world, round_.seen, judged)
     took_s = time.monotonic() - started_s
     return Outcome(fault.name, world.profile, judged, round_.recoveries(), took_s)

@@ -173,6 +173,14 @@ RIGHT_HISTORIES = {
         told=[Told(FIRST, CARLA, FAILED), Told(FIRST, CARLA, RETRIED), *RIGHT.told],
         dead=[DeadLetter(OUTBOUND, 0, FIRST)],
     ),
+    "a failed send was replayed, behind what followed it": but(
+        sent=[*RIGHT.sent[1:], RIGHT.sent[0]],
+        told=[Told(FIRST, CARLA, FAILED), Told(FIRST, CARLA, RETRIED), *RIGHT.told],
+        dead=[DeadLetter(OUTBOUND, 0, FIRST)],
+    ),
+    "a send that died with its worker was replayed, behind what followed it": but(
+        sent=[*RIGHT.sent[1:], RIGHT.sent[0]], dead=[DeadLetter(OUTBOUND, 0, FIRST)]
+    ),
     "a send failed": but(
         sent=RIGHT.sent[1:],
         told=[Told(FIRST, CARLA, FAILED), *RIGHT.told[1:]],
@@ -300,6 +308,15 @@ WRONG: list[tuple[str, Rule, History]] = [
         but(clients=client(frames=renumbered(swapped(CLIENT.frames, 0, 2)))),
     ),
     ("two messages are sent in the wrong order", Rule.SEND_ORDER, but(sent=swapped(RIGHT.sent, 0, 2))),
+    (
+        "a send that failed reached its platform, and not in its place",
+        Rule.SEND_ORDER,
+        but(
+            sent=swapped(RIGHT.sent, 0, 2),
+            told=[Told(FIRST, CARLA, FAILED), *RIGHT.told],
+            dead=[DeadLetter(OUTBOUND, 0, FIRST)],
+        ),
+    ),
     ("history is not by id", Rule.HISTORY_ORDER, but(stored=stored(lambda rows: swapped(rows, 0, 1)))),
     (
         "READ turned back into DELIVERED",

@@ -59,6 +59,7 @@ def of(profile: Profile) -> list[object]:
     return [pytest.param(each, id=each.name) for each in kinds.ALL if profile in each.short]
 
 
+@pytest.mark.xdist_group("faults of the local profile")  # beside the other's: both wait more than they work
 @pytest.mark.parametrize("fault", of("local"))
 def test_on_the_local_profile_nothing_is_lost_when(berth: Berth, fault: Fault) -> None:
     with berth.world("local") as world:

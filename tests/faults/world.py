@@ -136,6 +136,7 @@ class World:
     backends: Backends | None = None
     load: Load = field(init=False)  # of the round that is on
     mark: Mark | None = field(default=None, init=False)  # where the last round began
+    began_s: float = field(default=0.0, init=False)  # and when; monotonic
     blows: list[Blow] = field(default_factory=list, init=False)  # of the round that is on
     strikes_s: list[float] = field(default_factory=list, init=False)  # of the same, when each began; monotonic
     shaken_s: list[tuple[float, float]] = field(default_factory=list, init=False)  # see `shaking`
@@ -156,6 +157,7 @@ class World:
 
     def new_round(self) -> None:
         """What nobody came by, and what was struck, is no part of it; nor are clocks."""
+        self.began_s = time.monotonic()
         for each in self.failpoints.iterdir():
             if each.name != WAITS:
                 each.unlink(missing_ok=True)

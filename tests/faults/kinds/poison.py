@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
 
@@ -72,7 +74,8 @@ def _replay_once(world: World, letter: str) -> None:
 
 def nothing_differs(world: World, _history: History, _report: Report) -> None:
     """Exit code 0: of all that is on the log, what is neither stored and sent on nor a dead letter would be told."""
-    world.system.manage("verify_log", "--since", "20m", "--grace", "0")
+    minutes = math.ceil((time.monotonic() - world.began_s) / 60)
+    world.system.manage("verify_log", "--since", f"{minutes}m", "--grace", "0")
 
 
 def broken_release(world: World, _pace: Pace) -> None:
@@ -108,8 +111,8 @@ def core_workers_that_die_of(world: World, text: str) -> Iterator[None]:
                 system.end(name)
             yield
         finally:
-            for name in names:
-                world.restart(name)
+            with ThreadPoolExecutor(len(names)) as starting:
+                list(starting.map(world.restart, names))
             worker.terminate()
             worker.wait(60)
 

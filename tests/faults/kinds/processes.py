@@ -197,7 +197,9 @@ SENDERS: Final = ("worker-whatsapp", "worker-instagram")
 FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
 ALL_FROZEN: Final = together(FRONT_FROZEN, frozen(WORKERS), frozen(["bridge"]))  # as when their machine is suspended
 KILLS: Final = {
-    "an API process is killed before a client hears of its message": killed_at("accept.appended"),
+    "API processes are killed before the log's word and before a client's": killed_at(
+        "append.sent.api", "accept.appended"
+    ),
     "a sender is killed between the platform's yes and our write": group_killed_at(
         "deliver.sent", SENDERS, target_s=IN_DOUBT_S
     ),
