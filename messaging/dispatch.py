@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 LEASE_MS: Final = 3_000
 RENEW_EVERY_S: Final = 1.0
 LEASE_VALID_S: Final = 2.0  # a worker trusts its lease for less than the bus does: it stops before another starts
+HANGS_S: Final = 20.0  # four times what a batch may take: then the log has where it stands
+STACK_SHOWN: Final = 30
 LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
@@ -241,13 +245,16 @@ class Lease:
             raise LeaseLost("the batch is in other hands by now")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Held:
-    """A lease that the keeper renews."""
+    """A lease that the keeper renews. ``since_s``: monotonic; ``thread``: who works under it."""
 
     lane: LaneId
     epoch: str
     lease: Lease
+    since_s: float
+    thread: int = field(default_factory=threading.get_ident)
+    is_told: bool = False
 
 
 class BusWorker:
@@ -281,7 +288,7 @@ class BusWorker:
     @contextmanager
     def lease(self, lane: LaneId, epoch: str) -> Iterator[Lease]:
         """A lease renewed by a thread of the process until the block ends."""
-        held = _Held(lane, epoch, Lease(self._clock))
+        held = _Held(lane, epoch, Lease(self._clock), self._clock.monotonic_s())
         self._held[id(held)] = held
         self._have_keeper()
         try:
@@ -333,6 +340,10 @@ class BusWorker:
         while not pause.wait(RENEW_EVERY_S):
             for held in tuple(self._held.values()):
                 self._renew_one(held)
+                if not held.is_told and self._clock.monotonic_s() - held.since_s > HANGS_S:
+                    held.is_told = True
+                    extra = {"lane": str(held.lane), "at": _standing(held.thread)}
+                    logger.warning("a batch hangs; its worker is ended if this lasts", extra=extra)
 
     def _renew_one(self, held: _Held) -> None:
         at_s = self._clock.monotonic_s()
@@ -345,6 +356,16 @@ class BusWorker:
             held.lease.renewed(at_s)
         else:
             held.lease.lose()
+
+
+def _standing(thread: int) -> list[str]:
+    """Where it is just now, innermost first: files, lines and functions, no values."""
+    frame, found = sys._current_frames().get(thread), list[str]()
+    while frame is not None and len(found) < STACK_SHOWN:
+        code = frame.f_code
+        found.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
+        frame = frame.f_back
+    return found
 
 
 def _completion(reply: _Reply) -> Completion:

@@ -16,7 +16,7 @@ import redis
 from core.clock import ManualClock
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
-from messaging.dispatch import LEASE_VALID_S, BusDispatcher, BusWorker, Lease
+from messaging.dispatch import HANGS_S, LEASE_VALID_S, BusDispatcher, BusWorker, Lease
 from messaging.errors import LeaseLost
 from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, LaneId, Outcome, Verdict, Work
@@ -55,6 +55,12 @@ class Bus:
     def take(self) -> None:
         """A worker takes the task out of the queue."""
         self.client.rpop(self.queue)
+
+    def wait_for_renewal(self) -> None:
+        """Returns once a worker's keeper came by again, and once more: what it did the first time is done."""
+        for _ in range(2):
+            self.client.delete(f"chat4all:lane:{self.lane}:lease")
+            _until(lambda: self.client.exists(f"chat4all:lane:{self.lane}:lease"))
 
     def state(self, batch: Batch) -> BatchState:
         return self.dispatcher.inspect([batch])[0]
@@ -142,6 +148,27 @@ def test_a_worker_keeps_its_lease_batch_after_batch(bus: Bus) -> None:
             _until(lambda: bus.client.exists(key))
             lease.check()
         bus.worker.finish(bus.lane, epoch, reply_to="somebody", outcomes={7: DONE})
+
+
+def test_the_log_has_once_where_a_batch_hangs(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    worker = BusWorker(bus.server.url, clock=clock)
+
+    def told() -> list[Any]:
+        return [each for each in caplog.records if each.message.startswith("a batch hangs")]
+
+    bus.dispatcher.dispatch(bus.batch("a-1"))
+    worker.start(bus.lane, "a-1")
+    with worker.lease(bus.lane, "a-1"):
+        clock.advance(HANGS_S)
+        bus.wait_for_renewal()
+        assert told() == []
+        clock.advance(1)
+        _until(told)
+        bus.wait_for_renewal()
+    [line] = told()
+    assert line.lane == str(bus.lane)
+    assert any(each.endswith(" test_the_log_has_once_where_a_batch_hangs") for each in line.at)
 
 
 def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
