@@ -5,7 +5,7 @@ away, for nobody who works with known people needs it. Then nobody can be deacti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -19,6 +19,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 MAX_AGE_S: Final = 5.0
 MAX_AGE_AWAY_S: Final = 300.0
 """While the accounts' database is away."""
+RENEWED: Final = 500  # users in one query
 _PUBLIC_ID: Final = re.compile(r"user_[0-9a-f]{32}")
 
 
@@ -73,9 +74,21 @@ def named(workspace_id: UUID, username: str) -> UserInfo | None:
     return _info(found) if found else None
 
 
+def renew() -> None:
+    """Ask again for those who are asked for all the time, see `core.cache.TtlCache.renew`."""
+    try:
+        cache.renew(_read, most=RENEWED)
+    except (OperationalError, InterfaceError):
+        cache.away()
+
+
+def _read(public_ids: Collection[str]) -> dict[str, UserInfo]:
+    return {row.public_id: _info(row) for row in User.objects.filter(public_id__in=public_ids)}
+
+
 def _load(public_ids: set[str]) -> dict[str, UserInfo]:
     try:
-        found = {row.public_id: _info(row) for row in User.objects.filter(public_id__in=public_ids)}
+        found = _read(public_ids)
     except (OperationalError, InterfaceError):
         cache.away()
         last = {public_id: info for public_id in public_ids if (info := cache.last(public_id))}

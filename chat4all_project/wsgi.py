@@ -14,9 +14,11 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 application = TextCharsetsOnly(get_wsgi_application())
 
 from core.health import serve_own_health  # noqa: E402 - only now apps are loaded
+from core.renewal import keep_renewing  # noqa: E402
 from messaging import wiring  # noqa: E402
 
 wiring.event_log().warm()
+keep_renewing(*wiring.renewals())
 
 if settings.API_HEALTH_PORT:
     serve_own_health(settings.API_HEALTH_PORT)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Hashable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Final, Generic, TypeVar
 
 from core.clock import SYSTEM_CLOCK, Clock
 
+RENEWED_FOR_S: Final = 30.0
+"""Since somebody last asked for it."""
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class _Entry(Generic[Value]):
+    """``until_s`` and ``used_s`` are monotonic: when it ends, and when somebody last got it."""
+
+    value: Value
+    until_s: float
+    used_s: float
 
 
 class TtlCache(Generic[Key, Value]):
@@ -20,30 +34,32 @@ class TtlCache(Generic[Key, Value]):
         self._size = size
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[Key, tuple[float, Value]] = {}
+        self._entries: dict[Key, _Entry[Value]] = {}
 
     def get(self, key: Key) -> Value | None:
         entry = self._entries.get(key)  # one dict look-up: atomic, so readers need no lock
-        if entry is None or entry[0] <= self._clock.monotonic_s():
+        if entry is None:
             return None
-        return entry[1]
+        now_s = entry.used_s = self._clock.monotonic_s()
+        return entry.value if entry.until_s > now_s else None
 
     def known(self, keys: Iterable[Key]) -> dict[Key, Value]:
         """Those of these that `get` answers."""
         return {key: value for key in keys if (value := self.get(key)) is not None}
 
     def put(self, key: Key, value: Value) -> None:
+        now_s = self._clock.monotonic_s()
         with self._lock:
             self._entries.pop(key, None)  # to the end: insertion order is the order of age
             while len(self._entries) >= self._size:
                 del self._entries[next(iter(self._entries))]
-            self._entries[key] = (self._clock.monotonic_s() + self._ttl_s, value)
+            self._entries[key] = _Entry(value, now_s + self._ttl_s, now_s)
 
     def take(self, key: Key) -> Value | None:
         """As `get`, and it is forgotten."""
         with self._lock:
             entry = self._entries.pop(key, None)
-        return entry[1] if entry and entry[0] > self._clock.monotonic_s() else None
+        return entry.value if entry and entry.until_s > self._clock.monotonic_s() else None
 
     def forget(self, key: Key) -> None:
         with self._lock:
@@ -52,6 +68,30 @@ class TtlCache(Generic[Key, Value]):
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+
+    def renew(self, load: Callable[[Collection[Key]], Mapping[Key, Value]], *, most: int) -> None:
+        """Load again, before anybody has to wait for it, what was asked for within RENEWED_FOR_S and has no more than
+        half of its time left: at most so many keys, those that were asked for last, and not "nothing".
+
+        What is not loaded ends when it would have; what was forgotten or put meanwhile stays so. Raises what ``load``
+        does.
+        """
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            due = [
+                (entry.used_s, key, entry)
+                for key, entry in self._entries.items()
+                if entry.value and entry.until_s - now_s <= self._ttl_s / 2 and now_s - entry.used_s < RENEWED_FOR_S
+            ]
+        before = {key: entry for _, key, entry in heapq.nlargest(most, due, key=itemgetter(0))}
+        for key, value in load(before.keys()).items() if before else ():
+            self._replace(key, before[key], value)
+
+    def _replace(self, key: Key, entry: _Entry[Value], value: Value) -> None:
+        with self._lock:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+                self._entries[key] = _Entry(value, self._clock.monotonic_s() + self._ttl_s, entry.used_s)
 
 
 class LastKnown(TtlCache[Key, Value]):
@@ -81,9 +121,9 @@ class LastKnown(TtlCache[Key, Value]):
     def last(self, key: Key) -> Value | None:
         """What it answered last, unless that was too long ago, or nothing."""
         entry = self._entries.get(key)
-        if entry is None or not entry[1] or entry[0] + self._outage_s <= self._clock.monotonic_s():
+        if entry is None or not entry.value or entry.until_s + self._outage_s <= self._clock.monotonic_s():
             return None
-        return entry[1]
+        return entry.value
 
     def clear(self) -> None:
         super().clear()

@@ -24,6 +24,9 @@ CACHED_AWAY_S: Final = 300.0
 """While the accounts' database is away."""
 
 
+RENEWED: Final = 20  # each is a query
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelConfig:
     """An active account, whose it is, and who gets the conversations that unknown senders open."""
@@ -74,6 +77,14 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
             raise
         _recent.put(key, found)
     return found
+
+
+def renew() -> None:
+    """Ask again for those that are asked for all the time, see `core.cache.TtlCache.renew`."""
+    try:
+        _recent.renew(lambda keys: {key: _read(dict(key)) for key in keys}, most=RENEWED)
+    except Unavailable:
+        _recent.away()
 
 
 def _read(known: Mapping[str, object]) -> tuple[ChannelConfig, ...]:

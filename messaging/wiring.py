@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from accounts import directory
 from accounts.checks import database_answers
 from accounts.tokens import Principal
 from connectors import registry
@@ -27,7 +29,7 @@ from messaging import channels, parties, redis_rules, topics
 from messaging.breakers import SharedBreakers
 from messaging.bridge import BridgeLimits, DeadLetters
 from messaging.domain import Conversation
-from messaging.errors import ConversationNotFound
+from messaging.errors import ConversationNotFound, StoreUnavailable
 from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.hints import RedisHints
 from messaging.ports import EventLog, MessageStore, Notify, TopicAdmin
@@ -116,6 +118,17 @@ def known_parties() -> parties.KnownParties:
 @functools.cache
 def conversation_cache() -> ConversationCache:
     return ConversationCache()
+
+
+def renewals() -> tuple[Callable[[], None], ...]:
+    """For a process that answers requests: ask again for who writes, in which conversations, by which accounts."""
+    known = conversation_cache()
+
+    def conversations() -> None:
+        with suppress(StoreUnavailable):  # whoever writes hears of it
+            known.renew(lambda conversation_id: message_store().conversation(conversation_id))
+
+    return directory.renew, channels.renew, conversations
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from messaging.ports import ConversationListing, ListCursor, MessageStore, Notif
 from messaging.services.render import conversation_json
 
 MEMBERSHIP_TTL_S: Final = 5.0
+RENEWED: Final = 50  # conversations at a time: each is a request to the store
 
 
 class Parties(Protocol):
@@ -47,6 +48,14 @@ class ConversationCache:
 
     def forget(self, conversation_id: UUID) -> None:
         self._known.forget(conversation_id)
+
+    def renew(self, load: Callable[[UUID], Conversation | None]) -> None:
+        """See `TtlCache.renew`."""
+
+        def found(conversation_ids: Collection[UUID]) -> Mapping[UUID, Conversation]:
+            return {each: conversation for each in conversation_ids if (conversation := load(each)) is not None}
+
+        self._known.renew(found, most=RENEWED)
 
 
 def check_new_id(public_id: str) -> None:

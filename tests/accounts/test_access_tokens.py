@@ -216,6 +216,42 @@ def test_asks_the_database_once_for_many_requests(alice: User, django_assert_num
             principal_from_token(token)
 
 
+def test_who_asks_all_the_time_waits_for_no_database_and_is_refused_in_time_all_the_same(
+    alice: User, mallory: User, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr(directory, "cache", directory.new_cache(clock))
+    mine, hers = access_token(alice), access_token(mallory)
+    for token in (mine, hers):
+        principal_from_token(token)
+    User.objects.filter(pk=mallory.pk).update(is_active=False)
+    for _ in range(3):
+        clock.advance(directory.MAX_AGE_S - 1)
+        with django_assert_num_queries(1):  # for both
+            directory.renew()
+        with django_assert_num_queries(0):
+            assert principal_from_token(mine).user_id == alice.public_id
+            with pytest.raises(InvalidToken):
+                principal_from_token(hers)
+
+
+def test_that_the_database_is_away_is_found_out_before_somebody_waits_for_it(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr(directory, "cache", directory.new_cache(clock))
+    token = access_token(alice)
+    principal_from_token(token)
+
+    def away(*_: object) -> None:
+        raise OperationalError("the connection is closed")
+
+    clock.advance(directory.MAX_AGE_S)
+    with connection.execute_wrapper(away):
+        directory.renew()
+        assert principal_from_token(token).user_id == alice.public_id
+
+
 def test_publishes_the_key_that_checks_our_tokens(client: Client, alice: User) -> None:
     response = client.get("/.well-known/jwks.json")
     [key] = response.json()["keys"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from core.cache import LastKnown, TtlCache
+from collections.abc import Collection
+
+from core.cache import RENEWED_FOR_S, LastKnown, TtlCache
 from core.clock import ManualClock
 
 
@@ -102,3 +104,86 @@ def test_what_is_cleared_is_not_known_any_more() -> None:
     cache.away()
     cache.clear()
     assert (cache.get("a"), cache.last("a")) == (None, None)
+
+
+class Source:
+    """What is asked when something is loaded again."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def __call__(self, keys: Collection[str]) -> dict[str, str]:
+        self.asked.append(sorted(keys))
+        return {key: f"new {key}" for key in keys if key != "gone"}
+
+
+def test_what_is_asked_for_is_renewed_before_anybody_waits_for_it() -> None:
+    clock, source = ManualClock(), Source()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("a", "old a")
+    clock.advance(2.4)
+    cache.renew(source, most=10)
+    assert (cache.get("a"), source.asked) == ("old a", [])  # it is young
+    clock.advance(0.1)
+    cache.renew(source, most=10)
+    clock.advance(4.9)
+    assert (cache.get("a"), source.asked) == ("new a", [["a"]])
+
+
+def test_what_ended_is_renewed_while_somebody_asked_for_it_lately() -> None:
+    clock, source = ManualClock(), Source()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("a", "old a")
+    for _ in range(4):
+        clock.advance(RENEWED_FOR_S / 4)
+        cache.renew(source, most=10)
+    assert source.asked == [["a"]] * 3  # to be renewed is not to be asked for
+    assert cache.get("a") is None
+
+
+def test_at_most_so_many_are_renewed_those_that_were_asked_for_last() -> None:
+    clock, source = ManualClock(), Source()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    for key in "abc":
+        cache.put(key, "old")
+    for key in "cab":
+        clock.advance(1)
+        cache.get(key)
+    cache.renew(source, most=2)
+    assert source.asked == [["a", "b"]]
+
+
+def test_what_is_not_found_any_more_ends_when_it_would_have() -> None:
+    clock, source = ManualClock(), Source()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("gone", "old")
+    clock.advance(4)
+    cache.renew(source, most=10)
+    assert cache.get("gone") == "old"
+    clock.advance(1)
+    assert cache.get("gone") is None
+
+
+def test_nothing_is_not_asked_for_again() -> None:
+    clock, source = ManualClock(), Source()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("a", "")
+    clock.advance(4)
+    cache.renew(source, most=10)
+    assert source.asked == []
+
+
+def test_what_was_forgotten_or_put_while_it_was_renewed_stays_so() -> None:
+    clock = ManualClock()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    for key in "abc":
+        cache.put(key, "old")
+    clock.advance(4)
+
+    def load(keys: Collection[str]) -> dict[str, str]:
+        cache.forget("a")
+        cache.put("b", "newest")
+        return dict.fromkeys(keys, "new")
+
+    cache.renew(load, most=10)
+    assert [cache.get(key) for key in "abc"] == [None, "newest", "new"]

@@ -271,6 +271,19 @@ def test_who_comes_second_with_an_id_of_strangers_is_told_nothing(counter: Count
         counter.post("race", user_id=MALLORY, recipient_id=BOB, desk=counter.with_fuse(Fuse(0)))
 
 
+def test_a_conversation_that_is_written_in_is_renewed_and_who_was_removed_is_out(counter: Counter) -> None:
+    counter.post("lunch", recipient_id=BOB)
+    counter.post("lunch")
+    counter.bench.store.remove_member(derived_id(WORKSPACE, "lunch"), BOB)
+    without_store = replace(counter.desk, store=cast(MessageStore, AwayAfter("", counter.bench.store)))
+    for _ in range(3):
+        counter.bench.clock.advance(conversations.MEMBERSHIP_TTL_S - 1)
+        counter.desk.cache.renew(counter.bench.store.conversation)
+        counter.post("lunch", desk=without_store)
+    with pytest.raises(ConversationNotFound):
+        counter.post("lunch", user_id=BOB)
+
+
 def test_who_was_removed_may_post_for_at_most_five_seconds(counter: Counter) -> None:
     counter.post("lunch", recipient_id=BOB)
     counter.post("lunch", user_id=BOB)

@@ -19,7 +19,7 @@ from django.db import IntegrityError, OperationalError, connection, router, tran
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts.models import AuditEvent, User, Workspace
-from core.cache import TtlCache
+from core.cache import LastKnown, TtlCache
 from core.clock import ManualClock
 from core.errors import Conflict, Unavailable
 from messaging import channels
@@ -200,6 +200,36 @@ class TestLookup:
             ChannelAccount.objects.create(workspace=workspace, channel="whatsapp", account_id="1055")
         clock.advance(0.2)
         assert (channels.account("whatsapp", "1055") is None) is exists
+
+    def test_what_is_asked_for_all_the_time_is_renewed_and_a_change_is_seen(
+        self, workspace: Workspace, clock: ManualClock, django_assert_num_queries: DjangoAssertNumQueries
+    ) -> None:
+        add(workspace)
+        channels.account("whatsapp", "1055")
+        ChannelAccount.objects.update(base_url="https://other.example")
+        for _ in range(3):
+            clock.advance(4)
+            channels.renew()
+            with django_assert_num_queries(0):
+                config = channels.account("whatsapp", "1055")
+            assert config is not None
+            assert config.account.base_url == "https://other.example"
+
+    def test_that_the_database_is_away_is_found_out_before_somebody_waits_for_it(
+        self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(workspace)
+        clock = ManualClock()
+        monkeypatch.setattr(channels, "_recent", LastKnown(ttl_s=5, outage_s=60, clock=clock))
+        known = channels.account("whatsapp", "1055")
+
+        def away(*_args: object) -> None:
+            raise OperationalError("gone")
+
+        clock.advance(5)
+        with connection.execute_wrapper(away):
+            channels.renew()
+            assert channels.account("whatsapp", "1055") is known
 
     def test_what_is_registered_is_seen_at_once_in_this_process(self, workspace: Workspace) -> None:
         assert channels.account("whatsapp", "1055") is None
