@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import threading
@@ -70,6 +71,7 @@ def uuid7_us(value: uuid.UUID) -> int:
     return (value.int >> 80) * 1000 + (fraction * 1000 >> _SUBMS_BITS)
 
 
+@functools.lru_cache(10_000)
 def derived_id(workspace_id: uuid.UUID, text: str) -> uuid.UUID:
     """The id inside for a name a client chose (a conversation id): UUIDv5 of the workspace and that text.
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pythonjsonlogger.core import RESERVED_ATTRS
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.msgspec import MsgspecFormatter
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _message_id: ContextVar[str | None] = ContextVar("message_id", default=None)
@@ -89,7 +89,7 @@ class _Context(logging.Filter):
         return True
 
 
-class JsonLines(JsonFormatter):
+class JsonLines(MsgspecFormatter):
     """One JSON object per record. The whole line is redacted: extras and tracebacks leak as messages do."""
 
     def __init__(self) -> None:
@@ -97,7 +97,6 @@ class JsonLines(JsonFormatter):
             "%(levelname)s %(name)s %(message)s",
             rename_fields={"levelname": "level", "name": "logger"},
             reserved_attrs=[*RESERVED_ATTRS, *_NEVER_LOGGED],
-            json_ensure_ascii=False,
         )
 
     def add_fields(

@@ -8,8 +8,13 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest, HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import resolve
+from django.utils.deprecation import MiddlewareMixin
 from django_prometheus.middleware import Metrics, PrometheusAfterMiddleware
 
 from core.logging import SANE_REQUEST_ID, bind
@@ -62,6 +67,25 @@ class ProbesMiddleware:
         request.resolver_match = resolve(request.path_info)
         answer: HttpResponseBase = request.resolver_match.func(request)
         return answer
+
+
+class _AdminAlone(MiddlewareMixin):
+    """Before a middleware of Django's that is for people who sign in with a cookie: all others pass by it."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return super().__call__(request) if request.path_info.startswith("/admin") else self.get_response(request)
+
+
+class AdminSessions(_AdminAlone, SessionMiddleware): ...
+
+
+class AdminCsrf(_AdminAlone, CsrfViewMiddleware): ...
+
+
+class AdminUsers(_AdminAlone, AuthenticationMiddleware): ...
+
+
+class AdminMessages(_AdminAlone, MessageMiddleware): ...
 
 
 class RequestMetrics(Metrics):  # type: ignore[misc] # it has no types
