@@ -157,18 +157,20 @@ class Views:
         return [talk.request for talk in self.people[:clients]]
 
 
-def reference(
-    system: LocalSystem, people: Sequence[Talk], directory: Path, *, profile: Profile, seconds: float
-) -> Figure:
-    """k6, open loop; its own CPU is part of the picture."""
-    reference_load(system.api_url, people, directory, seconds=3)  # warm up
-    found = reference_load(system.api_url, people, directory, seconds=seconds)
-    value = f"{found.per_s:.1f}/s, p50 {found.p50:.2f} · p95 {found.p95:.2f} · p99 {found.p99:.2f} ms"
+def reference(views: Views, directory: Path, *, profile: Profile, seconds: float) -> Iterator[Figure]:
+    """k6, open loop, on ours and on the bare view with the same produce; its own CPU is part of the picture."""
+    people = views.people[:CLIENTS]
     target = (
         "target: p95 2.39, p99 4.85 ms" if profile == "cluster" else "the reference on Kafka: p95 2.39, p99 4.85 ms"
     )
-    beside = f"{target}; {found.refused} refused, {found.dropped} late"
-    return Figure(f"k6, {len(people)} clients, {seconds:.0f} s, acks=all", value, beside)
+    for what, url, beside in (
+        (f"k6, {len(people)} clients, {seconds:.0f} s, acks=all", f"{views.ours_url}/v1/messages", target),
+        ("the same on the bare view with the same produce", f"{views.bare_url}/v1/produce", "what this machine can do"),
+    ):
+        reference_load(url, people, directory, seconds=3)  # warm up
+        found = reference_load(url, people, directory, seconds=seconds)
+        value = f"{found.per_s:.1f}/s, p50 {found.p50:.2f} · p95 {found.p95:.2f} · p99 {found.p99:.2f} ms"
+        yield Figure(what, value, f"{beside}; {found.refused} refused, {found.dropped} late")
 
 
 def saturated(views: Views, *, profile: Profile, seconds: float) -> Iterator[Measured]:
@@ -209,9 +211,9 @@ def batches(system: LocalSystem, *, profile: Profile, seconds: float) -> Figure:
 def everything(profile: Profile, directory: Path, *, scale: float, reference_s: float = 30) -> Iterator[Measured]:
     with running(profile, directory, processes=ALONE) as system:
         people = talks(system.api_url, max(CURVE), prefix="api")
-        yield reference(system, people[:CLIENTS], directory / "k6", profile=profile, seconds=reference_s)
         with bare_views(system) as bare_url:
             views = Views(system.api_url, bare_url, people)
+            yield from reference(views, directory / "k6", profile=profile, seconds=reference_s)
             yield from saturated(views, profile=profile, seconds=6 * scale)
             yield curve(views, profile=profile, seconds=3 * scale)
         yield batches(system, profile=profile, seconds=8 * scale)

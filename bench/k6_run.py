@@ -43,15 +43,15 @@ class K6Summary:
         )
 
 
-def reference_load(api_url: str, people: Sequence[Talk], directory: Path, *, seconds: float) -> K6Summary:
-    """Raises subprocess.CalledProcessError, DownloadFailed."""
+def reference_load(url: str, people: Sequence[Talk], directory: Path, *, seconds: float) -> K6Summary:
+    """Messages to ``url``. Raises subprocess.CalledProcessError, DownloadFailed."""
     directory.mkdir(parents=True, exist_ok=True)
     clients, summary = directory / "people.json", directory / "summary.json"
     clients.write_text(json.dumps([_client(each) for each in people]))
     subprocess.run(
         [
             *(str(downloads.k6()), "run", "--quiet", "--no-usage-report", "--address", ""),
-            *("--env", f"API_URL={api_url}", "--env", f"PEOPLE={clients}", "--env", f"SUMMARY={summary}"),
+            *("--env", f"MESSAGES_URL={url}", "--env", f"PEOPLE={clients}", "--env", f"SUMMARY={summary}"),
             *("--env", f"SECONDS={seconds:.0f}", str(SCRIPT)),
         ],
         check=True,

@@ -22,7 +22,7 @@ export const options = {
 
 export default function () {
   const who = people[(__VU - 1) % people.length];
-  const answer = http.post(`${__ENV.API_URL}/v1/messages`, who.body, {
+  const answer = http.post(__ENV.MESSAGES_URL, who.body, {
     headers: { "Content-Type": "application/json", Authorization: `Bearer ${who.token}` },
   });
   check(answer, { accepted: (each) => each.status === 202 });
