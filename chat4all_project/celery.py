@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
-from celery import Celery
-from celery.signals import celeryd_init, setup_logging, task_postrun, task_prerun, worker_process_init
+from celery import Celery, bootsteps
+from celery.signals import setup_logging, task_postrun, task_prerun, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 # They import every address of the API, whose packages a worker does without; `manage.py check` runs them.
@@ -57,18 +56,30 @@ def _log_as_configured(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@celeryd_init.connect
-def _serve_health(options: Mapping[str, Any], **_: Any) -> None:
-    """The parent answers /health, /ready and /metrics for its children on HEALTH_PORT."""
-    from connectors import registry  # noqa: PLC0415 - Django is set up by now
-    from core.health import serve_health  # noqa: PLC0415
-    from messaging import metrics, sampling, wiring  # noqa: PLC0415
+class Health(bootsteps.StartStopStep):
+    """The parent answers /health, /ready and /metrics for its children on HEALTH_PORT: before there is a broker, and
+    after its children were forked. What checks open has threads, of librdkafka and of Cassandra's driver, and where one
+    is in `getaddrinfo` at a fork the child waits for ever in its own: with glibc 2.36 one child of 130 to 400 whose
+    parent does nothing else (see https://github.com/DataDog/datadogpy/pull/848). One that is forked later is ended
+    at its batch's time limit, should it ever meet that.
+    """
 
-    if port := os.environ.get("HEALTH_PORT"):
-        topics = sampling.of_queues(options["queues"] or ())
-        metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
-        sampling.watch_lag(topics)
-        serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
+    name = "health"
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        from connectors import registry  # noqa: PLC0415 - Django is set up by now
+        from core.health import serve_health  # noqa: PLC0415
+        from messaging import metrics, sampling, wiring  # noqa: PLC0415
+
+        if port := os.environ.get("HEALTH_PORT"):
+            topics = sampling.of_queues(parent.app.amqp.queues.consume_from)
+            metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
+            sampling.watch_lag(topics)
+            serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
+
+
+app.steps["worker"].add(Health)
 
 
 @task_prerun.connect

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 import redis
 from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
 from celery.signals import task_postrun, task_prerun
+from celery.worker import WorkController
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import Consumer, Queue
 
 from chat4all_project.celery import app
+from demo.ports import HOST, free_ports
 from demo.redis_server import BUS_RULES, RedisServer
+from demo.supervisor import ROOT
 from messaging.ports import ParkScope, TopicPartition
 from messaging.tasks import RUN_BATCH, batch_task, run_batch, send_resume
 from messaging.work import LaneId
+from tests.town import eventually
 
 
 @pytest.fixture
@@ -107,3 +115,31 @@ def test_a_batch_s_task_is_one_of_celerys(bus_redis: RedisServer) -> None:
     assert ours.decode() == theirs.decode()
     assert {name: theirs.headers[name] for name in ("lang", "task")} == {"lang": "py", "task": ours.headers["task"]}
     assert ours.delivery_info == theirs.delivery_info | {"routing_key": "core"}
+
+
+def test_a_worker_s_children_are_forked_before_its_parent_has_threads() -> None:
+    """A thread that looks up an address at a fork leaves a lock of the C library behind that nobody opens any more."""
+    blueprint: Any = WorkController.Blueprint(steps=app.steps["worker"])
+    blueprint.steps = blueprint.claim_steps()
+    order = [step.name.rpartition(".")[2] for step in blueprint._finalize_steps(blueprint.steps)]
+    assert order.index("Pool") < order.index("health") < order.index("Consumer")
+
+
+def test_a_worker_without_a_broker_tells_how_it_is(tmp_path: Path) -> None:
+    port, away = free_ports(2)
+    env = {"STATE_DIR": str(tmp_path), "HEALTH_PORT": str(port), "BUS_URL": f"redis://{HOST}:{away}/0"}
+    command = [sys.executable, "manage.py", "run_worker", "core"]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL) as worker:
+        try:
+            answer = eventually(lambda: _answer(f"http://{HOST}:{port}/health"), within_s=60)
+            assert answer.json() == {"status": "ok", "service": "manage"}
+            assert httpx.get(f"http://{HOST}:{port}/ready", timeout=20).json()["status"] == "failed"
+        finally:
+            worker.kill()
+
+
+def _answer(url: str) -> httpx.Response | None:
+    try:
+        return httpx.get(url, timeout=20)
+    except httpx.TransportError:
+        return None
