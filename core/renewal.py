@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from core.database import release_pooled
+from django.db import close_old_connections
 
 logger = logging.getLogger(__name__)
 
@@ -29,4 +29,4 @@ def _renew(renewals: tuple[Callable[[], None], ...], enough: threading.Event) ->
                 renew()
             except Exception:
                 logger.exception("not renewed: the next request asks for itself")
-        release_pooled()
+        close_old_connections()  # as after a request: back to the pool, and none that broke is used again
