@@ -5,6 +5,7 @@ Every process calls `configure`: Django does through LOGGING_CONFIG, Celery thro
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 import re
@@ -105,6 +106,12 @@ class JsonLines(MsgspecFormatter):
         at = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
         log_data["time"] = at.replace("+00:00", "Z")
         super().add_fields(log_data, record, message_dict)
+
+    def jsonify_log_record(self, log_data: dict[str, object]) -> str:
+        try:
+            return super().jsonify_log_record(log_data)
+        except UnicodeEncodeError:  # half a character is none for msgspec, and is told escaped
+            return json.dumps(log_data, default=self.json_default)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

@@ -25,6 +25,22 @@ def test_writes_one_object_per_line(lines: Lines) -> None:
     assert line == {"level": "WARNING", "logger": "shop", "message": "sold 3\nthings", "price": 7, "service": "test"}
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("half a character: \ud800", "half a character: \ud800"),
+        ("Grüße 👋", "Grüße 👋"),
+        (1 << 70, 1 << 70),
+        ({("a", 1): 2}, {"('a', 1)": 2}),
+        (ValueError("no"), "ValueError: no"),
+    ],
+    ids=["a lone surrogate", "beyond ASCII", "a large number", "a key that is no text", "an error"],
+)
+def test_no_line_is_lost_for_what_it_carries(lines: Lines, value: object, shown: object) -> None:
+    logging.getLogger("shop").warning("sold", extra={"what": value})
+    assert lines()[0]["what"] == shown
+
+
 def test_names_the_request_and_the_message(lines: Lines) -> None:
     log = logging.getLogger("shop")
     with bind(request_id="r1"):
