@@ -77,7 +77,7 @@ def named(workspace_id: UUID, username: str) -> UserInfo | None:
 def renew() -> None:
     """Ask again for those who are asked for all the time, see `core.cache.TtlCache.renew`."""
     try:
-        cache.renew(_read, most=RENEWED)
+        cache.renew(lambda public_ids: _read(public_ids).items(), most=RENEWED)
     except (OperationalError, InterfaceError):
         cache.away()
 

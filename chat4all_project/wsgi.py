@@ -18,7 +18,7 @@ from core.renewal import keep_renewing  # noqa: E402
 from messaging import wiring  # noqa: E402
 
 wiring.event_log().warm()
-keep_renewing(*wiring.renewals())
+renewing = keep_renewing(*wiring.renewals())
 
 if settings.API_HEALTH_PORT:
     serve_own_health(settings.API_HEALTH_PORT)

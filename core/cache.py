@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, Generic, TypeVar
@@ -69,12 +69,12 @@ class TtlCache(Generic[Key, Value]):
         with self._lock:
             self._entries.clear()
 
-    def renew(self, load: Callable[[Collection[Key]], Mapping[Key, Value]], *, most: int) -> None:
+    def renew(self, load: Callable[[Collection[Key]], Iterable[tuple[Key, Value]]], *, most: int) -> None:
         """Load again, before anybody has to wait for it, what was asked for within RENEWED_FOR_S and has no more than
         half of its time left: at most so many keys, those that were asked for last, and not "nothing".
 
-        What is not loaded ends when it would have; what was forgotten or put meanwhile stays so. Raises what ``load``
-        does.
+        Its time counts from before ``load`` was asked. What is not loaded ends when it would have; what was forgotten
+        or put meanwhile stays so. Raises what ``load`` does.
         """
         now_s = self._clock.monotonic_s()
         with self._lock:
@@ -84,14 +84,14 @@ class TtlCache(Generic[Key, Value]):
                 if entry.value and entry.until_s - now_s <= self._ttl_s / 2 and now_s - entry.used_s < RENEWED_FOR_S
             ]
         before = {key: entry for _, key, entry in heapq.nlargest(most, due, key=itemgetter(0))}
-        for key, value in load(before.keys()).items() if before else ():
-            self._replace(key, before[key], value)
+        for key, value in load(before.keys()) if before else ():
+            self._replace(key, before[key], _Entry(value, now_s + self._ttl_s, before[key].used_s))
 
-    def _replace(self, key: Key, entry: _Entry[Value], value: Value) -> None:
+    def _replace(self, key: Key, old: _Entry[Value], new: _Entry[Value]) -> None:
         with self._lock:
-            if self._entries.get(key) is entry:
+            if self._entries.get(key) is old:
                 del self._entries[key]
-                self._entries[key] = _Entry(value, self._clock.monotonic_s() + self._ttl_s, entry.used_s)
+                self._entries[key] = new
 
 
 class LastKnown(TtlCache[Key, Value]):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pythonjsonlogger.core import RESERVED_ATTRS
-from pythonjsonlogger.msgspec import MsgspecFormatter
+from pythonjsonlogger.msgspec import MsgspecFormatter, msgspec_default
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _message_id: ContextVar[str | None] = ContextVar("message_id", default=None)
@@ -26,14 +26,21 @@ SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Django adds the request itself, whose repr shows the query string: sockets and webhooks carry tokens there.
 _NEVER_LOGGED: Final = ("request", "response", "taskName", "color_message")
 
+# Of a word; lines are looked at as they are written, where one that begins a line stands behind the n of a \n.
+_BEGIN: Final = r"(?:\b|(?<=\\[nrt]))"
+
 # What any match has in it, in lower case: most lines have none of it, and an expression takes longer to see that.
 _TOKENS: Final = (
-    ("bearer", re.compile(r"\bBearer\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE), "Bearer [redacted]"),
-    ("eyj", re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), "[token]"),
-    ("token=", re.compile(r"\b((?:access_|refresh_|verify_)?token=)[^&\s\"'\\]+", re.IGNORECASE), r"\1[redacted]"),
+    ("bearer", re.compile(rf"{_BEGIN}Bearer\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE), "Bearer [redacted]"),
+    ("eyj", re.compile(rf"{_BEGIN}eyJ[\w-]+\.[\w-]+\.[\w-]*"), "[token]"),
+    (
+        "token=",
+        re.compile(rf"{_BEGIN}((?:access_|refresh_|verify_)?token=)[^&\s\"'\\]+", re.IGNORECASE),
+        r"\1[redacted]",
+    ),
 )
 _PHONE_MARKS: Final = ("+", "whatsapp", "sms", "tel", "wa_id")
-_PHONE: Final = re.compile(r"(?P<mark>\+|\b(?:whatsapp|sms|tel|wa_id)\W{1,4})(?P<digits>\d{8,15})(?!\d)")
+_PHONE: Final = re.compile(rf"(?P<mark>\+|{_BEGIN}(?:whatsapp|sms|tel|wa_id)\W{{1,4}})(?P<digits>\d{{8,15}})(?!\d)")
 
 
 def request_id() -> str | None:
@@ -90,6 +97,15 @@ class _Context(logging.Filter):
         return True
 
 
+def _plain(value: object) -> str:
+    return str.__str__(value) if isinstance(value, str) else repr(value)
+
+
+def _default(value: object) -> object:
+    """What msgspec does not know by itself; str() of Django's SafeString is a SafeString again."""
+    return str.__str__(value) if isinstance(value, str) else msgspec_default(value)
+
+
 class JsonLines(MsgspecFormatter):
     """One JSON object per record. The whole line is redacted: extras and tracebacks leak as messages do."""
 
@@ -98,6 +114,7 @@ class JsonLines(MsgspecFormatter):
             "%(levelname)s %(name)s %(message)s",
             rename_fields={"levelname": "level", "name": "logger"},
             reserved_attrs=[*RESERVED_ATTRS, *_NEVER_LOGGED],
+            json_default=_default,
         )
 
     def add_fields(
@@ -110,8 +127,8 @@ class JsonLines(MsgspecFormatter):
     def jsonify_log_record(self, log_data: dict[str, object]) -> str:
         try:
             return super().jsonify_log_record(log_data)
-        except UnicodeEncodeError:  # half a character is none for msgspec, and is told escaped
-            return json.dumps(log_data, default=self.json_default)
+        except Exception:  # half a character, say, which is none for msgspec: told escaped
+            return json.dumps({str(name): _plain(value) for name, value in log_data.items()})
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

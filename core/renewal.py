@@ -24,9 +24,8 @@ def keep_renewing(*renewals: Callable[[], None]) -> threading.Event:
 
 def _renew(renewals: tuple[Callable[[], None], ...], enough: threading.Event) -> None:
     while not enough.wait(EVERY_S):
-        for renew in renewals:
+        for step in (*renewals, close_old_connections):  # as after a request: none that broke is used again
             try:
-                renew()
+                step()
             except Exception:
                 logger.exception("not renewed: the next request asks for itself")
-        close_old_connections()  # as after a request: back to the pool, and none that broke is used again

@@ -82,7 +82,7 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
 def renew() -> None:
     """Ask again for those that are asked for all the time, see `core.cache.TtlCache.renew`."""
     try:
-        _recent.renew(lambda keys: {key: _read(dict(key)) for key in keys}, most=RENEWED)
+        _recent.renew(lambda keys: ((key, _read(dict(key))) for key in keys), most=RENEWED)
     except Unavailable:
         _recent.away()
 

@@ -12,9 +12,10 @@ import os
 import secrets
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 LEASE_MS: Final = 3_000
 RENEW_EVERY_S: Final = 1.0
 LEASE_VALID_S: Final = 2.0  # a worker trusts its lease for less than the bus does: it stops before another starts
-HANGS_S: Final = 20.0  # four times what a batch may take: then the log has where it stands
-STACK_SHOWN: Final = 30
+HANGS_S: Final = 45.0  # nothing begins after 5 s, and the longest call, an upload, may take 35 more
+STACK_SHOWN: Final = 12  # calls of each thread
 LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
@@ -247,13 +248,12 @@ class Lease:
 
 @dataclass(slots=True)
 class _Held:
-    """A lease that the keeper renews. ``since_s``: monotonic; ``thread``: who works under it."""
+    """A lease that the keeper renews. ``since_s``: monotonic."""
 
     lane: LaneId
     epoch: str
     lease: Lease
     since_s: float
-    thread: int = field(default_factory=threading.get_ident)
     is_told: bool = False
 
 
@@ -342,7 +342,7 @@ class BusWorker:
                 self._renew_one(held)
                 if not held.is_told and self._clock.monotonic_s() - held.since_s > HANGS_S:
                     held.is_told = True
-                    extra = {"lane": str(held.lane), "at": _standing(held.thread)}
+                    extra = {"lane": str(held.lane), "at": _standing()}
                     logger.warning("a batch hangs; its worker is ended if this lasts", extra=extra)
 
     def _renew_one(self, held: _Held) -> None:
@@ -358,14 +358,15 @@ class BusWorker:
             held.lease.lose()
 
 
-def _standing(thread: int) -> list[str]:
-    """Where it is just now, innermost first: files, lines and functions, no values."""
-    frame, found = sys._current_frames().get(thread), list[str]()
-    while frame is not None and len(found) < STACK_SHOWN:
-        code = frame.f_code
-        found.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}")
-        frame = frame.f_back
-    return found
+def _standing() -> dict[str, list[str]]:
+    """Where each other thread is just now, innermost call first: files, lines and functions, no values."""
+    frames = sys._current_frames()
+    return {
+        thread.name: [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in reversed(calls)]
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+        and (calls := traceback.extract_stack(frames.get(thread.ident or 0))[-STACK_SHOWN:])
+    }
 
 
 def _completion(reply: _Reply) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -52,8 +52,10 @@ class ConversationCache:
     def renew(self, load: Callable[[UUID], Conversation | None]) -> None:
         """See `TtlCache.renew`."""
 
-        def found(conversation_ids: Collection[UUID]) -> Mapping[UUID, Conversation]:
-            return {each: conversation for each in conversation_ids if (conversation := load(each)) is not None}
+        def found(conversation_ids: Collection[UUID]) -> Iterator[tuple[UUID, Conversation]]:
+            for each in conversation_ids:
+                if (conversation := load(each)) is not None:
+                    yield each, conversation
 
         self._known.renew(found, most=RENEWED)
 

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from chat4all_project.wsgi import application
 from tests.api.conftest import Person
+from tests.wsgi import application
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+
+import pytest
 
 from core.cache import RENEWED_FOR_S, LastKnown, TtlCache
 from core.clock import ManualClock
@@ -112,9 +114,9 @@ class Source:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def __call__(self, keys: Collection[str]) -> dict[str, str]:
+    def __call__(self, keys: Collection[str]) -> list[tuple[str, str]]:
         self.asked.append(sorted(keys))
-        return {key: f"new {key}" for key in keys if key != "gone"}
+        return [(key, f"new {key}") for key in keys if key != "gone"]
 
 
 def test_what_is_asked_for_is_renewed_before_anybody_waits_for_it() -> None:
@@ -180,10 +182,43 @@ def test_what_was_forgotten_or_put_while_it_was_renewed_stays_so() -> None:
         cache.put(key, "old")
     clock.advance(4)
 
-    def load(keys: Collection[str]) -> dict[str, str]:
+    def load(keys: Collection[str]) -> list[tuple[str, str]]:
         cache.forget("a")
         cache.put("b", "newest")
-        return dict.fromkeys(keys, "new")
+        return [(key, "new") for key in keys]
 
     cache.renew(load, most=10)
     assert [cache.get(key) for key in "abc"] == [None, "newest", "new"]
+
+
+def test_what_is_renewed_is_as_old_as_the_question_however_long_the_answer_takes() -> None:
+    clock = ManualClock()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    for key in "ab":
+        cache.put(key, "old")
+    clock.advance(4)
+
+    def load(keys: Collection[str]) -> Iterator[tuple[str, str]]:
+        for key in sorted(keys):
+            clock.advance(2)
+            yield key, "new"
+
+    cache.renew(load, most=10)
+    assert [cache.get(key) for key in "ab"] == ["new", "new"]
+    clock.advance(1)
+    assert [cache.get(key) for key in "ab"] == [None, None]
+
+
+def test_what_was_loaded_before_a_part_went_away_is_kept() -> None:
+    clock = ManualClock()
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    cache.put("a", "old")
+    clock.advance(4)
+
+    def load(_: Collection[str]) -> Iterator[tuple[str, str]]:
+        yield "a", "new"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        cache.renew(load, most=10)
+    assert cache.get("a") == "new"

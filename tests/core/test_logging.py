@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils.safestring import mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,12 +30,13 @@ def test_writes_one_object_per_line(lines: Lines) -> None:
     ("value", "shown"),
     [
         ("half a character: \ud800", "half a character: \ud800"),
+        (mark_safe("<b>sold</b>"), "<b>sold</b>"),
         ("Grüße 👋", "Grüße 👋"),
         (1 << 70, 1 << 70),
         ({("a", 1): 2}, {"('a', 1)": 2}),
         (ValueError("no"), "ValueError: no"),
     ],
-    ids=["a lone surrogate", "beyond ASCII", "a large number", "a key that is no text", "an error"],
+    ids=["a lone surrogate", "a safe string", "beyond ASCII", "a large number", "a key that is no text", "an error"],
 )
 def test_no_line_is_lost_for_what_it_carries(lines: Lines, value: object, shown: object) -> None:
     logging.getLogger("shop").warning("sold", extra={"what": value})
@@ -131,7 +133,7 @@ def test_shows_no_token_and_no_whole_phone_number(text: str, shown: str) -> None
 
 def test_redacts_extras_and_tracebacks_too(lines: Lines) -> None:
     try:
-        int(f"cannot call +5511999998888 with {JWT}")
+        int(f"cannot call +5511999998888 with {JWT}\nBearer abc.def\n{JWT}\twhatsapp:5511999998888")
     except ValueError:
         logging.getLogger("shop").exception("failed", extra={"to": "+5511999998888", "header": "Bearer xyz"})
     [line] = lines()
@@ -139,6 +141,7 @@ def test_redacts_extras_and_tracebacks_too(lines: Lines) -> None:
     assert "999998888" not in text
     assert JWT not in text
     assert "xyz" not in text
+    assert "abc.def" not in text
     assert "cannot call +55119****8888 with [token]" in line["exc_info"]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from django.core import checks
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from core.addresses import client_address
 from core.logging import request_id
-from core.middleware import RequestIdMiddleware
+from core.middleware import AdminSessions, RequestIdMiddleware
 
 
 @pytest.mark.parametrize("given", ["a", "0192-f0c1_a.b", "x" * 128])
@@ -76,3 +77,21 @@ def test_counts_by_the_address_that_can_be_believed(
     settings.TRUSTED_PROXIES = proxies
     request = rf.get("/", headers={"X-Forwarded-For": forwarded}, REMOTE_ADDR=remote)
     assert client_address(request) == counted
+
+
+def test_only_the_admins_pages_have_a_session(rf: RequestFactory) -> None:
+    seen: list[bool] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        seen.append(hasattr(request, "session"))
+        return HttpResponse()
+
+    for path in ("/v1/messages", "/console", "/admin/login/"):
+        AdminSessions(view)(rf.get(path))
+    assert seen == [False, False, True]
+
+
+def test_django_s_checks_know_our_middleware() -> None:
+    told = checks.run_checks(tags=[checks.Tags.admin, checks.Tags.security], include_deployment_checks=True)
+    assert {each.id for each in told if not each.is_silenced()}.isdisjoint({"security.W003"})
+    assert [each.id for each in told if str(each.id).startswith("admin.")] == []

@@ -8,7 +8,7 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
-from chat4all_project.wsgi import application
+from tests.wsgi import application
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 

@@ -67,7 +67,7 @@ def test_no_part_has_crashed_on_the_way(system: LocalSystem) -> None:
 
 def _is_crash(line: str) -> bool:
     """What nobody foresaw: what waits for a part that is away says so with a warning, and why."""
-    return "Traceback" in line and '"level": "WARNING"' not in line
+    return "Traceback" in line and '"level":"WARNING"' not in line
 
 
 def test_an_operator_may_sign_in_to_the_admin(system: LocalSystem) -> None:

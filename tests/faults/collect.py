@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import secrets
 import threading
 import time
@@ -23,7 +22,7 @@ import redis
 from core.errors import Unavailable
 from demo.supervisor import queues
 from messaging import codec, topics
-from messaging.domain import Message, Outbound, Status, StatusChange, rank
+from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import Record, TopicPartition
 from messaging.services import replay
@@ -232,9 +231,7 @@ class Watcher:
         committed, before = self._town.log.committed(GROUP, source), self._seen[source]
         page = self._town.log.read(source, start=before, limit=PAGE) if committed > before else []
         new = [record for record in page if record.offset < committed]
-        # There are several statuses for each message, and what is committed too early is the newest.
-        looked_at = new[-1:] if source.topic == topics.STATUS_UPDATES else _some(new)
-        undone = next((record.offset for record in looked_at if not self._is_done(record)), None)
+        undone = next((record.offset for record in _some(new) if not self._is_done(record)), None)
         self.commits.append(
             Commit((source.topic, source.partition), committed, committed if undone is None else undone)
         )
@@ -250,7 +247,7 @@ class Watcher:
             if record.source.topic == topics.MESSAGES:
                 return self._is_stored(record, codec.decode(Message, record.value))
             if record.source.topic == topics.STATUS_UPDATES:
-                return self._is_standing(codec.decode(StatusChange, record.value))
+                return self._is_standing(codec.decode(StatusChange, record.value)) or self._is_dead(record)
             if record.source.topic == topics.INBOUND:
                 return self._persons.is_on_log(record) or self._is_dead(record)
             return self._is_settled(record, codec.decode(Outbound, record.value))
@@ -381,8 +378,7 @@ class _Persons:
 
     def is_on_log(self, record: Record) -> bool:
         """Whether what a webhook brought became a message, or is none that a person wrote."""
-        found = _EXTERNAL_ID.search(record.value)
-        external_id = found[1].decode() if found else ""
+        external_id = heard_id(record.value)
         if external_id not in self._on_log:
             self._read_on()
         return external_id in self._on_log or external_id not in self._said
@@ -398,6 +394,16 @@ class _Persons:
                     with suppress(UndecodableRecord):
                         self._on_log.add(codec.decode(Message, record.value).external_id or "")
                 self._log_since[source] = page[-1].offset + 1
+
+
+def heard_id(record: bytes) -> str:
+    """The platform's id of the message that a webhook's item brought; "" where it brought none."""
+    with suppress(UndecodableRecord):
+        payload = codec.decode(InboundEvent, record).payload
+        match payload.get("messaging", payload):  # an item of Instagram, of WhatsApp
+            case {"message": {"mid": str(found)} | {"id": str(found)}}:
+                return found
+    return ""
 
 
 def _some(records: Sequence[Record]) -> list[Record]:
@@ -493,7 +499,6 @@ def _ledger(town: Town, name: str, account_id: str, since: int) -> Iterator[dict
 
 
 FROM_THE_START: Final = Mark()
-_EXTERNAL_ID: Final = re.compile(rb'"m?id":"([^"]+)"')  # in an item of a webhook
 
 
 def collect(
@@ -576,8 +581,7 @@ def dead_letters(town: Town, since: Mark = FROM_THE_START) -> list[DeadLetter]:
             letter, headers = replay.letter(record), record.headers
             origin = headers["dl-topic"], int(headers["dl-partition"])
             message_id = str(letter.message_id) if letter.message_id else None
-            said = _EXTERNAL_ID.search(record.value) if name == topics.INBOUND else None
-            external_id = said[1].decode() if said else ""
+            external_id = heard_id(record.value) if name == topics.INBOUND else ""
             found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id, external_id, letter.error))
     return found
 

@@ -168,7 +168,7 @@ def test_the_log_has_once_where_a_batch_hangs(bus: Bus, caplog: pytest.LogCaptur
         bus.wait_for_renewal()
     [line] = told()
     assert line.lane == str(bus.lane)
-    assert any(each.endswith(" test_the_log_has_once_where_a_batch_hangs") for each in line.at)
+    assert any(each.endswith(" test_the_log_has_once_where_a_batch_hangs") for each in line.at["MainThread"])
 
 
 def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
