@@ -31,6 +31,7 @@ GROUP_TIMEOUT_S: Final = 2.0
 PROBE_EVERY_S: Final = 2.0  # of silence: a server that hangs keeps its connections
 SEAT_EVERY_S: Final = 1.0
 REBALANCE_PATIENCE_S: Final = 2.0
+LEAVES_WITHIN_S: Final = 10.0
 
 _REFUSED: Final = frozenset(  # the group goes on without us
     {
@@ -138,7 +139,13 @@ class KafkaSubscription:
         with suppress(LogUnavailable):  # what cannot be committed is repeated by the next owner
             self._revoked(sorted(self._owned))
         self._consumer = None
-        _leave(consumer)
+        leaving = threading.Thread(target=_leave, args=(consumer,), name="kafka-leaves", daemon=True)
+        leaving.start()
+        leaving.join(LEAVES_WITHIN_S)
+        if leaving.is_alive():
+            # A rebalance that comes as the group's own thread ends: the callback asks that thread something, and waits
+            # for ever (rd_kafka_rebalance_protocol). The handle stays, the group misses us after a session.
+            logger.warning("a consumer does not end: what it had is taken over once the group misses it")
 
     # --- the consumer ---
 

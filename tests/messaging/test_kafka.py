@@ -24,6 +24,7 @@ from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
+from messaging.eventlog import kafka_subscription
 from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
@@ -444,6 +445,31 @@ def test_a_stable_name_is_taken_over_at_once_and_the_run_before_it_waits_for_its
     second.close()
     poll_until(lambda: ONE in before.epochs, first.poll)
     first.close()
+
+
+@pytest.mark.cluster
+def test_a_consumer_that_does_not_end_holds_nobody_up(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As librdkafka's may: its callback waits for a thread of its own that has ended (seen on a machine under load)."""
+
+    class Endless:
+        def close(self) -> None:
+            over.wait(60)
+
+    monkeypatch.setattr(kafka_subscription, "LEAVES_WITHIN_S", 0.1)
+    over, owner = threading.Event(), Owner()
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+    poll_until(lambda: ONE in owner.epochs, member.poll)
+    real, member._consumer = member._consumer, Endless()  # type: ignore[assignment]
+    try:
+        member.close()
+        assert "does not end" in caplog.text
+        assert owner.told == ["assigned", "revoked"]
+    finally:
+        over.set()
+        assert real is not None
+        real.close()
 
 
 @pytest.mark.cluster
