@@ -139,8 +139,7 @@ class KafkaSubscription:
         with suppress(LogUnavailable):  # what cannot be committed is repeated by the next owner
             self._revoked(sorted(self._owned))
         self._consumer = None
-        leaving = threading.Thread(target=_leave, args=(consumer,), name="kafka-leaves", daemon=True)
-        leaving.start()
+        leaving = _leave(consumer)
         leaving.join(LEAVES_WITHIN_S)
         if leaving.is_alive():
             # A rebalance that comes as the group's own thread ends: the callback asks that thread something, and waits
@@ -198,8 +197,7 @@ class KafkaSubscription:
         lost = sorted(self._owned)
         self._owned.clear()
         if consumer is not None:
-            # Leaving waits for the servers; the polling thread does not.
-            threading.Thread(target=_leave, args=(consumer,), name="kafka-leaves", daemon=True).start()
+            _leave(consumer)
         if lost:
             self._listener.lost(lost)
 
@@ -455,9 +453,16 @@ def record_of(message: Message, link: KafkaLink) -> Record:
     )
 
 
-def _leave(consumer: Consumer) -> None:
-    consumer.close()
-    closed(consumer)
+def _leave(consumer: Consumer) -> threading.Thread:
+    """On a thread: leaving waits for the servers, and whoever polls does not."""
+
+    def leave() -> None:
+        consumer.close()
+        closed(consumer)
+
+    leaving = threading.Thread(target=leave, name="kafka-leaves", daemon=True)
+    leaving.start()
+    return leaving
 
 
 def _epoch_of(place: Place) -> int:

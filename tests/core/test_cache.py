@@ -108,6 +108,13 @@ def test_what_is_cleared_is_not_known_any_more() -> None:
     assert (cache.get("a"), cache.last("a")) == (None, None)
 
 
+def keeping(clock: ManualClock, **entries: str) -> TtlCache[str, str]:
+    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
+    for key, value in entries.items():
+        cache.put(key, value)
+    return cache
+
+
 class Source:
     """What is asked when something is loaded again."""
 
@@ -121,8 +128,7 @@ class Source:
 
 def test_what_is_asked_for_is_renewed_before_anybody_waits_for_it() -> None:
     clock, source = ManualClock(), Source()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    cache.put("a", "old a")
+    cache = keeping(clock, a="old a")
     clock.advance(2.4)
     cache.renew(source, most=10)
     assert (cache.get("a"), source.asked) == ("old a", [])  # it is young
@@ -134,8 +140,7 @@ def test_what_is_asked_for_is_renewed_before_anybody_waits_for_it() -> None:
 
 def test_what_ended_is_renewed_while_somebody_asked_for_it_lately() -> None:
     clock, source = ManualClock(), Source()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    cache.put("a", "old a")
+    cache = keeping(clock, a="old a")
     for _ in range(4):
         clock.advance(RENEWED_FOR_S / 4)
         cache.renew(source, most=10)
@@ -145,9 +150,7 @@ def test_what_ended_is_renewed_while_somebody_asked_for_it_lately() -> None:
 
 def test_at_most_so_many_are_renewed_those_that_were_asked_for_last() -> None:
     clock, source = ManualClock(), Source()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    for key in "abc":
-        cache.put(key, "old")
+    cache = keeping(clock, a="old", b="old", c="old")
     for key in "cab":
         clock.advance(1)
         cache.get(key)
@@ -157,8 +160,7 @@ def test_at_most_so_many_are_renewed_those_that_were_asked_for_last() -> None:
 
 def test_what_is_not_found_any_more_ends_when_it_would_have() -> None:
     clock, source = ManualClock(), Source()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    cache.put("gone", "old")
+    cache = keeping(clock, gone="old")
     clock.advance(4)
     cache.renew(source, most=10)
     assert cache.get("gone") == "old"
@@ -168,8 +170,7 @@ def test_what_is_not_found_any_more_ends_when_it_would_have() -> None:
 
 def test_nothing_is_not_asked_for_again() -> None:
     clock, source = ManualClock(), Source()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    cache.put("a", "")
+    cache = keeping(clock, a="")
     clock.advance(4)
     cache.renew(source, most=10)
     assert source.asked == []
@@ -177,9 +178,7 @@ def test_nothing_is_not_asked_for_again() -> None:
 
 def test_what_was_forgotten_or_put_while_it_was_renewed_stays_so() -> None:
     clock = ManualClock()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    for key in "abc":
-        cache.put(key, "old")
+    cache = keeping(clock, a="old", b="old", c="old")
     clock.advance(4)
 
     def load(keys: Collection[str]) -> list[tuple[str, str]]:
@@ -193,9 +192,7 @@ def test_what_was_forgotten_or_put_while_it_was_renewed_stays_so() -> None:
 
 def test_what_is_renewed_is_as_old_as_the_question_however_long_the_answer_takes() -> None:
     clock = ManualClock()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    for key in "ab":
-        cache.put(key, "old")
+    cache = keeping(clock, a="old", b="old")
     clock.advance(4)
 
     def load(keys: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -211,8 +208,7 @@ def test_what_is_renewed_is_as_old_as_the_question_however_long_the_answer_takes
 
 def test_what_was_loaded_before_a_part_went_away_is_kept() -> None:
     clock = ManualClock()
-    cache: TtlCache[str, str] = TtlCache(ttl_s=5, clock=clock)
-    cache.put("a", "old")
+    cache = keeping(clock, a="old")
     clock.advance(4)
 
     def load(_: Collection[str]) -> Iterator[tuple[str, str]]:
