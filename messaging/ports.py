@@ -80,6 +80,9 @@ class EventLog(Protocol):
     def end_offset(self, source: TopicPartition) -> int:
         """The offset that the next record gets. With `committed` this is the lag: the lag is 0 when they are equal."""
 
+    def offset_since(self, source: TopicPartition, since_ms: int) -> int:
+        """An offset at or behind which everything lies that was appended from then on; the end when nothing was."""
+
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
         """Up to ``limit`` records from offset ``start`` on, outside any group: for people and checks."""
 

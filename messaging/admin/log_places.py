@@ -7,7 +7,6 @@ from typing import Final
 from messaging import codec, topics
 from messaging.domain import Message
 from messaging.ports import EventLog, Record, TopicPartition
-from messaging.services.log_walk import first_since
 
 CLOCKS_APART_MS: Final = 10_000  # the API's clock names the message, the log's its record
 PAGE: Final = 200
@@ -17,7 +16,7 @@ MOST_PAGES: Final = 25  # of a partition: 5,000 records from the accept time on
 def find(message: Message, *, log: EventLog, partitions: int) -> Record | None:
     """The first record of this message on `messages`, None when it is trimmed or not near its time.
 
-    Reads about 17 single records for each million in a partition, then pages. Raises LogUnavailable.
+    Asks each partition where that time begins, then reads pages. Raises LogUnavailable.
     """
     for number in range(partitions):
         source = TopicPartition(topics.MESSAGES, number)
@@ -27,7 +26,7 @@ def find(message: Message, *, log: EventLog, partitions: int) -> Record | None:
 
 
 def _find_in(source: TopicPartition, message: Message, log: EventLog) -> Record | None:
-    start = first_since(source, message.accepted_at_ms - CLOCKS_APART_MS, log)
+    start = log.offset_since(source, message.accepted_at_ms - CLOCKS_APART_MS)
     for _ in range(MOST_PAGES):
         page = log.read(source, start=start, limit=PAGE)
         for record in page:

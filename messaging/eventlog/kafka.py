@@ -77,6 +77,9 @@ class KafkaLog:
     def end_offset(self, source: TopicPartition) -> int:
         return self._reader(ANYBODY).bounds(source)[1]
 
+    def offset_since(self, source: TopicPartition, since_ms: int) -> int:
+        return self._reader(ANYBODY).offset_since(source, since_ms)
+
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
         return self._reader(ANYBODY).read(source, start=start, limit=limit)
 

@@ -70,6 +70,21 @@ class KafkaReader:
         found = self._asked(source, lambda timeout_s: self._consumer.get_watermark_offsets(place, timeout=timeout_s))
         return found or (0, 0)
 
+    def offset_since(self, source: TopicPartition, since_ms: int) -> int:
+        """By Kafka's own index of times, to which -1 and -2 are the ends; the end when all that is there is older."""
+
+        def ask(timeout_s: float) -> int:
+            [place] = self._consumer.offsets_for_times(
+                [Place(self._link.named(source.topic), source.partition, max(since_ms, 0))], timeout=timeout_s
+            )
+            if place.error:
+                raise KafkaException(place.error)
+            return place.offset
+
+        end = self.bounds(source)[1]  # before it is asked: what is appended meanwhile lies behind
+        offset = self._asked(source, ask)
+        return end if offset is None or offset < 0 else offset
+
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
         first, end = self.bounds(source)
         start = max(start, first)

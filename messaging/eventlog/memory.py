@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -129,6 +130,12 @@ class MemoryLog:
         with self._state.changed:
             self._state.check()
             return self._state.partition(source).end
+
+    def offset_since(self, source: TopicPartition, since_ms: int) -> int:
+        with self._state.changed:
+            self._state.check()
+            partition = self._state.partition(source)
+            return partition.start + bisect_left(partition.records, since_ms, key=lambda each: each.appended_at_ms)
 
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
         with self._state.changed:

@@ -129,6 +129,18 @@ class RedisStreamsLog:
     def end_offset(self, source: TopicPartition) -> int:
         return int(self._link.call("HGET", f"{self._prefix}end", _name(source)) or 0)
 
+    def offset_since(self, source: TopicPartition, since_ms: int) -> int:
+        """Reads about 20 single records for each million in the partition."""
+        low, high = 0, self.end_offset(source)
+        while low < high:
+            middle = (low + high) // 2
+            record = next(iter(self.read(source, start=middle, limit=1)), None)
+            if record is None or record.appended_at_ms >= since_ms:
+                high = middle
+            else:
+                low = record.offset + 1
+        return low
+
     def read(self, source: TopicPartition, *, start: int, limit: int) -> list[Record]:
         stream = _stream(self._prefix, source)
         entries = self._link.call("XRANGE", stream, f"{max(start, 0) + 1}-0", "+", "COUNT", limit)

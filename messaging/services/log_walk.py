@@ -12,22 +12,6 @@ CLOCKS_APART_MS: Final = 15 * 60_000  # at most, of who writes ids and times int
 Key = TypeVar("Key")
 
 
-def first_since(source: TopicPartition, since_ms: int, log: EventLog) -> int:
-    """An offset such that everything appended from ``since_ms`` on is at it or behind it.
-
-    Reads about 20 single records for each million in the partition.
-    """
-    low, high = 0, log.end_offset(source)
-    while low < high:
-        middle = (low + high) // 2
-        record = next(iter(log.read(source, start=middle, limit=1)), None)
-        if record is None or record.appended_at_ms >= since_ms:
-            high = middle
-        else:
-            low = record.offset + 1
-    return low
-
-
 def pages(source: TopicPartition, log: EventLog, *, start: int, until_ms: int, limit: int) -> Iterator[list[Record]]:
     """Records in log order, up to ``limit`` at a time, until one was appended at ``until_ms`` or later, or the end.
 
@@ -64,7 +48,7 @@ def discard_found(
 ) -> Iterator[None]:
     """Take out of ``wanted`` what the records since then are about, page by page, until nothing is left in it."""
     for source in sources:
-        start = first_since(source, since_ms, log)
+        start = log.offset_since(source, since_ms)
         for page in pages(source, log, start=start, until_ms=1 << 53, limit=100):
             for record in page:
                 wanted.difference_update(keys_of(record))

@@ -127,7 +127,7 @@ class _DeadLetters:
 
     def _read_on(self) -> None:
         if self._next is None:
-            self._next = log_walk.first_since(self._source, self._since_ms, self._log)
+            self._next = self._log.offset_since(self._source, self._since_ms)
         for page in log_walk.pages(self._source, self._log, start=self._next, until_ms=1 << 53, limit=PAGE):
             for letter in page:
                 partition, offset = letter.headers.get("dl-partition", ""), letter.headers.get("dl-offset", "")
@@ -150,7 +150,7 @@ def _place(record: Record | None) -> str:
 
 def _done(source: TopicPartition, span: Span, places: Places, counts: Counts) -> Iterator[list[Record]]:
     """The records that are done, page by page; nothing of a page that is on its way."""
-    start = log_walk.first_since(source, span.since_ms, places.log)
+    start = places.log.offset_since(source, span.since_ms)
     # What is committed is read before the store is: whatever lies below was done by then.
     committed = places.log.committed(places.group, source)
     for page in log_walk.pages(source, places.log, start=start, until_ms=span.until_ms, limit=PAGE):

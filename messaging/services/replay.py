@@ -19,7 +19,6 @@ from messaging.domain import MAX_ATTEMPT, InboundEvent, Message, Outbound, Recip
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
 from messaging.services.deliver import status_record
-from messaging.services.log_walk import first_since
 from messaging.topics import Topic
 
 PAGE: Final = 20  # records read, appended and marked at a time: at most 20 MiB
@@ -170,7 +169,7 @@ def pages(log: EventLog, wanted: Wanted, *, store: MessageStore, start: Place | 
         sources = sources[names.index(start.topic) :] if start.topic in names else []
     for number, source in enumerate(sources):
         after = sources[number + 1] if number + 1 < len(sources) else None
-        begin = start.offset if start is not None and number == 0 else first_since(source, wanted.since_ms, log)
+        begin = start.offset if start is not None and number == 0 else log.offset_since(source, wanted.since_ms)
         yield from _pages_of(source, begin, ends[source], after, log=log, store=store, wanted=wanted)
 
 
