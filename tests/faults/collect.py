@@ -214,11 +214,15 @@ class Watcher:
         by_topic = groupby(self._sources, key=lambda each: each.topic)
         looks: list[Callable[[], None]] = [self._look_at_processes, self._look_at_bus, self._look_at_log]
         looks += [partial(self._look_at_commits, topic, list(them)) for topic, them in by_topic]
-        while not self._stop.wait(self._every_s):
-            for look in looks:
-                # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
-                with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
-                    look()
+
+        def look_at(one: Callable[[], None]) -> None:
+            # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
+            with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
+                one()
+
+        with ThreadPoolExecutor(len(looks)) as looking:
+            while not self._stop.wait(self._every_s):
+                list(looking.map(look_at, looks))
 
     def _look_at_commits(self, topic: str, them: Iterable[TopicPartition]) -> None:
         asked_s = time.monotonic()
@@ -340,11 +344,13 @@ class _Ends:
         self._taken = Taken(town, accounts, since)
         self._told = {each: since.offsets.get(each, 0) for each in sources(town, topics.STATUS_UPDATES)}
         self._known: set[tuple[str, str]] = set()  # the message's id, or its text; to whom
+        self._reading = threading.Lock()
 
     def has(self, outbound: Outbound) -> bool:
-        if not self._has(outbound):
-            self._read_on()
-        return self._has(outbound)
+        with self._reading:
+            if not self._has(outbound):
+                self._read_on()
+            return self._has(outbound)
 
     def _has(self, outbound: Outbound) -> bool:
         message, to = outbound.message, outbound.recipient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from typing import Any, Final
 from uuid import UUID
@@ -25,6 +26,7 @@ class Parking:
         self._topics = [topics.outbound(each) for each in channels]
         self._url = system.env.get("MESSAGE_STORE_URL")
         self._store: MessageStore | None = None
+        self._opening = threading.Lock()
 
     def is_empty(self) -> bool:
         if self._url is None:
@@ -46,10 +48,11 @@ class Parking:
             self._store.close()
 
     def _opened(self, url: str) -> MessageStore:
-        if self._store is None:
-            with override_settings(MESSAGE_STORE_URL=url):
-                self._store = wiring.message_store.__wrapped__()
-        return self._store
+        with self._opening:
+            if self._store is None:
+                with override_settings(MESSAGE_STORE_URL=url):
+                    self._store = wiring.message_store.__wrapped__()
+            return self._store
 
     def _ask_sqlite(self, query: str, *values: Any) -> Any:
         """Aside from Django, whose settings name another file."""

@@ -1,4 +1,7 @@
-"""Every fault there is: `make test` strikes with each once, the soak again and again."""
+"""Every fault there is: `make test` strikes with each once, the soak again and again.
+
+In an order in which those that mostly wait come first: the rounds of the other profile run beside them.
+"""
 
 from __future__ import annotations
 
@@ -13,4 +16,4 @@ from tests.faults.kinds.recipients import RECIPIENTS
 from tests.faults.kinds.servers import SERVERS
 from tests.faults.rounds import Fault
 
-ALL: Final[tuple[Fault, ...]] = (*PROCESSES, *MEMBERSHIP, *SERVERS, *PLATFORM, *POISON, *RECIPIENTS, *MACHINE)
+ALL: Final[tuple[Fault, ...]] = (*SERVERS, *RECIPIENTS, *PLATFORM, *MACHINE, *PROCESSES, *MEMBERSHIP, *POISON)

@@ -16,6 +16,7 @@ from tests.cluster.conftest import owned
 from tests.faults.collect import GROUP, all_sources
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one
+from tests.faults.kinds.machine import clocks_differ, clocks_jump
 from tests.faults.kinds.onlookers import EVERYBODY, Log, all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.patience import eventually
@@ -131,8 +132,8 @@ def _all_back(world: World) -> None:
 
 MEMBERSHIP: Final = (
     of_all(
-        "bridges come and go, die as they hand over, and sleep",
-        one_by_one(storm, killed_in_revoke, zombie),
+        "bridges come and go, die as they hand over, and sleep, then clocks are wrong",
+        one_by_one(storm, killed_in_revoke, zombie, clocks_differ, clocks_jump),
         profiles=CLUSTER,
         joined=True,
     ),

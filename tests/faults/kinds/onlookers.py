@@ -51,7 +51,7 @@ class Impatient:
         # No connection is kept: one that the server closes for its age would look like an answer that never came.
         alone = httpx.Limits(max_keepalive_connections=0)
         with httpx.Client(base_url=api.base_url, headers=api.headers, timeout=GIVES_UP_S, limits=alone) as http:
-            while not enough.wait(0.1):
+            while not enough.wait(0.2):
                 text = f"{self.conversation}: now? {len(self.answers)}"
                 started_s = time.monotonic()
                 status = say(self.world, http, self.conversation, text)

@@ -230,7 +230,10 @@ NOW_AND_THEN: Final = {
 }
 
 PROCESSES: Final = (
-    of_all("our processes are killed, one after the other", one_by_one(*KILLS.values()), joined=True),
-    of_all("our processes freeze", one_by_one(together(*FREEZES.values()), ALL_FROZEN), joined=True),
+    of_all(
+        "our processes are killed, and freeze",
+        one_by_one(*KILLS.values(), together(*FREEZES.values()), ALL_FROZEN),
+        joined=True,
+    ),
     *(of_soak(name, strike) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
 )

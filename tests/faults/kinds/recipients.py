@@ -6,12 +6,20 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from messaging import topics
 from messaging.ports import TopicPartition
-from tests.faults.collect import CHANNELS, GROUP, sources
-from tests.faults.kinds.combined import Strike, together
+from tests.faults.collect import CHANNELS, GROUP
+from tests.faults.kinds.combined import Strike, one_by_one, together
 from tests.faults.kinds.onlookers import all_arrive
-from tests.faults.kinds.platform import away, no_send_buried, refusals
+from tests.faults.kinds.platform import (
+    IN_EVERY_WAY,
+    are_committed,
+    away,
+    burying_nothing,
+    no_send_buried,
+    only_unknown_buried,
+    outbound_sources,
+    refusals,
+)
 from tests.faults.kinds.processes import names_of
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
@@ -32,7 +40,7 @@ def unreachable(channel: str) -> Strike:
         person = phone() if channel == "whatsapp" else insta_id()
         conversation, to = f"unreachable-{person}", f"{channel}:{'+' if channel == 'whatsapp' else ''}{person}"
         texts = [f"{conversation} {number}" for number in range(3)]
-        outbound = list(sources(world.town, topics.outbound(channel)))
+        outbound = outbound_sources(world, channel)
         try:
             with world.town.switches_of(world.accounts[channel], busy_numbers=[person]):
                 refused, ends = refusals(world)[BUSY], {each: world.town.log.end_offset(each) for each in outbound}
@@ -42,7 +50,7 @@ def unreachable(channel: str) -> Strike:
                 source, offset = eventually(lambda: _place(world, ends, texts[0].encode()), every_s=0.3)
                 eventually(lambda: world.town.log.committed(GROUP, source) > offset, within_s=PARKED_WITHIN_S)
                 here = {each: world.town.log.end_offset(each) for each in outbound}
-                eventually(lambda: _are_committed(world, here), within_s=pace.slack * GOES_ON_S, every_s=0.3)
+                eventually(lambda: are_committed(world, here), within_s=pace.slack * GOES_ON_S, every_s=0.3)
                 with world.shaking():
                     _bridges_die(world, here)
                 eventually(lambda: time.monotonic() - began_s > 2 * pace.outage_s, within_s=3 * pace.outage_s)
@@ -65,17 +73,13 @@ def _place(world: World, ends: dict[TopicPartition, int], text: bytes) -> tuple[
     return None
 
 
-def _are_committed(world: World, offsets: Mapping[TopicPartition, int]) -> bool:
-    return all(world.town.log.committed(GROUP, each) >= offset for each, offset in offsets.items())
-
-
 def _bridges_die(world: World, done: Mapping[TopicPartition, int]) -> None:
     """All of them; they come back and repeat nothing that lies before what was ``done``."""
     names = names_of(world, ["bridge"])
     try:
         for name in names:
             world.system.kill(name)
-        assert _are_committed(world, done), "a commit went back"
+        assert are_committed(world, done), "a commit went back"
     finally:
         for name in names:
             world.restart(name)
@@ -92,10 +96,10 @@ RECIPIENTS: Final = (
         for channel in CHANNELS
     ),
     Fault(
-        "WhatsApp is away, and a person on Instagram can't be reached",
-        together(away("whatsapp"), unreachable("instagram")),
+        "the platforms stumble, then WhatsApp is away, and a person on Instagram can't be reached",
+        one_by_one(IN_EVERY_WAY, burying_nothing(together(away("whatsapp"), unreachable("instagram")))),
         short=CLUSTER,
-        afterwards=no_send_buried,
+        afterwards=only_unknown_buried,
         joined=True,
     ),
 )
