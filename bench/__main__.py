@@ -2,14 +2,16 @@
 
     python -m bench [--full] [--write] [--only api,loop]
 
-The cluster profile runs on the servers in TEST_…_URL: `make bench` starts them. The short form takes a quarter of an
-hour, ``--full`` hours. ``--write`` puts it all into docs/performance.md and its pictures into docs/img. The numbers go
-to test-results/bench.json in any case, where `python -m bench.gate` finds them.
+The cluster profile runs on the servers in TEST_…_URL: `make bench` starts them. The short form takes about a quarter of
+an hour and leaves out the local profile, ``--full`` hours. ``--write`` puts it into docs/performance.md, where what was
+not measured again stays, and its pictures into docs/img. The numbers go to test-results/bench.json in any case, where
+`python -m bench.gate` finds them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import sys
@@ -17,105 +19,156 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from bench import api, figures, floor, footprint, growth, kafka_log, live, loop, plots, profile, store
 from bench.figures import Figure, Measured, Section
-from bench.profiles import SERVERS
+from bench.people import WHATSAPP_SECRETS
+from bench.profiles import SERVERS, running
 from bench.scale import FULL, SHORT, Scale
+from demo.supervisor import LocalSystem
 
 LARGEST: Final = 1_000_000  # messages of one conversation, which are one partition: minutes to load
 
-Benchmark = Callable[[Path, Scale], Iterator[Measured]]
+Benchmark = Callable[["Hall"], Iterator[Measured]]
 
 
-def _local(directory: Path, scale: Scale) -> Iterator[Measured]:
-    yield from api.everything("local", directory / "api", scale=scale.time / 2, reference_s=scale.reference_s / 2)
-    yield from live.everything("local", directory / "live", scale=scale.time / 2)
-    yield from loop.everything("local", directory / "loop", scale=scale.time / 2)
-    rate, cpu_ms = floor.per_s(directory, seconds=5 * scale.time)
+class Hall:
+    """Where benchmarks find what they need: a folder each, and a system of the cluster profile that several of them
+    meet one after the other. It is opened for the first of them; one that breaks off costs it."""
+
+    def __init__(self, folder: Path, scale: Scale) -> None:
+        self.scale = scale
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._open = ExitStack()
+        self._system: LocalSystem | None = None
+
+    def folder(self) -> Path:
+        """A new one."""
+        made = self._folder / str(next(self._numbers))
+        made.mkdir(parents=True)
+        return made
+
+    def system(self) -> LocalSystem:
+        if self._system is None:
+            self._system = self._open.enter_context(running("cluster", self.folder(), env=WHATSAPP_SECRETS))
+        return self._system
+
+    def close(self) -> None:
+        """What comes next finds a new one, or none beside it."""
+        self._system = None
+        self._open.close()
+
+
+def _api(hall: Hall) -> Iterator[Measured]:
+    yield from api.everything("cluster", hall.folder(), scale=hall.scale.time, reference_s=hall.scale.reference_s)
+
+
+def _loop(hall: Hall) -> Iterator[Measured]:
+    """By itself, as its floor is."""
+    hall.close()
+    yield from loop.everything("cluster", hall.folder(), scale=hall.scale.time, steady_s=hall.scale.steady_s)
+
+
+def _growth(hall: Hall) -> Iterator[Measured]:
+    yield from growth.of(hall.system(), "cluster", hall.scale)
+    hall.close()
+    yield from growth.workers("cluster", hall.folder(), hall.scale)
+
+
+def _servers(hall: Hall) -> Iterator[Measured]:
+    hall.close()
+    yield from kafka_log.everything(os.environ[SERVERS["kafka"]], seconds=hall.scale.time)
+    cassandra, largest = os.environ[SERVERS["cassandra"]], min(hall.scale.stored, LARGEST)
+    yield from store.everything(cassandra, largest=largest, seconds=10 * hall.scale.time)
+
+
+def _local(hall: Hall) -> Iterator[Measured]:
+    hall.close()
+    time_ = hall.scale.time / 2
+    yield from api.everything("local", hall.folder(), scale=time_, reference_s=hall.scale.reference_s / 2)
+    yield from live.everything("local", hall.folder(), scale=time_)
+    yield from loop.everything("local", hall.folder(), scale=time_)
+    rate, cpu_ms = floor.per_s(hall.folder(), seconds=5 * hall.scale.time)
     value = f"{rate:,.0f}/s, {cpu_ms:.3f} ms of CPU a message"
     yield Figure("floor: the same statements and pushes in one loop", value)
 
 
-def _servers(_directory: Path, scale: Scale) -> Iterator[Measured]:
-    yield from kafka_log.everything(os.environ[SERVERS["kafka"]], seconds=scale.time)
-    cassandra, largest = os.environ[SERVERS["cassandra"]], min(scale.stored, LARGEST)
-    yield from store.everything(cassandra, largest=largest, seconds=10 * scale.time)
-
-
 BENCHMARKS: Final[dict[str, tuple[str, Benchmark]]] = {
-    "api": (
-        "API, cluster profile",
-        lambda folder, scale: api.everything("cluster", folder, scale=scale.time, reference_s=scale.reference_s),
+    "api": ("API, cluster profile", _api),
+    "footprint": (
+        "Footprint, cluster profile",
+        lambda hall: footprint.of(hall.system(), hall.folder(), scale=hall.scale.time),
     ),
     "live": (
         "POST to frame, cluster profile",
-        lambda folder, scale: live.everything("cluster", folder, scale=scale.time),
-    ),
-    "loop": (
-        "The whole loop, cluster profile",
-        lambda folder, scale: loop.everything("cluster", folder, scale=scale.time, steady_s=scale.steady_s),
+        lambda hall: live.of(hall.system(), "cluster", scale=hall.scale.time),
     ),
     "profile": (
         "Where the time goes, cluster profile",
-        lambda folder, scale: profile.everything("cluster", folder, scale=scale.time),
+        lambda hall: profile.of(hall.system(), "cluster", hall.folder(), scale=hall.scale.time),
     ),
-    "growth": ("Growth, cluster profile", lambda folder, scale: growth.everything("cluster", folder, scale)),
-    "footprint": (
-        "Footprint, cluster profile",
-        lambda folder, scale: footprint.everything("cluster", folder, scale=scale.time),
-    ),
+    "growth": ("Growth, cluster profile", _growth),
+    "loop": ("The whole loop, cluster profile", _loop),
     "servers": ("Kafka and Cassandra alone", _servers),
     "local": ("Local profile", _local),
 }
+SHORT_FORM: Final = ",".join(each for each in BENCHMARKS if each != "local")
 
 
-def measured(name: str, scale: Scale) -> Section:
+def measured(name: str, hall: Hall) -> Section:
     """A benchmark that breaks off says so, and the others go on."""
     title, benchmark = BENCHMARKS[name]
-    section, started_s = Section(title), time.monotonic()
+    section, started_s, load = Section(title), time.monotonic(), os.getloadavg()[0]
     print(f"--- {title}", flush=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
-            for each in benchmark(Path(folder), scale):
-                section.add(each)
-                if isinstance(each, Figure):
-                    print(each, flush=True)
+        for each in benchmark(hall):
+            section.add(each)
+            if isinstance(each, Figure):
+                print(each, flush=True)
     except Exception as error:  # whatever it was, what was measured before is kept
         traceback.print_exc()
         section.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(f"    took {time.monotonic() - started_s:.0f} s", flush=True)
+        hall.close()
+    section.about = about(hall.scale, load, time.monotonic() - started_s)
+    print(f"    {section.about}", flush=True)
     return section
 
 
-def about(scale: Scale, names: list[str]) -> str:
+def about(scale: Scale, load: float, took_s: float) -> str:
     """Where and how; a machine that is busy with other things makes every time a lie."""
-    load = os.getloadavg()[0]
-    return (
-        f"The {scale.name} form ({', '.join(names)}) on {os.cpu_count()} cores of a {platform.machine()}, Python "
-        f"{platform.python_version()}; load average before it {load:.1f}."
-    )
+    machine = f"{os.cpu_count()} cores of a {platform.machine()}, Python {platform.python_version()}"
+    when = f"{datetime.now(UTC):%Y-%m-%d}; load average before it {load:.1f}; took {took_s:.0f} s"
+    return f"The {scale.name} form on {machine}, {when}."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the long form of each")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md, docs/img and test-results")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help="some of %(default)s")
+    everything = ",".join(BENCHMARKS)
+    told = f"some of {everything} (default: all; of the short form all but the last)"
+    parser.add_argument("--only", default="", metavar="NAMES", help=told)
     options = parser.parse_args()
-    names, scale = options.only.split(","), FULL if options.full else SHORT
+    names = (options.only or (everything if options.full else SHORT_FORM)).split(",")
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    header = about(scale, names)
-    sections = [measured(name, scale) for name in names]
+    with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
+        hall = Hall(Path(folder), FULL if options.full else SHORT)
+        try:
+            sections = [measured(name, hall) for name in names]
+        finally:
+            hall.close()
     figures.keep(sections)
     if options.write:
         for section in sections:
             for plot in section.plots:
                 plots.write(plot)
-        figures.write(figures.page(sections, about=header))
+        figures.write(sections, [title for title, _ in BENCHMARKS.values()])
     return 1 if any(section.failure for section in sections) else 0
 
 

@@ -13,6 +13,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "performance.md"
 IMAGES: Final = ROOT / "docs" / "img"
 RESULTS: Final = ROOT / "test-results" / "bench.json"
+HEADING: Final = "### "
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -99,12 +100,13 @@ Measured = Figure | Plot
 
 @dataclass(slots=True)
 class Section:
-    """What one benchmark found."""
+    """What one benchmark found; ``about``: where, when, in which form."""
 
     title: str
     figures: list[Figure] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     failure: str = ""
+    about: str = ""
 
     def add(self, measured: Measured) -> None:
         if isinstance(measured, Figure):
@@ -118,30 +120,32 @@ def table(figures: Iterable[Figure]) -> str:
     return "\n".join([*lines, *(f"| {each.what} | {each.value} | {each.beside} |" for each in figures)])
 
 
-def page(sections: Iterable[Section], *, about: str) -> str:
-    """The part of docs/performance.md between the markers."""
-    parts = [about]
-    for section in sections:
-        parts.append(f"### {section.title}")
-        if section.failure:
-            parts.append(f"It broke off: {section.failure}")
-        if section.figures:
-            parts.append(table(section.figures))
-        parts += [f"![{plot.title}](img/{plot.file})" for plot in section.plots]
-    return "\n\n".join(parts)
+def shown(section: Section) -> str:
+    parts = [f"{HEADING}{section.title}", section.about]
+    if section.failure:
+        parts.append(f"It broke off: {section.failure}")
+    if section.figures:
+        parts.append(table(section.figures))
+    parts += [f"![{plot.title}](img/{plot.file})" for plot in section.plots]
+    return "\n\n".join(filter(None, parts))
 
 
-def put_between_markers(text: str, content: str) -> str:
-    """``text`` with ``content`` in place of what is between the markers. Raises ValueError without them."""
+def put_between_markers(text: str, sections: Iterable[Section], order: Sequence[str]) -> str:
+    """``text`` with these sections between the markers, and with those that it had and that were not measured again;
+    ``order``: titles. Raises ValueError without the markers."""
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    between, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"the page has no {BEGIN} … {END}")
+    old = {each.partition("\n")[0]: f"{HEADING}{each.strip()}" for each in f"\n{between}".split(f"\n{HEADING}")[1:]}
+    all_ = old | {each.title: shown(each) for each in sections}
+    content = "\n\n".join(all_[title] for title in order if title in all_)
     return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
-def write(content: str) -> None:
-    PAGE.write_text(put_between_markers(PAGE.read_text(), content))
+def write(sections: Iterable[Section], order: Sequence[str]) -> None:
+    """Into docs/performance.md."""
+    PAGE.write_text(put_between_markers(PAGE.read_text(), sections, order))
 
 
 def keep(sections: Iterable[Section], path: Path = RESULTS) -> None:

@@ -30,25 +30,25 @@ DEMO_READY: Final = "Signing in"  # what the demo prints once all of the system 
 STARTED: Final = ("api", "gateway", "simulator", "worker-core", "worker-inbound", "worker-whatsapp", "bridge")
 
 
-def processes(profile: Profile, directory: Path, *, seconds: float) -> Iterator[Figure]:
-    with running(profile, directory) as system:
-        people = talks(system.api_url, PAIRS, prefix="footprint")
-        traffic = Traffic(system, listeners_of(people), pushed)
-        traffic.open_loop(people, per_s=PER_S, seconds=3)  # what opens on first use is open
-        idle = _look(system, lambda: time.sleep(seconds))
-        busy = _look(system, lambda: traffic.open_loop(people, per_s=PER_S, seconds=seconds))
-        traffic.close()
-        for name, (idle_mb, idle_cores) in idle.items():
-            busy_mb, busy_cores = busy[name]
-            value = f"{idle_mb:.0f} MB, {idle_cores:.3f} cores idle"
-            yield Figure(name, value, f"{busy_mb:.0f} MB, {busy_cores:.3f} cores at {PER_S}/s")
-        ours = [idle[name][0] for name in system.processes]
-        yield Figure("all processes of the system", f"{sum(ours):.0f} MB idle", "pages that they share count for each")
-        for name in STARTED:
-            system.end(name)
-            started_s = time.perf_counter()
-            system.restart(name, timeout_s=120)
-            yield Figure(f"{name}: from its start until it is ready", f"{time.perf_counter() - started_s:.1f} s")
+def processes(system: LocalSystem, *, seconds: float) -> Iterator[Figure]:
+    """Of a system that did nothing yet."""
+    people = talks(system.api_url, PAIRS, prefix="footprint")
+    traffic = Traffic(system, listeners_of(people), pushed)
+    traffic.open_loop(people, per_s=PER_S, seconds=3)  # what opens on first use is open
+    idle = _look(system, lambda: time.sleep(seconds))
+    busy = _look(system, lambda: traffic.open_loop(people, per_s=PER_S, seconds=seconds))
+    traffic.close()
+    for name, (idle_mb, idle_cores) in idle.items():
+        busy_mb, busy_cores = busy[name]
+        value = f"{idle_mb:.0f} MB, {idle_cores:.3f} cores idle"
+        yield Figure(name, value, f"{busy_mb:.0f} MB, {busy_cores:.3f} cores at {PER_S}/s")
+    ours = [idle[name][0] for name in system.processes]
+    yield Figure("all processes of the system", f"{sum(ours):.0f} MB idle", "pages that they share count for each")
+    for name in STARTED:
+        system.end(name)
+        started_s = time.perf_counter()
+        system.restart(name, timeout_s=120)
+        yield Figure(f"{name}: from its start until it is ready", f"{time.perf_counter() - started_s:.1f} s")
 
 
 def _look(system: LocalSystem, work: Callable[[], object]) -> dict[str, tuple[float, float]]:
@@ -104,10 +104,15 @@ def _size(name: str) -> int:
     return sum(place.stat().st_size for place in places if place.exists() and place.suffix != ".pyc")
 
 
-def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Figure]:
-    yield from processes(profile, directory / "system", seconds=20 * scale)
+def of(system: LocalSystem, directory: Path, *, scale: float) -> Iterator[Figure]:
+    yield from processes(system, seconds=20 * scale)
     yield from demo(directory / "demo")
     yield installed()
+
+
+def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Figure]:
+    with running(profile, directory / "system") as system:
+        yield from of(system, directory, scale=scale)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ times.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,6 @@ LIVE_PER_S: Final = 100
 BACKLOG_BATCH: Final = 500
 BACKLOG_CLIENTS: Final = 4
 CATCH_UP_S: Final = 7200.0
-WORKERS: Final = (1, 2, 4, 8)
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
 PLATFORM_MS: Final = 4000  # of each send
 AT_ONCE: Final = 16  # sends of a worker, which waits for them
@@ -176,23 +176,24 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
     yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
 
 
-def workers(profile: Profile, directory: Path, _scale: Scale) -> Iterator[Measured]:
+def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:
     """Sends a second to a platform that takes its time and tells nothing, with ever more workers of that channel. More
     waits on the log than all of them get done: they work through it."""
     rates: dict[int, float] = {}
+    least, most = min(scale.workers), max(scale.workers)
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
-    with running(profile, directory, env=env, instances={"worker-whatsapp": max(WORKERS)}) as system:
+    with running(profile, directory, env=env, instances={"worker-whatsapp": most}) as system:
         names = [name for name in system.processes if name.startswith("worker-whatsapp")]
         senders, some = people_on_whatsapp(system)
         waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
         switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
         httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
-        _post_all(system, waiting, int(sum(WORKERS) * AT_ONCE * (WAVES + BEGIN_S * 1000 / PLATFORM_MS + SPARE)))
+        _post_all(system, waiting, int(sum(scale.workers) * AT_ONCE * (WAVES + BEGIN_S * 1000 / PLATFORM_MS + SPARE)))
         time.sleep(2 * BEGIN_S)  # what was dispatched while little was there is small: all of them work through that
-        with ThreadPoolExecutor(max(WORKERS)) as ending:
-            list(ending.map(system.end, names[1:]))
+        with ThreadPoolExecutor(most) as ending:
+            list(ending.map(system.end, names[least:]))
         lag = Lag(system)
-        for count in WORKERS:
+        for count in scale.workers:
             for name in names[:count]:
                 if not system.is_running(name):
                     system.restart(name, timeout_s=120)
@@ -202,12 +203,12 @@ def workers(profile: Profile, directory: Path, _scale: Scale) -> Iterator[Measur
             raise RuntimeError("the workers ran out of messages: nothing can be told")
         lag.close()
     for count in sorted(rates):
-        doubled = f"{rates[count] / rates[count // 2]:.2f} of half as many (target 1.9)" if count > 1 else ""
+        half = rates.get(count // 2)
+        doubled = f"{rates[count] / half:.2f} of half as many (target 1.9)" if half else ""
         yield Figure(f"{count} workers, {PLATFORM_MS} ms a send", f"{rates[count]:,.1f} messages/s", doubled)
-    per_doubling = (rates[8] / rates[1]) ** (1 / 3)
-    yield Figure(
-        "each doubling, 1 to 8", f"{per_doubling:.2f} times", "target 1.9", name="workers", ratio=per_doubling / 2
-    )
+    per_doubling = (rates[most] / rates[least]) ** (1 / math.log2(most / least))
+    what, value = f"each doubling, {least} to {most}", f"{per_doubling:.2f} times"
+    yield Figure(what, value, "target 1.9", name="workers", ratio=per_doubling / 2)
 
 
 def _sends_per_s(system: LocalSystem, count: int) -> float:
@@ -306,11 +307,16 @@ TOGETHER: Final[dict[str, Callable[[LocalSystem, Profile, Scale], Iterator[Measu
 ALL: Final = (*TOGETHER, "workers")
 
 
+def of(system: LocalSystem, profile: Profile, scale: Scale, only: Collection[str] = ALL) -> Iterator[Measured]:
+    """All but the workers."""
+    for part in (part for name, part in TOGETHER.items() if name in only):
+        yield from part(system, profile, scale)
+
+
 def everything(profile: Profile, directory: Path, scale: Scale, only: Collection[str] = ALL) -> Iterator[Measured]:
-    if parts := [part for name, part in TOGETHER.items() if name in only]:
+    if TOGETHER.keys() & only:
         with running(profile, directory / "together") as system:
-            for part in parts:
-                yield from part(system, profile, scale)
+            yield from of(system, profile, scale, only)
     if "workers" in only:
         yield from workers(profile, directory / "workers", scale)
 

@@ -132,20 +132,24 @@ def listeners_of(people: Sequence[Talk]) -> list[User]:
     return list(dict.fromkeys(talk.recipient for talk in people if talk.recipient))
 
 
+def of(system: LocalSystem, profile: Profile, *, scale: float) -> Iterator[Measured]:
+    people = talks(system.api_url, PAIRS, prefix="live")
+    warm_up(system, people, seconds=WARM_UP_S)
+    yield from latency(system, people, profile=profile, seconds=20 * scale)
+    yield from sustained(system, people, per_s=200, seconds=30 * scale)
+    listeners = listeners_of(people)
+    yield from most(system, people, listeners, window=WINDOW, seconds=15 * scale, plot=f"cpu-{profile}.svg")
+    yield from most(system, people, listeners, window=WINDOW, seconds=10 * scale, acknowledge=True)
+    many, listening = crowd(system.api_url, SENDERS, LISTENERS, prefix="crowd")
+    target = f"target {BATCHED_PER_S}/s" if profile == "cluster" else ""
+    yield from most(
+        system, parcels(many, PARCEL), listening, window=PARCEL * SENDERS, seconds=15 * scale, beside=target
+    )
+
+
 def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
     with running(profile, directory) as system:
-        people = talks(system.api_url, PAIRS, prefix="live")
-        warm_up(system, people, seconds=WARM_UP_S)
-        yield from latency(system, people, profile=profile, seconds=20 * scale)
-        yield from sustained(system, people, per_s=200, seconds=30 * scale)
-        listeners = listeners_of(people)
-        yield from most(system, people, listeners, window=WINDOW, seconds=15 * scale, plot=f"cpu-{profile}.svg")
-        yield from most(system, people, listeners, window=WINDOW, seconds=10 * scale, acknowledge=True)
-        many, listening = crowd(system.api_url, SENDERS, LISTENERS, prefix="crowd")
-        target = f"target {BATCHED_PER_S}/s" if profile == "cluster" else ""
-        yield from most(
-            system, parcels(many, PARCEL), listening, window=PARCEL * SENDERS, seconds=15 * scale, beside=target
-        )
+        yield from of(system, profile, scale=scale)
 
 
 if __name__ == "__main__":

@@ -108,15 +108,15 @@ def looking(system: LocalSystem, folder: Path, *, seconds: float) -> Iterator[Sp
             yield Spy(name, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), out)
 
 
-def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
-    """Raises RuntimeError where py-spy may look at nothing."""
+def of(system: LocalSystem, profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
+    """``directory`` takes what py-spy writes. Raises RuntimeError where it may look at nothing."""
     seconds = max(8.0, 20 * scale)
-    with running(profile, directory / "system", env=WHATSAPP_SECRETS) as system:
-        senders, talks = people_on_whatsapp(system)
-        most(system, senders, talks, seconds=WARM_UP_S)
-        spies = list(looking(system, directory, seconds=seconds))
-        per_s, measured = most(system, senders, talks, seconds=seconds, plot="costs")
-        found = _read(spies)
+    senders, talks = people_on_whatsapp(system)
+    most(system, senders, talks, seconds=WARM_UP_S)
+    directory.mkdir(parents=True, exist_ok=True)
+    spies = list(looking(system, directory, seconds=seconds))
+    per_s, measured = most(system, senders, talks, seconds=seconds, plot="costs")
+    found = _read(spies)
     if not found.seen:
         raise RuntimeError("py-spy may look at no process: run it as root, or set kernel.yama.ptrace_scope=0")
     for costs in (each for each in measured if isinstance(each, Stages)):
@@ -125,6 +125,11 @@ def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[M
     yield Figure("the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second")
     yield from found.figures()
     yield found.flame(f"flame-{profile}.svg", f"CPU of a message to READ in Python, {profile} profile, ms")
+
+
+def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
+    with running(profile, directory / "system", env=WHATSAPP_SECRETS) as system:
+        yield from of(system, profile, directory, scale=scale)
 
 
 def _read(spies: Iterable[Spy]) -> Profiles:

@@ -16,17 +16,19 @@ class Scale:
     stored: int  # messages
     connected: tuple[int, ...]
     backlog: int  # records
+    workers: tuple[int, ...]
 
 
 SHORT: Final = Scale(
     "short",
     time=0.35,
-    reference_s=20,
-    steady_s=20,
-    conversations=(1, 100, 1_000),
-    stored=50_000,
+    reference_s=15,
+    steady_s=15,
+    conversations=(1, 1_000),
+    stored=10_000,
     connected=(1, 200),
-    backlog=10_000,
+    backlog=5_000,
+    workers=(1, 8),
 )
 FULL: Final = Scale(
     "full",
@@ -37,4 +39,5 @@ FULL: Final = Scale(
     stored=10_000_000,
     connected=(1, 10, 100, 1_000),
     backlog=1_000_000,
+    workers=(1, 2, 4, 8),
 )

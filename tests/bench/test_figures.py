@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import figures, plots
+from bench.__main__ import BENCHMARKS
 from bench.figures import BEGIN, END, Curve, Figure, Line, Section, Spread, Stages
 
 API = Figure("POST", "643/s", "target 0.8", name="api", ratio=0.79)
@@ -33,22 +34,26 @@ def test_a_table_has_a_line_for_each_figure() -> None:
     assert figures.table([API, BARE]).splitlines()[2:] == ["| POST | 643/s | target 0.8 |", "| bare | 812/s |  |"]
 
 
-def test_a_page_has_what_each_section_found_and_why_one_broke_off() -> None:
-    page = figures.page([Section("API", [API], [CURVE]), Section("Loop", failure="TimeoutError: late")], about="Here.")
-    assert page.startswith("Here.")
-    assert "### API" in page
-    assert "![Latency <&>](img/a.svg)" in page
-    assert "It broke off: TimeoutError: late" in page
+def test_a_section_tells_where_it_was_measured_what_it_found_and_why_it_broke_off() -> None:
+    shown = figures.shown(Section("API", [API], [CURVE], about="Here."))
+    assert shown.startswith("### API\n\nHere.\n\n| what |")
+    assert "![Latency <&>](img/a.svg)" in shown
+    assert "It broke off: TimeoutError: late" in figures.shown(Section("Loop", failure="TimeoutError: late"))
 
 
-def test_only_what_is_between_the_markers_is_replaced() -> None:
-    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert figures.put_between_markers(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+def test_what_was_measured_replaces_what_it_was_before_and_the_rest_stays() -> None:
+    text = f"before\n{BEGIN}\n### Old\n\ngone\n\n### API\n\nold\n\n### Loop\n\nstays\n{END}\nafter\n"
+    found = figures.put_between_markers(
+        text, [Section("Growth", about="new"), Section("API", about="new")], ("API", "Growth", "Loop")
+    )
+    between = "### API\n\nnew\n\n### Growth\n\nnew\n\n### Loop\n\nstays"
+    assert found == f"before\n{BEGIN}\n{between}\n{END}\nafter\n"
+    assert figures.put_between_markers(found, [], ("API", "Growth", "Loop")) == found
 
 
 def test_a_page_without_markers_is_left_alone() -> None:
     with pytest.raises(ValueError, match="has no"):
-        figures.put_between_markers(f"{BEGIN} and no end", "new")
+        figures.put_between_markers(f"{BEGIN} and no end", [], ())
 
 
 def test_ratios_of_a_run_are_kept_for_the_gate(tmp_path: Path) -> None:
@@ -58,7 +63,10 @@ def test_ratios_of_a_run_are_kept_for_the_gate(tmp_path: Path) -> None:
 
 
 def test_our_page_has_a_place_for_figures() -> None:
-    figures.put_between_markers(figures.PAGE.read_text(), "")
+    text = figures.PAGE.read_text()
+    titles = [title for title, _ in BENCHMARKS.values()]
+    found = figures.put_between_markers(text, [], titles)
+    assert [title for title in titles if f"### {title}\n" in found] == titles
 
 
 @pytest.mark.parametrize("plot", [CURVE, STAGES])
