@@ -56,7 +56,7 @@ class Socket:
         self._open = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._open.wait(10), "the socket did not open"
+        assert self._open.wait(60), "the socket did not open"
 
     def of(self, kind: str, conversation: str | None = None) -> list[dict[str, Any]]:
         """Frames of a kind in the order of arrival, those of a conversation by its public id."""

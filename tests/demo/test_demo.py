@@ -158,10 +158,10 @@ def test_after_ctrl_c_in_the_middle_nothing_runs_and_the_next_run_counts_only_it
 def test_what_never_arrives_is_counted_and_fails_the_run(tmp_path: Path) -> None:
     """WhatsApp takes the one answer that Maria is sent, and then says that it failed: she never writes again."""
     broken = json.dumps({"fail_numbers": [MARIA.address]})
-    with demo(tmp_path, Ports.free(), "--limit-s", "10", "--switches", broken) as process:
+    with demo(tmp_path, Ports.free(), "--limit-s", "20", "--switches", broken) as process:
         code, printed = finished(process)
     assert code == 1
-    assert "lost: 1   late (over 10 s): 1   twice: 0   scenes broken off: 1" in printed
+    assert "lost: 1   late (over 20 s): 1   twice: 0   scenes broken off: 1" in printed
     assert "1 never became READ" in printed
     assert "failed: platform:131026" in printed
     assert numbers("WhatsApp", printed)["accepted"] == "1"

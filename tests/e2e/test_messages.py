@@ -220,11 +220,11 @@ def test_a_requests_id_leads_from_the_apis_log_to_the_workers(shop: Shop) -> Non
         answer = alice.api.post("/v1/messages", json=body, headers={"X-Request-ID": request_id})
         message_id = answer.json()["message_id"]
         all_are(alice, [message_id], "FAILED")
-    logs = {name: town.system.log_tail(name, 500).splitlines() for name in town.system.processes}
+    logs = [town.system.state_dir / "logs" / f"{name}.log" for name in town.system.processes]
     told = {
         line["message"]: (line["service"].rstrip("-0123456789"), line["message_id"])
-        for log in logs.values()
-        for line in (json.loads(each) for each in log if request_id in each)
+        for log in logs
+        for line in (json.loads(each) for each in log.read_text().splitlines() if request_id in each)
     }
     assert told == {"request": ("api", message_id), "not delivered": ("worker-whatsapp", message_id)}
 

@@ -29,6 +29,7 @@ from files.models import StoredFile
 from files.storage import FileStorage
 from tests.files import buckets
 from tests.files.conftest import Person, Send
+from tests.forks import a_child_can
 
 MIB: Final = 1024 * 1024
 PNG: Final = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 400
@@ -280,13 +281,10 @@ def test_an_upload_that_breaks_off_leaves_no_parts(bucket: Any) -> None:
 def test_a_child_process_has_a_client_of_its_own(bucket: Any) -> None:
     bucket.save("a.txt", ContentFile(b"x"))
     parents = bucket.connection
-    reading, writing = os.pipe()
-    if (pid := os.fork()) == 0:
-        own = bucket.connection is not parents and bucket.exists("a.txt")
-        os.write(writing, b"1" if own else b"0")
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(reading, 1) == b"1"
+
+    def use_its_own() -> None:
+        assert bucket.connection is not parents
+        assert bucket.exists("a.txt")
+
+    a_child_can(use_its_own)
     assert bucket.connection is parents
-    os.close(reading)
-    os.close(writing)

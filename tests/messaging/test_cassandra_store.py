@@ -634,7 +634,10 @@ class TestUnavailable:
             store._db.address = there  # as if it had come up where it was looked for
             eventually(lambda: answers(store.ping))
 
-    def test_a_value_that_can_never_be_stored_is_no_outage(self, store: CassandraStore) -> None:
+    def test_a_value_that_can_never_be_stored_is_no_outage(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stores, "PING_TIMEOUT_S", 30.0)
         for lasting in ("x" * 65_535, "\ud800"):  # a key as long as Cassandra's limit with what else is in it; no text
             with pytest.raises((InvalidRequest, UnicodeEncodeError)):
                 store.externals("whatsapp", "1", [lasting])
@@ -683,7 +686,8 @@ class TestOutage:
 
 class TestSetUp:
     @pytest.fixture
-    def keyspace(self, settings: Settings) -> Iterator[str]:
+    def keyspace(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        monkeypatch.setattr(stores, "PING_TIMEOUT_S", 30.0)  # to open a session takes a busy machine longer than 2 s
         name = f"setup_{uuid4().hex[:8]}"
         settings.MESSAGE_STORE_URL = f"{needed('cassandra').rstrip('/')}/{name}"
         yield name

@@ -12,6 +12,12 @@ from messaging.hints import TTL_S, RedisHints
 from tests.messaging.workbench import Workbench
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no Redis that is away."""
+    monkeypatch.setattr("messaging.hints.TIMEOUT_S", 20.0)
+
+
 def test_what_was_put_is_there_and_what_nobody_can_read_is_not(bench: Workbench, bus_redis: RedisServer) -> None:
     message = bench.message(bench.conversation())
     hints = RedisHints(bus_redis.url)

@@ -147,6 +147,7 @@ def test_a_worker_watches_the_topics_of_its_queues() -> None:
 
 @pytest.fixture
 def breakers(bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedBreakers]:
+    monkeypatch.setattr("messaging.breakers.REDIS_TIMEOUT_S", 20.0)  # a busy machine is no Redis that is away
     shared = SharedBreakers(bus_redis.url)
     shared._redis.flushall()
     monkeypatch.setattr(wiring, "breakers", lambda: shared)

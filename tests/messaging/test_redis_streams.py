@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -159,7 +160,12 @@ def test_a_stalled_server_is_given_up_in_time_on_old_and_new_connections(
             once_within(2.5, partial(refused_s, call, LogUnavailable))
     finally:
         server.signal(signal.SIGCONT)
-    [late] = log.append([record(b"after")])
+    deadline_s, places = time.monotonic() + 20, list[tuple[TopicPartition, int]]()
+    while not places:
+        assert time.monotonic() < deadline_s
+        with suppress(LogUnavailable):  # it wakes up on a busy machine
+            places = log.append([record(b"after")])
+    [late] = places
     assert log.read(ONE, start=late[1], limit=1)[0].value == b"after"  # no late answer was mistaken for this one's
 
 
@@ -309,7 +315,7 @@ def test_a_newcomer_has_its_share_long_before_the_next_heartbeat(server: RedisSe
     second = log.subscribe(["messages"], group="bridge", member="b", listener=newcomer)
     started = time.monotonic()
     while "assigned" not in newcomer.told:
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
         second.poll(1)
     assert settled.told == ["assigned", "revoked"]
     log.append([NewRecord("messages", f"{n}", b"x") for n in range(20)])  # lets the first one's poll end

@@ -122,7 +122,7 @@ class GatewayProcess:
         return redis.Redis.from_url(self.bus.url, decode_responses=True)
 
     def push(self, *pushes: Push) -> None:
-        notifier = RedisNotifier(self.bus.url)
+        notifier = RedisNotifier(self.bus.url, timeout_s=20)
         notifier.push(pushes)
         notifier.close()
 

@@ -115,7 +115,7 @@ def test_what_could_not_be_told_is_not_taken(tmp_path: Path) -> None:
 
 def test_sigterm_lets_queued_webhooks_out_and_ends_with_zero(tmp_path: Path) -> None:
     receiver = Receiver()
-    arguments = ("--accounts", ACCOUNTS, "--webhook-url", receiver.url, "--switches", '{"webhook_linger_ms": 300}')
+    arguments = ("--accounts", ACCOUNTS, "--webhook-url", receiver.url, "--switches", '{"webhook_linger_ms": 1500}')
     simulator = Simulator(*arguments, log_path=tmp_path / "log")
     try:
         simulator.inbound(text="last words")

@@ -192,7 +192,7 @@ def _states(pid: int) -> set[str]:
     return states
 
 
-def _wait_until(what: Callable[[int], bool], pids: Sequence[int], timeout_s: float = 10) -> None:
+def _wait_until(what: Callable[[int], bool], pids: Sequence[int], timeout_s: float = 60) -> None:
     """A signal is only sent: on a busy machine threads run on until it is their turn."""
     deadline = time.monotonic() + timeout_s
     while not all(map(what, pids)):

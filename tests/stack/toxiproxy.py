@@ -12,7 +12,7 @@ from demo.ports import HOST, free_ports
 from tests.stack import downloads
 from tests.stack.server import Server
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
