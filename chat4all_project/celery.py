@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import setup_logging, task_postrun, task_prerun, worker_process_init
+from celery.signals import setup_logging, task_postrun, task_prerun, worker_init, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 # They import every address of the API, whose packages a worker does without; `manage.py check` runs them.
@@ -99,12 +99,18 @@ def _tidy_connections(**_: Any) -> None:
     close_old_connections()
 
 
-@worker_process_init.connect
+@worker_init.connect
+def _begin_last(**_: Any) -> None:
+    """A child begins as Celery's own part for Django does, which then closes all pools of connections: behind that."""
+    worker_process_init.connect(_fresh_connections)
+
+
 def _fresh_connections(**_: Any) -> None:
-    """A child starts with connections of its own."""
+    """A child starts with connections of its own, and knows the channel accounts from then on."""
     from django.db import connections  # noqa: PLC0415
 
-    from messaging import wiring  # noqa: PLC0415
+    from messaging import channels, sampling, wiring  # noqa: PLC0415
 
     connections.close_all()
     wiring.event_log().warm()
+    sampling.every(channels.LEARNED_EVERY_S, channels.learn, at_once=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.db import DataError, Error, connections, transaction
-from django.db.models import QuerySet
+from django.db.models import Prefetch, QuerySet
 
 from accounts.models import User, Workspace
 from connectors import registry
@@ -22,9 +23,9 @@ UNATTENDED: Final = "It has no active agent: what unknown people write to it rea
 CACHED_S: Final = 5.0
 CACHED_AWAY_S: Final = 300.0
 """While the accounts' database is away."""
-
-
 RENEWED: Final = 20  # each is a query
+LEARNED: Final = 300  # accounts, each under three keys
+LEARNED_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def default_account(workspace_id: UUID, channel: str) -> ChannelConfig | None:
 
 
 def _active(**known: object) -> tuple[ChannelConfig, ...]:
-    key = frozenset(known.items())
+    key = _key(**known)
     found = _recent.get(key)
     if found is None:
         try:
@@ -87,24 +88,52 @@ def renew() -> None:
         _recent.away()
 
 
+def learn() -> None:
+    """Know every active account, should the accounts' database go away before this process needed one of them; nothing
+    when there are more than LEARNED. Raises Unavailable."""
+    found = list(_rows({}, most=LEARNED + 1))
+    if len(found) > LEARNED:
+        return
+    groups: defaultdict[tuple[UUID, str], list[tuple[ChannelConfig, bool]]] = defaultdict(list)
+    for config, is_default in found:
+        channel, account_id = config.account.channel, config.account.account_id
+        _recent.put(_key(channel=channel, account_id=account_id), (config,))
+        groups[config.workspace_id, channel].append((config, is_default))
+    for (workspace_id, channel), ours in groups.items():
+        of_workspace: dict[str, object] = {"workspace_id": workspace_id, "channel": channel}
+        _recent.put(_key(**of_workspace), tuple(config for config, _ in ours))
+        if default := tuple(config for config, is_default in ours if is_default):
+            _recent.put(_key(**of_workspace, is_default=True), default)
+
+
+def _key(**known: object) -> frozenset[tuple[str, object]]:
+    return frozenset(known.items())
+
+
 def _read(known: Mapping[str, object]) -> tuple[ChannelConfig, ...]:
+    return tuple(config for config, _ in _rows(known))
+
+
+def _rows(known: Mapping[str, object], *, most: int | None = None) -> Iterator[tuple[ChannelConfig, bool]]:
+    """The active accounts of which this is true, the default ones first, and whether each is one."""
+    agents = Prefetch("agents", User.objects.filter(is_active=True).order_by("pk"), to_attr="active_agents")
     try:
         if not connections["default"].in_atomic_block:
             connections["default"].close_if_unusable_or_obsolete()  # workers have no requests around which Django does
         rows = ChannelAccount.objects.filter(is_active=True, **known).order_by("-is_default", "pk")
-        return tuple(_config(row) for row in rows)
+        for row in rows.prefetch_related(agents)[:most]:
+            yield _config(row), row.is_default
     except DataError:  # it answers, only not to that: nobody may make it look away
         raise
     except Error as error:
         raise Unavailable(f"The accounts database does not answer: {type(error).__name__}") from error
 
 
-def _config(row: ChannelAccount) -> ChannelConfig:
+def _config(row: Any) -> ChannelConfig:
+    """Of a row with its ``active_agents``."""
     base_url = row.base_url or registry.get(row.channel).default_base_url
-    agents = row.agents.filter(is_active=True).order_by("pk").values_list("public_id", flat=True)
-    return ChannelConfig(
-        Account(row.channel, row.account_id, base_url, row.credentials), row.workspace_id, tuple(agents)
-    )
+    agents = tuple(each.public_id for each in row.active_agents)
+    return ChannelConfig(Account(row.channel, row.account_id, base_url, row.credentials), row.workspace_id, agents)
 
 
 def unattended() -> QuerySet[ChannelAccount]:

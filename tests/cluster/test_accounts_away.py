@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
+import psycopg
 import pytest
 
 from accounts.directory import MAX_AGE_S
@@ -16,7 +17,7 @@ from demo.supervisor import LocalSystem
 from tests.stack.postgres import Postgres
 from tests.stack.scratch import scratch_directory
 from tests.stack.servers import needed
-from tests.town import PASSWORD, Resident, Town, eventually, phone
+from tests.town import PASSWORD, Resident, Town, eventually, insta_id, phone
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(400)]
 
@@ -47,6 +48,15 @@ class Street:
             list(hands.map(lambda who: self.town.says("whatsapp", self.account, who, f"{text} back"), people))
         eventually(lambda: all(f"{text} back" in self.alice.sees(f"chat-{who}") for who in people), within_s=60)
 
+    def begins_anew(self, worker: str) -> None:
+        """Returns once its child knows the channel accounts: by what its connection asked last, says PostgreSQL."""
+        asked = """SELECT count(*) FROM pg_stat_activity
+            WHERE backend_start > %s AND query LIKE '%%messaging_channelaccount%%' AND pid <> pg_backend_pid()"""
+        with psycopg.connect(self.postgres.url, autocommit=True) as looking:
+            [began] = looking.execute("SELECT clock_timestamp()").fetchone() or [None]
+            self.town.system.restart(worker)
+            eventually(lambda: looking.execute(asked, [began]).fetchone() != (0,), within_s=60)
+
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
@@ -70,6 +80,10 @@ def test_known_people_and_accounts_go_on_without_the_accounts_database(street: S
         street.exchange("before", people)
         eventually(lambda: before.frames)
     stranger = street.town.resident("carla")
+    late = insta_id()
+    street.town.account("instagram", alice)
+    assert alice.post("late", "before", f"instagram:{insta_id()}")
+    street.begins_anew("worker-instagram")
     street.postgres.kill()
     try:
         down_s = time.monotonic()
@@ -80,6 +94,8 @@ def test_known_people_and_accounts_go_on_without_the_accounts_database(street: S
         with alice.socket() as during:
             street.exchange("during", people)
             eventually(lambda: during.frames)
+        alice.post("later", "during", f"instagram:{late}")  # nobody has sent anything since that worker began
+        eventually(lambda: "during" in street.town.texts(late), within_s=60)
         signing_in = {"username": stranger.username, "password": PASSWORD, "workspace": "default"}
         assert alice.api.post("/auth/token", json=signing_in, timeout=30).status_code == 503
     finally:

@@ -1,0 +1,106 @@
+"""Channel accounts as processes know them, and while the accounts' database is away."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from core.cache import LastKnown
+from core.clock import ManualClock
+from core.errors import Unavailable
+from messaging import channels
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    clock = ManualClock()
+    own: LastKnown[Any, Any] = LastKnown(
+        ttl_s=channels.CACHED_S, outage_s=channels.CACHED_AWAY_S - channels.CACHED_S, clock=clock
+    )
+    monkeypatch.setattr(channels, "_recent", own)
+    return clock
+
+
+def add(account_id: str, *agents: User, channel: str = "whatsapp", make_default: bool = False) -> UUID:
+    """An account of the default workspace, whose id this is."""
+    workspace = Workspace.objects.get(id=DEFAULT_WORKSPACE_ID)
+    channels.register(
+        workspace=workspace,
+        channel=channel,
+        account_id=account_id,
+        credentials={"access_token": "t", "app_secret": "s", "verify_token": "v"},
+        agents=agents,
+        make_default=make_default,
+    )
+    return workspace.pk
+
+
+def seen(workspace_id: UUID) -> list[object]:
+    """What the pipeline asks for."""
+    return [
+        *(channels.account("whatsapp", each) for each in ("111", "222")),
+        channels.account("instagram", "333"),
+        *(channels.accounts_of(workspace_id, each) for each in ("whatsapp", "instagram")),
+        *(channels.default_account(workspace_id, each) for each in ("whatsapp", "instagram")),
+    ]
+
+
+def goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        raise Unavailable("The accounts database does not answer: OperationalError")
+
+    monkeypatch.setattr(channels, "_rows", nobody)
+
+
+def some() -> UUID:
+    agents = [User.objects.create_user(name, "correct horse battery") for name in ("bea", "abe")]
+    gone = User.objects.create_user("gone", "correct horse battery")
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+    add("111")
+    add("222", *agents, gone, make_default=True)
+    return add("333", channel="instagram", make_default=True)
+
+
+def test_what_was_learnt_is_what_is_read_and_lasts_while_the_database_is_away(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace_id = some()
+    read = seen(workspace_id)
+    channels.forget()
+    channels.learn()
+    goes_away(monkeypatch)
+    for wait_s in (0, channels.CACHED_S + 1, channels.CACHED_AWAY_S - channels.CACHED_S - 2):
+        clock.advance(wait_s)
+        assert seen(workspace_id) == read
+    clock.advance(2)
+    with pytest.raises(Unavailable):
+        channels.account("whatsapp", "111")
+
+
+def test_what_nobody_learnt_is_not_known(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace_id = some()
+    channels.forget()
+    monkeypatch.setattr(channels, "LEARNED", 2)  # there are three
+    channels.learn()
+    goes_away(monkeypatch)
+    with pytest.raises(Unavailable):
+        channels.accounts_of(workspace_id, "whatsapp")
+
+
+def test_agents_are_those_who_may_sign_in_and_many_accounts_take_no_more_queries(
+    clock: ManualClock, django_assert_num_queries: object
+) -> None:
+    workspace_id = some()
+    channels.forget()
+    with django_assert_num_queries(2):  # type: ignore[operator]
+        ours = channels.accounts_of(workspace_id, "whatsapp")
+    names = {each.public_id: each.username for each in User.objects.all()}
+    assert [(each.account.account_id, [names[agent] for agent in each.agents]) for each in ours] == [
+        ("222", ["bea", "abe"]),
+        ("111", []),
+    ]
