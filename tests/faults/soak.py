@@ -42,7 +42,7 @@ PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
 }
 
 PACES_HELP: Final = (
-    "short: as `make test` has it; dense: full, with about 55 messages a second (local: 80), most of them in batches"
+    "short: as `make test` has it; dense: full, with about 30 messages a second (local: 80), most of them in batches"
 )
 WRITE_HELP: Final = "put the tables into docs/guarantees.md, also when it is interrupted once there were enough"
 
