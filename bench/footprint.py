@@ -104,15 +104,15 @@ def _size(name: str) -> int:
     return sum(place.stat().st_size for place in places if place.exists() and place.suffix != ".pyc")
 
 
-def of(system: LocalSystem, directory: Path, *, scale: float) -> Iterator[Figure]:
+def of(system: LocalSystem, *, scale: float) -> Iterator[Figure]:
     yield from processes(system, seconds=20 * scale)
-    yield from demo(directory / "demo")
     yield installed()
 
 
 def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Figure]:
+    yield from demo(directory / "demo")
     with running(profile, directory / "system") as system:
-        yield from of(system, directory, scale=scale)
+        yield from of(system, scale=scale)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -58,7 +59,7 @@ HOUR_MS: Final = 3600 * 1000  # later than anybody looks
 
 
 def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
-    """The same traffic on an empty store, and on one with many messages in the same conversations."""
+    """The same traffic on a store that holds little, and on one with many messages in the same conversations."""
     costs: dict[int, float] = {}
     many, listeners = crowd(system.api_url, *SHAPES[100], prefix="stored")
     posts = parcels(many, PARCEL)
@@ -147,7 +148,7 @@ def connected(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[
 
 def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Measured]:
     """Many records wait when the bridge comes back, and others go on posting."""
-    people = talks(system.api_url, PAIRS, prefix="live")
+    people = talks(system.api_url, PAIRS, prefix="meanwhile")
     many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
     lag = Lag(system)
     system.end("bridge")
@@ -188,15 +189,15 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
         waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
         switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
         httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
-        _post_all(system, waiting, int(sum(scale.workers) * AT_ONCE * (WAVES + BEGIN_S * 1000 / PLATFORM_MS + SPARE)))
+        waves = sum(scale.workers) * (WAVES + BEGIN_S * 1000 / PLATFORM_MS) + (sum(scale.workers) + most) * SPARE
+        _post_all(system, waiting, int(AT_ONCE * waves))
         time.sleep(2 * BEGIN_S)  # what was dispatched while little was there is small: all of them work through that
         with ThreadPoolExecutor(most) as ending:
             list(ending.map(system.end, names[least:]))
         lag = Lag(system)
         for count in scale.workers:
-            for name in names[:count]:
-                if not system.is_running(name):
-                    system.restart(name, timeout_s=120)
+            with ThreadPoolExecutor(most) as starting:
+                list(starting.map(partial(_begin, system), names[:count]))
             time.sleep(BEGIN_S)
             rates[count] = _sends_per_s(system, WAVES * AT_ONCE * count)
         if not lag():
@@ -209,6 +210,11 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
     per_doubling = (rates[most] / rates[least]) ** (1 / math.log2(most / least))
     what, value = f"each doubling, {least} to {most}", f"{per_doubling:.2f} times"
     yield Figure(what, value, "target 1.9", name="workers", ratio=per_doubling / 2)
+
+
+def _begin(system: LocalSystem, name: str) -> None:
+    if not system.is_running(name):
+        system.restart(name, timeout_s=120)
 
 
 def _sends_per_s(system: LocalSystem, count: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from connectors.base import Account
 from core.cache import LastKnown
 from core.errors import Conflict, Unavailable
 from messaging.models import ChannelAccount
+from messaging.secrets import SecretsUnreadable
 
 UNATTENDED: Final = "It has no active agent: what unknown people write to it reaches nobody until it gets one."
 CACHED_S: Final = 5.0
@@ -90,8 +92,20 @@ def renew() -> None:
 
 def learn() -> None:
     """Know every active account, should the accounts' database go away before this process needed one of them; nothing
-    when there are more than LEARNED. Raises Unavailable."""
-    found = list(_rows({}, most=LEARNED + 1))
+    when there are more than LEARNED. One whose secrets nobody can read costs its workspace's others on that channel, no
+    more. Raises Unavailable."""
+    served = {"channel__in": registry.channels()}
+    try:
+        _learn(served)
+    except SecretsUnreadable:
+        active = ChannelAccount.objects.filter(is_active=True, **served)
+        for workspace_id, channel in active.order_by().values_list("workspace_id", "channel").distinct()[:LEARNED]:
+            with suppress(SecretsUnreadable):
+                _learn({"workspace_id": workspace_id, "channel": channel})
+
+
+def _learn(known: Mapping[str, object]) -> None:
+    found = list(_rows(known, most=LEARNED + 1))
     if len(found) > LEARNED:
         return
     groups: defaultdict[tuple[UUID, str], list[tuple[ChannelConfig, bool]]] = defaultdict(list)

@@ -240,8 +240,8 @@ def told(secured: Secured, world: World) -> Answers:
             *COMMANDS[command],
             EVENT_LOG_URL=secured.wrong(secured.kafka, what),
             MESSAGE_STORE_URL=secured.wrong(secured.cassandra, what),
-            APPEND_TIMEOUT_S="30",  # a handshake that takes long is no server that is away
-            STORE_TIMEOUT_S="30",
+            APPEND_TIMEOUT_S="10",  # a handshake that takes long is no server that is away
+            STORE_TIMEOUT_S="10",
         )
 
     with ThreadPoolExecutor(4) as pool:

@@ -80,9 +80,10 @@ def test_known_people_and_accounts_go_on_without_the_accounts_database(street: S
         street.exchange("before", people)
         eventually(lambda: before.frames)
     stranger = street.town.resident("carla")
-    late = insta_id()
+    soon, late = insta_id(), insta_id()
     street.town.account("instagram", alice)
-    assert alice.post("late", "before", f"instagram:{insta_id()}")
+    alice.post("late", "before", f"instagram:{soon}")
+    eventually(lambda: "before" in street.town.texts(soon), within_s=60)
     street.begins_anew("worker-instagram")
     street.postgres.kill()
     try:

@@ -206,7 +206,7 @@ def test_redis_counts_by_its_own_clock(server: RedisServer, process: Callable[[]
     fail(breakers, 1)
     while not admitted(breakers):
         assert time.monotonic() < began_s + PATIENCE_S
-    assert time.monotonic() >= began_s + 0.2
+    assert time.monotonic() >= began_s + 0.199  # Redis counts whole milliseconds
     breakers.success(*A)
     assert breakers.states() == {"whatsapp:106540352242922": CLOSED}
     breakers.close()

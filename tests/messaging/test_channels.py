@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from core.cache import LastKnown
 from core.clock import ManualClock
 from core.errors import Unavailable
 from messaging import channels
+from messaging.models import ChannelAccount
 
 pytestmark = pytest.mark.django_db
 
@@ -90,6 +92,25 @@ def test_what_nobody_learnt_is_not_known(clock: ManualClock, monkeypatch: pytest
     goes_away(monkeypatch)
     with pytest.raises(Unavailable):
         channels.accounts_of(workspace_id, "whatsapp")
+
+
+def test_secrets_that_nobody_can_read_cost_only_what_needs_them(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    key = settings.CHANNEL_SECRETS_KEY
+    settings.CHANNEL_SECRETS_KEY = "a key that was lost, and it was a long one"
+    add("111")
+    settings.CHANNEL_SECRETS_KEY = key
+    workspace_id = add("333", channel="instagram", make_default=True)
+    ChannelAccount.objects.create(
+        workspace_id=workspace_id, channel="gone", account_id="9", credentials={"access_token": "t"}
+    )
+    channels.forget()
+    channels.learn()
+    goes_away(monkeypatch)
+    assert channels.account("instagram", "333") == channels.default_account(workspace_id, "instagram")
+    with pytest.raises(Unavailable):
+        channels.account("whatsapp", "111")
 
 
 def test_agents_are_those_who_may_sign_in_and_many_accounts_take_no_more_queries(

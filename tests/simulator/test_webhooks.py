@@ -200,7 +200,7 @@ def test_a_batch_mixes_messages_and_statuses_in_order(simulator: Simulator, rece
 
 
 def test_lingering_gathers_a_batch(simulator: Simulator, receiver: Receiver) -> None:
-    for linger_ms in (400, 4_000, 16_000):  # on a busy machine five take longer
+    for linger_ms in (400, 2_000, 10_000):  # on a busy machine five take longer
         simulator.turn(webhook_linger_ms=linger_ms)
         receiver.posts.clear()
         for n in range(5):
