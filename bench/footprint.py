@@ -63,15 +63,16 @@ def _look(system: LocalSystem, work: Callable[[], object]) -> dict[str, tuple[fl
 def demo(directory: Path) -> Iterator[Figure]:
     """`make demo` once everything is installed: until the system is ready, and until the dialogues are over."""
     env = {**os.environ, **Ports.free().environment(), "STATE_DIR": str(directory), "PROFILE": "local", "DEMO": "once"}
-    started_s, ready_s = time.perf_counter(), 0.0
+    started_s, ready_s, last = time.perf_counter(), 0.0, ""
     command = [sys.executable, "-u", "-m", "demo"]
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
+            last = line.strip() or last
             if not ready_s and line.strip().startswith(DEMO_READY):
                 ready_s = time.perf_counter() - started_s
     if process.returncode or not ready_s:
-        raise RuntimeError(f"the demo ended with exit code {process.returncode}")
+        raise RuntimeError(f"the demo ended with exit code {process.returncode}: {last}")
     yield Figure("the demo: everything is ready", f"{ready_s:.1f} s", f"target {DEMO_TARGET_S} s after installation")
     yield Figure("the demo: the dialogues are over", f"{time.perf_counter() - started_s:.1f} s")
 
