@@ -69,7 +69,7 @@ def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Mea
             took_s = _fill(system, many, count)
             yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
         costs[count], value, beside = _at_most(system, posts, listeners, seconds=10 * scale.time)
-        yield Figure(f"with {count:,} messages stored", f"{value}; newest page {_page(system, many)}", beside)
+        yield Figure(f"with {count:,} more messages stored", f"{value}; newest page {_page(system, many)}", beside)
     yield from _flatness("stored messages", costs)
 
 
