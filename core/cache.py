@@ -50,10 +50,14 @@ class TtlCache(Generic[Key, Value]):
     def put(self, key: Key, value: Value) -> None:
         now_s = self._clock.monotonic_s()
         with self._lock:
-            self._entries.pop(key, None)  # to the end: insertion order is the order of age
-            while len(self._entries) >= self._size:
-                del self._entries[next(iter(self._entries))]
-            self._entries[key] = _Entry(value, now_s + self._ttl_s, now_s)
+            self._insert(key, _Entry(value, now_s + self._ttl_s, now_s))
+
+    def _insert(self, key: Key, entry: _Entry[Value]) -> None:
+        """At the end: insertion order is the order of age."""
+        self._entries.pop(key, None)
+        while len(self._entries) >= self._size:
+            del self._entries[next(iter(self._entries))]
+        self._entries[key] = entry
 
     def take(self, key: Key) -> Value | None:
         """As `get`, and it is forgotten."""
@@ -113,6 +117,14 @@ class LastKnown(TtlCache[Key, Value]):
         if found is None and self._clock.monotonic_s() < self._rests_until_s:
             return self.last(key)
         return found
+
+    def learn(self, key: Key, value: Value) -> None:
+        """For `last` alone: nobody asked for it, so who does first gets what is true then, if there is an answer."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            old = self._entries.get(key)
+            if old is None or old.until_s <= now_s:
+                self._insert(key, _Entry(value, now_s, old.used_s if old else float("-inf")))
 
     def away(self) -> None:
         """The part does not answer."""

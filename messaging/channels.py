@@ -91,9 +91,11 @@ def renew() -> None:
 
 
 def learn() -> None:
-    """Know every active account, should the accounts' database go away before this process needed one of them; nothing
-    when there are more than LEARNED. One whose secrets nobody can read costs its workspace's others on that channel, no
-    more. Raises Unavailable."""
+    """Know every active account, should the accounts' database go away before this process needed one of them, and for
+    that alone: as long as it answers, it is asked.
+
+    Nothing when there are more than LEARNED. One whose secrets nobody can read costs its workspace's others on that
+    channel, no more. Raises Unavailable."""
     served = {"channel__in": registry.channels()}
     try:
         _learn(served)
@@ -111,13 +113,13 @@ def _learn(known: Mapping[str, object]) -> None:
     groups: defaultdict[tuple[UUID, str], list[tuple[ChannelConfig, bool]]] = defaultdict(list)
     for config, is_default in found:
         channel, account_id = config.account.channel, config.account.account_id
-        _recent.put(_key(channel=channel, account_id=account_id), (config,))
+        _recent.learn(_key(channel=channel, account_id=account_id), (config,))
         groups[config.workspace_id, channel].append((config, is_default))
     for (workspace_id, channel), ours in groups.items():
         of_workspace: dict[str, object] = {"workspace_id": workspace_id, "channel": channel}
-        _recent.put(_key(**of_workspace), tuple(config for config, _ in ours))
+        _recent.learn(_key(**of_workspace), tuple(config for config, _ in ours))
         if default := tuple(config for config, is_default in ours if is_default):
-            _recent.put(_key(**of_workspace, is_default=True), default)
+            _recent.learn(_key(**of_workspace, is_default=True), default)
 
 
 def _key(**known: object) -> frozenset[tuple[str, object]]:

@@ -81,6 +81,32 @@ def test_the_last_answer_counts_while_its_part_is_away() -> None:
     assert (cache.get("a"), cache.last("a")) == (None, "alice")  # somebody has to look whether it is back
 
 
+def test_what_was_learnt_counts_only_while_its_part_is_away() -> None:
+    clock, source = ManualClock(), Source()
+    cache = known(clock)
+    cache.learn("a", "alice")
+    cache.renew(source, most=10)
+    assert source.asked == []  # nobody asked for it
+    assert cache.get("a") is None
+    cache.away()
+    assert cache.get("a") == "alice"
+    clock.advance(59)
+    assert cache.last("a") == "alice"
+    clock.advance(1)
+    assert cache.last("a") is None
+
+
+def test_what_was_learnt_takes_the_place_of_what_has_ended_alone() -> None:
+    clock = ManualClock()
+    cache = known(clock)
+    cache.put("a", "alice")
+    cache.learn("a", "adam")
+    assert cache.get("a") == "alice"
+    clock.advance(5)
+    cache.learn("a", "adam")
+    assert (cache.get("a"), cache.last("a")) == (None, "adam")
+
+
 def test_the_last_answer_does_not_count_for_ever() -> None:
     clock = ManualClock()
     cache = known(clock)
