@@ -138,6 +138,7 @@ class _Partition:
         self.source = source
         self.lanes = [_Lane() for _ in range(lanes)]
         self.watermark = Watermark()
+        self.burying: dict[int, Work] = {}  # by offset
         self.bytes = 0
         self.paused = False
         self.stopping = False
@@ -246,13 +247,18 @@ class BridgeCore:
 
     def buried(self, dead: Dead) -> None:
         """A record is durably among the dead letters."""
-        if partition := self._partitions.get(dead.work.record.source):
+        if partition := self._taken_from(dead):
             self._finish(partition, dead.work)
 
     def not_buried(self, dead: Dead) -> None:
         """It could not go there now: it waits, and the watermark with it."""
-        if dead.work.record.source in self._partitions:
+        if self._taken_from(dead):
             self._dead.append(dead)
+
+    def _taken_from(self, dead: Dead) -> _Partition | None:
+        """None when its partition went away meanwhile, even if it came back: then the record is read anew."""
+        partition = self._partitions.get(dead.work.record.source)
+        return partition if partition and partition.burying.pop(dead.work.record.offset, None) is dead.work else None
 
     # what to do
     def next_batches(self) -> list[Batch]:
@@ -277,6 +283,8 @@ class BridgeCore:
         """Records to take to the dead letters; tell of each by `buried` or `not_buried`."""
         dead = list(self._dead)
         self._dead.clear()
+        for each in dead:
+            self._partitions[each.work.record.source].burying[each.work.record.offset] = each.work
         return dead
 
     def in_flight(self) -> list[Batch]:

@@ -143,6 +143,25 @@ def test_poison_that_may_not_be_buried_now_waits_and_keeps_the_watermark() -> No
     assert core.to_commit() == {SOURCE: 2}
 
 
+@pytest.mark.parametrize("is_buried", [True, False])
+def test_a_partition_that_came_back_meanwhile_reads_its_dead_anew(is_buried: bool) -> None:
+    core, _ = core_of()
+    core.records([record(0, size=10)])
+    [batch] = core.next_batches()
+    finish(core, batch, Outcome(Verdict.POISON, reason="undecodable"))
+    [dead] = core.take_dead()
+    core.forget([SOURCE])
+    core.assigned({SOURCE: 2})
+    core.records([record(0, size=10)])
+    (core.buried if is_buried else core.not_buried)(dead)
+    assert core.take_dead() == []
+    assert core.outstanding() == {SOURCE: 1}
+    [again] = core.next_batches()
+    finish(core, again, Outcome(Verdict.POISON, reason="undecodable"))
+    assert bury(core) == [0]
+    assert core.to_commit() == {SOURCE: 1}
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["told at once", "told after its lease lapsed"])
 def test_a_batch_that_kills_its_worker_is_halved_down_to_the_record_that_does_it(late: bool) -> None:
     core, clock = core_of(replace(LIMITS, lanes=1, batch_records=8))
