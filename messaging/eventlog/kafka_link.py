@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 SESSION_TIMEOUT_S: Final = 6.0  # how long a killed member keeps its partitions
 MAX_POLL_S: Final = 10.0  # the same for one that is stuck; more than the 5 s that a drain may take
 
+SETUP_MS: Final = 5000
+"""For a connection. What is lost while a server hangs comes again ever more rarely, by TCP's rules: within librdkafka's
+own limit, half a minute, that can be 16 s after the server woke."""
+
 T = TypeVar("T")
 Setting = str | int | float | bool
 _SASL_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -192,6 +196,7 @@ class KafkaLink:
             **self.url.security,
             "socket.timeout.ms": max(1000, int(self.timeout_s * 1000)),
             "socket.keepalive.enable": True,
+            "socket.connection.setup.timeout.ms": SETUP_MS,
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,  # unless told it may take 10 s to notice that the server is back
             "log.connection.close": False,

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
-from messaging.eventlog import kafka_subscription
+from messaging.eventlog import kafka_link, kafka_subscription
 from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.ports import NewRecord, Record, TopicPartition
@@ -309,6 +311,27 @@ def test_a_producer_that_broke_for_good_is_replaced(log: KafkaLog) -> None:
     with pytest.raises(LogUnavailable, match="OUT_OF_ORDER_SEQUENCE_NUMBER"):
         log.ping()  # the new one has yet to show that it is better
     assert log.append([record()]) == [(ONE, 2)]
+
+
+def test_a_connection_that_comes_to_nothing_is_tried_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while a server is frozen for long: its queue of connections is full, and whoever comes is not even refused."""
+    monkeypatch.setattr(kafka_link, "SETUP_MS", 1000)
+    with socket.socket() as frozen, ExitStack() as waiting, caplog.at_level(logging.DEBUG):
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen(0)
+        for _ in range(2):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(frozen.getsockname())
+        log = KafkaLog(f"kafka://127.0.0.1:{frozen.getsockname()[1]}")
+        waiting.callback(log.close)
+        deadline_s = time.monotonic() + 15  # half of what librdkafka takes by itself
+        while "Connection setup timed out in state CONNECT" not in caplog.text:
+            assert time.monotonic() < deadline_s
+            with pytest.raises(LogUnavailable):
+                log.ping()
 
 
 @pytest.mark.cluster
