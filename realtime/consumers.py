@@ -19,6 +19,7 @@ from channels.consumer import AsyncConsumer, get_handler_name
 from channels.db import database_sync_to_async
 from channels.exceptions import StopConsumer
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 from redis.exceptions import RedisError
 
 from accounts.errors import InvalidToken, TokenExpired
@@ -135,8 +136,8 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         self._handshake = Handshake.of(scope)
         try:
             await super().__call__(scope, receive, send)
-        except (RedisError, OSError) as error:
-            log.warning("a socket is turned away: the bus does not answer (%s)", type(error).__name__)
+        except (RedisError, OSError, OperationalError, InterfaceError) as error:
+            log.warning("a socket is turned away: a part does not answer (%s)", type(error).__name__)
             self.base_send = send
             await self._close(Refused(CLOSE_TRY_AGAIN, "try again"), accept=self._session is None)
         finally:
@@ -351,7 +352,11 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
             raise Refused(CLOSE_UNAUTHORIZED, "invalid token") from None
 
     async def _extend(self, token: str) -> None:
-        session = await self._verified(token)
+        try:
+            session = await self._verified(token)
+        except (OperationalError, InterfaceError):  # the old one counts as long as it did
+            await self._send({"type": "error", "code": "unavailable"})
+            return
         if session.principal.user_id != self._user_id:
             raise Refused(CLOSE_UNAUTHORIZED, "token of another user")
         self._session = session

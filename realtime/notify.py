@@ -111,6 +111,15 @@ class RedisNotifier:
         except (redis.RedisError, OSError) as error:
             self._fail(error, pushes[done:])
 
+    def settle(self) -> None:
+        """Tell whose pushes were lost as soon as Redis answers: to be called again and again, as there may be nothing
+        to push for long."""
+        if self._owed and self._clock.monotonic_s() >= self._quiet_until_s:
+            try:
+                self._break_owed(self._connected())
+            except (redis.RedisError, OSError):
+                self._quiet_until_s = self._clock.monotonic_s() + QUIET_S
+
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None

@@ -251,6 +251,31 @@ def test_a_redis_that_is_away_costs_a_warning_and_its_users_a_resync(
     notifier.close()
 
 
+def test_a_process_that_has_nothing_more_to_push_tells_all_the_same(
+    server: RedisServer, bus: redis.Redis, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = RedisNotifier(server.url, clock, timeout_s=2)
+    notifier.settle()
+    assert notifier._client is None  # nothing is owed, nobody is asked
+    notifier.push([news(1)])
+    epoch = history(bus)[0]["epoch"]
+    server.signal(signal.SIGSTOP)
+    try:
+        notifier.push([news(2)])
+        notifier.settle()  # at once: it does not wait again
+        clock.advance(notify.QUIET_S)
+        notifier.settle()
+        assert [each.levelname for each in caplog.records] == ["WARNING"]
+    finally:
+        server.signal(signal.SIGCONT)
+    bus.ping()  # it is awake
+    clock.advance(notify.QUIET_S)
+    notifier.settle()
+    assert missed(server, epoch=epoch, seq=1).frames is None
+    assert bus.hget(UserKeys.of(ALICE).state, "epoch") != epoch
+    notifier.close()
+
+
 def test_a_restarted_redis_is_used_at_once(tmp_path: Path, clock: ManualClock) -> None:
     server = RedisServer(tmp_path, rules=BUS_RULES).start()
     notifier = RedisNotifier(server.url, clock)
