@@ -114,3 +114,4 @@ def _fresh_connections(**_: Any) -> None:
     connections.close_all()
     wiring.event_log().warm()
     sampling.every(channels.LEARNED_EVERY_S, channels.learn, at_once=True)
+    sampling.every(1.0, wiring.notifier().settle)

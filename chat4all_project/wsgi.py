@@ -19,6 +19,7 @@ from messaging import wiring  # noqa: E402
 
 wiring.event_log().warm()
 renewing = keep_renewing(*wiring.renewals())
+hearing = wiring.hear_of_members()
 
 if settings.API_HEALTH_PORT:
     serve_own_health(settings.API_HEALTH_PORT)

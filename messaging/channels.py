@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,8 +18,8 @@ from connectors import registry
 from connectors.base import Account
 from core.cache import LastKnown
 from core.errors import Conflict, Unavailable
+from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
-from messaging.secrets import SecretsUnreadable
 
 UNATTENDED: Final = "It has no active agent: what unknown people write to it reaches nobody until it gets one."
 CACHED_S: Final = 5.0
@@ -73,6 +73,8 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
     if found is None:
         try:
             found = _read(known)
+        except SecretsUnreadable:  # the database answers
+            raise
         except Unavailable:
             _recent.away()
             if last := _recent.last(key):
@@ -85,9 +87,18 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
 def renew() -> None:
     """Ask again for those that are asked for all the time, see `core.cache.TtlCache.renew`."""
     try:
-        _recent.renew(lambda keys: ((key, _read(dict(key))) for key in keys), most=RENEWED)
+        _recent.renew(_read_again, most=RENEWED)
     except Unavailable:
         _recent.away()
+
+
+def _read_again(keys: Collection[frozenset[tuple[str, object]]]) -> Iterator[tuple[Any, tuple[ChannelConfig, ...]]]:
+    for key in keys:
+        try:
+            found = _read(dict(key))
+        except SecretsUnreadable:  # who asks for it is told
+            continue
+        yield key, found
 
 
 def learn() -> None:

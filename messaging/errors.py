@@ -31,6 +31,14 @@ class StoreRefused(StoreUnavailable):
     may_pass = False
 
 
+class SecretsUnreadable(Unavailable):
+    """The stored ciphertext was made with another key, or changed: what needs it waits until an operator has put it
+    right, and nothing else does."""
+
+    code = "secrets_unreadable"
+    title = "Stored credentials cannot be read: is CHANNEL_SECRETS_KEY the one they were written with?"
+
+
 class RecordTooLarge(Chat4AllError):
     """A record is larger than the log takes."""
 

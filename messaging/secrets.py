@@ -15,17 +15,9 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from core.errors import Unavailable
+from messaging.errors import SecretsUnreadable
 
 _PURPOSE: Final = b"chat4all channel credentials v1"
-
-
-class SecretsUnreadable(Unavailable):
-    """The stored ciphertext was made with another key, or changed: what needs it waits until an operator has put it
-    right."""
-
-    code = "secrets_unreadable"
-    title = "Stored credentials cannot be read: is CHANNEL_SECRETS_KEY the one they were written with?"
 
 
 class Credentials(dict[str, str]):

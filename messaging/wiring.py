@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -32,6 +33,7 @@ from messaging.domain import Conversation
 from messaging.errors import ConversationNotFound, StoreUnavailable
 from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.hints import RedisHints
+from messaging.member_news import RedisMemberNews
 from messaging.ports import EventLog, MessageStore, Notify, TopicAdmin
 from messaging.services.accept import Desk
 from messaging.services.conversations import ConversationCache
@@ -117,18 +119,29 @@ def known_parties() -> parties.KnownParties:
 
 @functools.cache
 def conversation_cache() -> ConversationCache:
-    return ConversationCache()
+    return ConversationCache(tell=member_news().tell)
+
+
+@functools.cache
+def member_news() -> RedisMemberNews:
+    return RedisMemberNews(settings.BUS_URL)
+
+
+def hear_of_members() -> threading.Event:
+    """For a process that answers requests: what it keeps of conversations whose members changed elsewhere goes."""
+    return member_news().listen(conversation_cache().forget, conversation_cache().forget_all)
 
 
 def renewals() -> tuple[Callable[[], None], ...]:
-    """For a process that answers requests: ask again for who writes, in which conversations, by which accounts."""
+    """For a process that answers requests: ask again for who writes, in which conversations, by which accounts, and
+    tell whose pushes were lost."""
     known = conversation_cache()
 
     def conversations() -> None:
         with suppress(StoreUnavailable):  # whoever writes hears of it
             known.renew(lambda conversation_id: message_store().conversation(conversation_id))
 
-    return directory.renew, channels.renew, conversations
+    return directory.renew, channels.renew, conversations, notifier().settle
 
 
 @functools.cache
@@ -184,6 +197,7 @@ def inbound() -> Inbound:
         file_id=file_id_of,
         names=known_parties().names,
         retry_delay_s=retry_delay_s,
+        members_changed=conversation_cache().changed,
         clock=SYSTEM_CLOCK,
     )
 
@@ -229,16 +243,13 @@ def _kept(inbox: Inbox, conversation: Conversation, file_id: str, attachment: In
 def is_member(viewer: files.Viewer, conversation_ids: Sequence[UUID]) -> bool:
     """Whether somebody is in any of these conversations: files ask."""
     store = message_store()
-    for conversation_id in conversation_ids:
-        conversation = conversation_cache().get(conversation_id, store.conversation)
-        if conversation and viewer.user_id in conversation.members:
-            return True
-    return False
+    found = (store.conversation(conversation_id) for conversation_id in conversation_ids)
+    return any(conversation and viewer.user_id in conversation.members for conversation in found)
 
 
 def check_conversation(viewer: files.Viewer, conversation_id: UUID) -> None:
     """Raises ConversationNotFound for somebody else's conversation; one that does not exist yet is free to be named."""
-    conversation = conversation_cache().get(conversation_id, message_store().conversation)
+    conversation = message_store().conversation(conversation_id)
     if conversation and viewer.user_id not in conversation.members:
         raise ConversationNotFound
 

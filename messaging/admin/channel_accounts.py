@@ -21,8 +21,8 @@ from accounts.models import DEFAULT_WORKSPACE_ID
 from connectors import registry
 from messaging import channels, wiring
 from messaging.breakers import key_of
+from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
-from messaging.secrets import SecretsUnreadable
 
 CREDENTIAL: Final = "credential_"
 _ACCOUNT_ID: Final = re.compile(r"[A-Za-z0-9._@+-]+")  # it stands in the webhook's URL

@@ -338,12 +338,20 @@ def _known(draft: Draft, desk: Desk) -> Conversation | None:
     """The conversation, if there is one. Raises ConversationNotFound when the sender is not in it."""
     conversation_id = derived_id(draft.workspace_id, draft.conversation)
     conversation = desk.cache.get(conversation_id, desk.store.conversation)
-    if conversation is not None and draft.user_id not in conversation.members:
+    if conversation is not None and not _has_both(conversation, draft, desk):
         desk.cache.forget(conversation_id)  # whoever was just added through another process is in by now
         conversation = desk.cache.get(conversation_id, desk.store.conversation)
     if conversation is not None and draft.user_id not in conversation.members:
         raise ConversationNotFound
     return conversation
+
+
+def _has_both(conversation: Conversation, draft: Draft, desk: Desk) -> bool:
+    """The sender, and the recipient that was named."""
+    if draft.user_id not in conversation.members:
+        return False
+    named = draft.recipient_id
+    return named is None or named in conversation.members or _recipient(draft, named, desk) in conversation.members
 
 
 def _planned(draft: Draft, desk: Desk) -> Conversation:

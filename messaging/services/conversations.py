@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 from uuid import UUID
@@ -33,21 +34,42 @@ class Parties(Protocol):
 class ConversationCache:
     """Conversations by id for at most 5 s: what accepting a message checks (membership) without asking the store.
 
-    A member who was removed may post for that long on other API processes; here `forget` ends it at once.
+    Whoever changes members says so by `changed`: here that counts at once, in other processes when they hear of it by
+    ``tell``, or when the 5 s are over.
     """
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, *, tell: Callable[[UUID], None] = lambda _: None) -> None:
         self._known: TtlCache[UUID, Conversation] = TtlCache(ttl_s=MEMBERSHIP_TTL_S, clock=clock)
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._forgotten = 0
 
     def get(self, conversation_id: UUID, load: Callable[[UUID], Conversation | None]) -> Conversation | None:
-        """From the cache, else loaded; absence is not cached."""
+        """From the cache, else loaded; absence is not cached, nor is what was loaded while anything was forgotten."""
         conversation = self._known.get(conversation_id)
-        if conversation is None and (conversation := load(conversation_id)) is not None:
-            self._known.put(conversation_id, conversation)
+        if conversation is not None:
+            return conversation
+        forgotten = self._forgotten
+        conversation = load(conversation_id)
+        with self._lock:
+            if conversation is not None and self._forgotten == forgotten:
+                self._known.put(conversation_id, conversation)
         return conversation
 
+    def changed(self, conversation_id: UUID) -> None:
+        """Its members are others now, in the store."""
+        self.forget(conversation_id)
+        self._tell(conversation_id)
+
     def forget(self, conversation_id: UUID) -> None:
-        self._known.forget(conversation_id)
+        with self._lock:
+            self._forgotten += 1
+            self._known.forget(conversation_id)
+
+    def forget_all(self) -> None:
+        with self._lock:
+            self._forgotten += 1
+            self._known.clear()
 
     def renew(self, load: Callable[[UUID], Conversation | None]) -> None:
         """See `TtlCache.renew`."""
@@ -203,7 +225,7 @@ def _changed(
     notify: Notify,
     cache: ConversationCache,
 ) -> Conversation:
-    cache.forget(conversation.conversation_id)
+    cache.changed(conversation.conversation_id)
     now = store.conversation(conversation.conversation_id)
     if now is None:
         raise ConversationNotFound

@@ -31,7 +31,7 @@ from core.failpoints import WAITS, failpoint
 from files.errors import StorageUnavailable
 from messaging import codec, metrics, topics, tracing
 from messaging.domain import Contact, ExternalRef, Message, Outbound, Party, Status, StatusChange
-from messaging.errors import LeaseLost, LogUnavailable
+from messaging.errors import LeaseLost, LogUnavailable, SecretsUnreadable
 from messaging.ports import (
     DeliveryClaim,
     DeliveryKey,
@@ -248,6 +248,9 @@ class _Run:
         for item, outbound in heads:
             try:
                 sends.append(self._prepared(item, outbound))
+            except SecretsUnreadable as error:  # who has another account goes on
+                logger.warning("credentials cannot be read: a send waits", extra={"channel": self._delivery.channel})
+                outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason=error.code)
             except (StorageUnavailable, OSError):  # who has no file goes on
                 outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason="unavailable")
             except Exception as error:

@@ -34,6 +34,7 @@ from messaging.domain import (
     correlated,
     inbound_conversation,
 )
+from messaging.errors import SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, decoded
 from messaging.services.deliver import status_record
@@ -55,6 +56,7 @@ UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send cal
 # One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
 # before it, as evidence, would cost more than all else about a receipt, so that waits until it is slow, or gone.
 EARLY_MS: Final = int(2_000 * WAITS)
+UNREADABLE_AGAIN_S: Final = 5.0
 EARLY_AGAIN_S: Final = 0.5
 
 
@@ -89,6 +91,7 @@ class Inbound:
     file_id: Callable[[Inbox, str], str]
     names: Callable[[UUID, Collection[str]], Mapping[str, str]]  # display names of parties of a workspace
     retry_delay_s: Callable[[int], float]
+    members_changed: Callable[[UUID], None]  # of a conversation, in the store
     clock: Clock
     recent: RecentReferences = field(default_factory=RecentReferences)
 
@@ -99,12 +102,11 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
     Raises Unavailable and LeaseLost.
     """
     values, outcomes = decoded(InboundEvent, items)
-    letters = [_opened_letter(item, event, inbound) for item, event in values]
+    letters, resolved = _opened_letters(values, inbound)
     lease.check()
     refs = _references(letters, inbound)
     waiting: set[str] = set()  # people whose earlier item must be tried again first
     found: list[NewRecord] = []
-    resolved: Outcomes = {}
     for letter in letters:
         if inbound.clock.monotonic_s() >= deadline_s:
             break
@@ -136,6 +138,23 @@ class _Letter:
 
 
 References = dict[Reference, ExternalRef]
+
+
+def _opened_letters(values: Sequence[tuple[Item, InboundEvent]], inbound: Inbound) -> tuple[list[_Letter], Outcomes]:
+    """And what becomes of those whose account nobody can read: all that a person writes is one account's, in order."""
+    letters: list[_Letter] = []
+    outcomes: Outcomes = {}
+    unreadable: set[tuple[str, str]] = set()
+    for item, event in values:
+        try:
+            letters.append(_opened_letter(item, event, inbound))
+        except SecretsUnreadable as error:
+            unreadable.add((event.channel, event.account_id))
+            outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=error.code)
+    for channel, account_id in unreadable:
+        extra = {"channel": channel, "account_id": account_id}
+        logger.warning("credentials cannot be read: what people wrote waits", extra=extra)
+    return letters, outcomes
 
 
 def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter:
@@ -430,6 +449,7 @@ def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inb
         return conversation
     for agent in inbox.agents:
         inbound.store.add_member(conversation.conversation_id, agent, at_ms=event.received_at_ms)
+    inbound.members_changed(conversation.conversation_id)
     return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
@@ -450,6 +470,7 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
     )
     if sender not in conversation.members:  # they were removed, and write again
         inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
+        inbound.members_changed(conversation.conversation_id)
     conversation = _attended(conversation, event, inbox, inbound)
     # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
     _tell_users(conversation, event, text, inbound, event_id=f"conversation:{conversation.conversation_id}")

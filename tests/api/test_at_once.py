@@ -81,3 +81,25 @@ def test_one_id_makes_one_conversation(http: httpx.Client) -> None:
     answers = at_once(opened)
     assert sorted(answer.status_code for answer in answers) == [200] * (CLIENTS - 1) + [201]
     assert len({answer.text for answer in answers}) == 1
+
+
+def test_whoever_was_just_added_is_written_to_whichever_process_takes_the_message(system: LocalSystem) -> None:
+    """Each request on a connection of its own, so that any of the API's processes may have it."""
+    alone = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=system.api_url, timeout=20, limits=alone) as http:
+        _, alice = signed_in(http)
+        bob_id, _ = signed_in(http)
+        conversation = f"c-{uuid4().hex}"
+        body = {"conversation_id": conversation, "content": "hello"}
+        http.post("/v1/messages", json={**body, "recipient_id": bob_id}, headers=alice).raise_for_status()
+        for number in range(5):
+            for _ in range(4):  # all of them know the conversation as it was
+                http.post("/v1/messages", json=body, headers=alice).raise_for_status()
+            new_id, new = signed_in(http)
+            members = f"/v1/conversations/{conversation}/members"
+            http.post(members, json={"member_id": new_id}, headers=alice).raise_for_status()
+            accepted = http.post("/v1/messages", json=body, headers=alice).raise_for_status().json()
+            until_stored(http, accepted["message_id"], alice)
+            shown = http.get(f"/v1/messages/{accepted['message_id']}", headers=new)
+            assert shown.status_code == 200, number
+            assert new_id in {each["recipient_id"] for each in shown.json()["statuses"]}

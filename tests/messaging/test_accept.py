@@ -17,7 +17,7 @@ from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import derived_id, uuid7
 from files.errors import FileNotFound
 from messaging import codec, topics
-from messaging.domain import Message
+from messaging.domain import Conversation, Message
 from messaging.errors import (
     ConversationNotFound,
     IdempotencyInProgress,
@@ -35,7 +35,7 @@ from messaging.services.conversations import ConversationCache
 from messaging.services.persist import persist
 from messaging.services.reading import acknowledge, history, mark_read, story
 from messaging.services.recent import RecentMessages
-from tests.contracts.message_stores import ALICE, BOB, CARLA, MALLORY
+from tests.contracts.message_stores import ALICE, BOB, CARLA, MALLORY, a_conversation
 from tests.messaging.workbench import WORKSPACE, FreeLease, Fuse, Killed, Workbench, every_step, items
 
 
@@ -395,6 +395,35 @@ def test_wherever_a_process_ends_a_retry_makes_one_message_of_it(counter: Counte
 
 
 # --- conversations -----------------------------------------------------------------------------------------------
+
+
+def test_a_recipient_who_was_just_added_through_another_process_is_known(counter: Counter) -> None:
+    counter.post("team", recipient_id=BOB)
+    conversation_id = derived_id(WORKSPACE, "team")
+    counter.post("team")  # known here now
+    counter.bench.store.add_member(conversation_id, CARLA, at_ms=counter.bench.clock.now_ms())
+    counter.post("team", recipient_id=CARLA[:13] + " " + CARLA[13:])  # as somebody may write it
+    assert counter.logged()[-1].recipients == (CARLA,)
+    with pytest.raises(RecipientNotFound):
+        counter.post("team", recipient_id=MALLORY)
+
+
+def test_what_is_loaded_while_members_change_is_not_kept() -> None:
+    told: list[UUID] = []
+    cache = ConversationCache(ManualClock(), tell=told.append)
+    before, after = a_conversation(ALICE, BOB), a_conversation(ALICE)
+
+    def load(_: UUID) -> Conversation:
+        cache.changed(before.conversation_id)  # on another thread, while the answer is on its way
+        return before
+
+    assert cache.get(before.conversation_id, load) is before
+    assert told == [before.conversation_id]
+    assert cache.get(before.conversation_id, lambda _: after) is after
+    assert cache.get(before.conversation_id, lambda _: None) is after
+    cache.forget_all()
+    assert cache.get(before.conversation_id, lambda _: None) is None
+    assert told == [before.conversation_id], "what is heard from others is not told again"
 
 
 def test_members_come_and_go_and_everybody_sees_it(counter: Counter) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
@@ -13,6 +15,7 @@ from core.cache import LastKnown
 from core.clock import ManualClock
 from core.errors import Unavailable
 from messaging import channels
+from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
 
 pytestmark = pytest.mark.django_db
@@ -136,3 +139,36 @@ def test_agents_are_those_who_may_sign_in_and_many_accounts_take_no_more_queries
         ("222", ["bea", "abe"]),
         ("111", []),
     ]
+
+
+def test_secrets_that_nobody_can_read_make_no_database_look_away(clock: ManualClock, settings: Settings) -> None:
+    key = settings.CHANNEL_SECRETS_KEY
+    settings.CHANNEL_SECRETS_KEY = "a key that was lost, and it was a long one"
+    add("111")
+    settings.CHANNEL_SECRETS_KEY = key
+    add("333", channel="instagram")
+    assert channels.account("instagram", "333") is not None
+    clock.advance(channels.CACHED_S + 1)
+    with pytest.raises(SecretsUnreadable):
+        channels.account("whatsapp", "111")
+    ChannelAccount.objects.filter(account_id="333").update(is_active=False)
+    assert channels.account("instagram", "333") is None
+
+
+def test_secrets_that_nobody_can_read_keep_no_others_from_being_renewed(clock: ManualClock, settings: Settings) -> None:
+    for account_id in ("111", "222", "333"):
+        add(account_id)
+    assert all(channels.account("whatsapp", account_id) for account_id in ("111", "222", "333"))
+    ours = {each.account_id: each for each in ChannelAccount.objects.all()}
+    key = settings.CHANNEL_SECRETS_KEY
+    settings.CHANNEL_SECRETS_KEY = "a key that was lost, and it was a long one"
+    ours["222"].save()  # as nobody can read it
+    settings.CHANNEL_SECRETS_KEY = key
+    clock.advance(channels.CACHED_S - 1)
+    channels.renew()
+    clock.advance(2)
+    with CaptureQueriesContext(connection) as asked:
+        assert all(channels.account("whatsapp", account_id) for account_id in ("111", "333"))
+        assert len(asked) == 0
+        with pytest.raises(SecretsUnreadable):
+            channels.account("whatsapp", "222")

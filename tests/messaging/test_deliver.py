@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +24,7 @@ from core.errors import Unavailable
 from files.errors import StorageUnavailable
 from messaging import tasks, topics
 from messaging.domain import ExternalRef, Message, Outbound, Party, Status, StatusChange, correlated
-from messaging.errors import LeaseLost
+from messaging.errors import LeaseLost, SecretsUnreadable
 from messaging.ports import DeliveryKey, NewRecord, ParkedRecord, ParkScope, Record, TopicPartition
 from messaging.services.deliver import (
     CLAIM_LEASE_MS,
@@ -217,6 +218,23 @@ def test_an_account_that_is_paused_for_long_pins_no_partition(
     records = bench.outbound(bench.conversation(), "a1", "a2")
     assert send(bench, records, failing_for_ms=failing_for_ms) == [DONE, DONE]
     assert len(bench.store.parked(scope_of(records[0]), limit=9)) == 2
+
+
+def test_credentials_that_nobody_can_read_stop_their_account_alone(bench: Workbench) -> None:
+    one, other = bench.conversation(), bench.conversation()
+    records = bench.outbound(one, "a1", "a2") + bench.outbound(other, "b1")
+
+    def account_for(outbound: Outbound) -> Any:
+        if outbound.message.conversation_id == one.conversation_id:
+            raise SecretsUnreadable
+        return bench.account
+
+    delivery = replace(bench.delivery(), account_for=account_for)
+    outcomes = deliver(items(records), delivery, owner="worker", lease=FreeLease(), deadline_s=math.inf)
+    first, second, third = (outcomes.get(record.offset) for record in records)
+    assert first is not None
+    assert (first.verdict, first.reason, second, third) == (Verdict.PAUSED, "secrets_unreadable", None, DONE)
+    assert bench.platform.texts == ["b1"]
 
 
 def test_an_open_breaker_stops_the_account_until_its_time_has_come(bench: Workbench) -> None:

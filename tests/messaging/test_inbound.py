@@ -22,7 +22,7 @@ from core.ids import derived_id, uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
 from messaging import codec, tasks, topics, tracing, wiring
 from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
-from messaging.errors import LeaseLost
+from messaging.errors import LeaseLost, SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
     EARLY_AGAIN_S,
@@ -87,8 +87,10 @@ class Desk:
         self.bench = bench
         self.webhooks = Webhooks()
         self.kept: dict[str, bytes] = {}
+        self.changed: list[UUID] = []
         self.headers: Mapping[str, str] = {}  # of the records of what arrives
         self.refuses: Chat4AllError | None = None
+        self.unreadable: set[str] = set()
         self.inboxes: dict[tuple[str, str], Inbox] = {("whatsapp", "1055"): Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))}
 
     def arrives(self, *events: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE) -> list[Record]:
@@ -131,13 +133,19 @@ class Desk:
             log=fuse.through(self.bench.log),
             notify=fuse.around(self.bench.sockets, "notify"),
             translator_for=lambda channel: self.webhooks,
-            inbox_for=lambda channel, account_id: self.inboxes.get((channel, account_id)),
+            inbox_for=self._inbox,
             keep_file=fuse.around(self._keep, "keep_file"),
             file_id=lambda inbox, name: f"file_{name}",
             names=self._names,
             retry_delay_s=lambda attempts: 1.0,
+            members_changed=self.changed.append,
             clock=self.bench.clock,
         )
+
+    def _inbox(self, channel: str, account_id: str) -> Inbox | None:
+        if account_id in self.unreadable:
+            raise SecretsUnreadable
+        return self.inboxes.get((channel, account_id))
 
     def _keep(
         self, inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
@@ -318,6 +326,20 @@ def test_somebody_who_was_removed_from_their_own_conversation_is_back_when_they_
     stored = desk.bench.store.conversation(message.conversation_id)
     assert stored is not None
     assert CARLA in stored.members
+    assert desk.changed == [message.conversation_id]
+
+
+def test_an_account_that_nobody_can_read_holds_up_nobody_else(desk: Desk) -> None:
+    desk.inboxes["whatsapp", "2066"] = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
+    records = [*desk.arrives(says("1"), account_id="2066"), *desk.arrives(says("2"))]
+    desk.unreadable.add("2066")
+    held, done = desk.resolve(records)
+    assert held is not None
+    assert (held.verdict, held.reason, done) == (Verdict.PAUSED, "secrets_unreadable", DONE)
+    assert [each.content for each in desk.store_all()] == ["2"]
+    desk.unreadable.clear()
+    assert desk.resolve(records[:1]) == [DONE]
+    assert {each.content for each in desk.store_all()} == {"1", "2"}
 
 
 def test_a_message_is_taken_once_however_often_the_webhook_comes(desk: Desk) -> None:

@@ -24,8 +24,9 @@ from core.clock import ManualClock
 from core.errors import Conflict, Unavailable
 from messaging import channels
 from messaging.channels import ChannelConfig
+from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
-from messaging.secrets import Credentials, SecretsUnreadable, seal, unseal
+from messaging.secrets import Credentials, seal, unseal
 from messaging.stores.router import STORE_MODELS
 from tests.contracts.message_stores import ROOT
 

@@ -1,0 +1,129 @@
+"""Who changes members tells all other processes, and who may have missed it forgets everything."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+
+from demo.redis_server import BUS_RULES, RedisServer
+from messaging import member_news
+from messaging.member_news import RedisMemberNews
+from tests.bounds import once_within
+from tests.conftest import redis_executables
+
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module", params=redis_executables())
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    executable = redis_executables()[request.param]
+    with_rules = RedisServer(tmp_path_factory.mktemp("bus"), rules=BUS_RULES, executable=executable)
+    running = with_rules.start()
+    yield running
+    running.stop()
+
+
+class Process:
+    """One that keeps conversations."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.forgotten: list[UUID] = []
+        self.forgot_all = 0
+        self.news = RedisMemberNews(server.url)
+        self._enough: threading.Event | None = None
+
+    def listens(self) -> None:
+        self._enough = self.news.listen(self.forgotten.append, self._forget_all)
+        until(lambda: self.forgot_all == 1)
+
+    def ends(self) -> None:
+        if self._enough:
+            self._enough.set()
+
+    def _forget_all(self) -> None:
+        self.forgot_all += 1
+
+
+@pytest.fixture
+def process(server: RedisServer) -> Iterator[Process]:
+    made = Process(server)
+    yield made
+    made.ends()
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def told(process: Process, server: RedisServer) -> None:
+    """Another process's news arrive, by now or in a moment."""
+    conversation_id = uuid4()
+    other = RedisMemberNews(server.url)
+
+    def arrives() -> bool:
+        other.tell(conversation_id)
+        return conversation_id in process.forgotten
+
+    until(arrives)
+
+
+def test_others_hear_which_conversation_it_is(process: Process, server: RedisServer) -> None:
+    process.listens()
+    changed = [uuid4() for _ in range(3)]
+    other = RedisMemberNews(server.url)
+    for each in changed:
+        other.tell(each)
+    until(lambda: len(process.forgotten) == 3)
+    assert process.forgotten == changed
+    assert process.forgot_all == 1
+
+
+def test_who_was_cut_off_forgets_everything_and_hears_again(process: Process, server: RedisServer) -> None:
+    process.listens()
+    with redis.Redis.from_url(server.url) as admin:
+        admin.client_kill_filter(_type="pubsub")
+    until(lambda: process.forgot_all == 2)
+    told(process, server)
+
+
+def test_who_was_not_answered_for_long_forgets_everything_and_hears_again(
+    process: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member_news, "SILENCE_S", 0.5)
+    monkeypatch.setattr(member_news, "LOOK_S", 0.1)
+    process.listens()
+    server.signal(signal.SIGSTOP)
+    with_silence = process.forgot_all
+    time.sleep(1.5)  # the silence itself
+    server.signal(signal.SIGCONT)
+    until(lambda: process.forgot_all > with_silence)
+    told(process, server)
+
+
+def test_to_tell_holds_nobody_up_when_redis_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = RedisServer(tmp_path, rules=BUS_RULES).start()
+    server.signal(signal.SIGSTOP)
+    try:
+
+        def tells() -> float:
+            news = RedisMemberNews(server.url)
+            began_s = time.monotonic()
+            for _ in range(100):
+                news.tell(uuid4())
+            return time.monotonic() - began_s
+
+        once_within(2 * member_news.TIMEOUT_S, tells)
+    finally:
+        server.signal(signal.SIGCONT)
+        server.stop()
+    assert {each.levelname for each in caplog.records} == {"WARNING"}
