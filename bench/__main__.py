@@ -136,7 +136,7 @@ def measured(name: str, hall: Hall) -> Section:
         for each in benchmark(hall):
             section.add(each)
             if isinstance(each, Figure):
-                print(each, flush=True)
+                print(f"{time.monotonic() - started_s:5.0f} s  {each}", flush=True)
     except Exception as error:  # whatever it was, what was measured before is kept
         traceback.print_exc()
         section.failure = f"{type(error).__name__}: {error}".splitlines()[0]

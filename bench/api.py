@@ -70,12 +70,12 @@ class _Client:
             self.go()
 
 
-def closed_loop(url: str, requests: Sequence[bytes], *, seconds: float) -> Load:
+def closed_loop(url: str, requests: Sequence[bytes], *, seconds: float, warm_up_s: float = WARM_UP_S) -> Load:
     loop = Loop()
     clients = [_Client(HttpConnection(loop, url), request, []) for request in requests]
     for client in clients:
         client.go()
-    _spin(loop, WARM_UP_S)
+    _spin(loop, warm_up_s)
     for client in clients:
         client.took_s.clear()
     started_s = time.perf_counter()

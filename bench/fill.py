@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from bench.people import TEXT
 from core.ids import derived_id, uuid7, uuid7_ms
 
 BATCH: Final = 100  # of one conversation
+AT_ONCE: Final = 4  # batches
+TOLD_EVERY: Final = 100_000
 MONTH_US: Final = 30 * 24 * 3600 * 1_000_000
 
 
@@ -38,7 +41,8 @@ def main() -> None:
     count, talks = int(sys.argv[1]), [line.split() for line in sys.stdin]
     store = wiring.message_store()
     first_us = time.time_ns() // 1000 - MONTH_US
-    for start in range(0, count, BATCH):
+
+    def save(start: int) -> None:
         conversation, sender, recipient = talks[start // BATCH % len(talks)]
         ids = [id_at_us(first_us + MONTH_US * number // (count + 1)) for number in range(start, start + BATCH)]
         store.save_messages(
@@ -58,6 +62,11 @@ def main() -> None:
                 for each in ids
             ]
         )
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for done, _ in enumerate(pool.map(save, range(0, count, BATCH)), start=1):
+            if done * BATCH % TOLD_EVERY == 0:
+                print(f"stored {done * BATCH:,} of {count:,}", flush=True)
     store.close()
 
 

@@ -92,11 +92,12 @@ def _at_the_platform(what: str, system: LocalSystem, before: dict[str, Any], acc
 def _sends(system: LocalSystem) -> dict[str, Any]:
     """The simulator's count, once nothing of it is under way any more."""
     deadline_s = time.perf_counter() + LATE_S
-    while True:
-        stats = httpx.get(f"{system.simulator_url}/_control/stats", timeout=30).raise_for_status().json()
-        if not stats["webhooks"]["pending"] or time.perf_counter() > deadline_s:
-            return dict(stats["sends"])
-        time.sleep(0.1)
+    with httpx.Client(base_url=system.simulator_url, timeout=30) as http:
+        while True:
+            stats = http.get("/_control/stats").raise_for_status().json()
+            if not stats["webhooks"]["pending"] or time.perf_counter() > deadline_s:
+                return dict(stats["sends"])
+            time.sleep(0.1)
 
 
 def everything(profile: Profile, directory: Path, *, scale: float, steady_s: float = 15) -> Iterator[Measured]:

@@ -66,12 +66,17 @@ def _user(http: httpx.Client, name: str) -> User:
 
 def talks(api_url: str, pairs: int, *, prefix: str) -> list[Talk]:
     """Conversations between users, two to each, opened and known to the API."""
-    everybody = users(api_url, 2 * pairs, prefix=prefix)
-    return [_opened(api_url, f"{prefix}-{number}", *everybody[2 * number : 2 * number + 2]) for number in range(pairs)]
+    everybody = iter(users(api_url, 2 * pairs, prefix=prefix))
+    return _opened(api_url, prefix, list(zip(everybody, everybody, strict=True)))
 
 
-def _opened(api_url: str, conversation_id: str, sender: User, recipient: User) -> Talk:
-    _open(api_url, conversation_id, sender, recipient.user_id)
+def _opened(api_url: str, prefix: str, pairs: Sequence[tuple[User, User]]) -> list[Talk]:
+    with httpx.Client(base_url=api_url, timeout=30) as http, ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda each: _talk(http, f"{prefix}-{each[0]}", *each[1]), enumerate(pairs)))
+
+
+def _talk(http: httpx.Client, conversation_id: str, sender: User, recipient: User) -> Talk:
+    _open(http, conversation_id, sender, recipient.user_id)
     request = post("/v1/messages", sender.token, {"conversation_id": conversation_id, "content": TEXT})
     return Talk(conversation_id, sender, recipient, request)
 
@@ -80,10 +85,7 @@ def crowd(api_url: str, senders: int, conversations: int, *, prefix: str) -> tup
     """Each sender has as many conversations, each with another of the listeners; and the listeners."""
     writing = users(api_url, senders, prefix=f"{prefix}-from")
     listening = users(api_url, conversations, prefix=f"{prefix}-to")
-    pairs = [(sender, listener) for sender in writing for listener in listening]
-    with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda each: _opened(api_url, f"{prefix}-{each[0]}", *each[1]), enumerate(pairs))
-        return list(found), listening
+    return _opened(api_url, prefix, [(sender, listener) for sender in writing for listener in listening]), listening
 
 
 def parcels(talks: Sequence[Talk], size: int) -> list[Parcel]:
@@ -103,21 +105,17 @@ def external_talks(api_url: str, senders: Sequence[User], count: int, *, prefix:
 
     def one(number: int) -> Talk:
         sender, conversation_id = senders[number % len(senders)], f"{prefix}-{number}"
-        _open(api_url, conversation_id, sender, f"whatsapp:+55119{80000000 + number}")
+        _open(http, conversation_id, sender, f"whatsapp:+55119{80000000 + number}")
         request = post("/v1/messages", sender.token, {"conversation_id": conversation_id, "content": TEXT})
         return Talk(conversation_id, sender, None, request)
 
-    with ThreadPoolExecutor(2) as pool:
+    with httpx.Client(base_url=api_url, timeout=30) as http, ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, range(count)))
 
 
-def _open(api_url: str, conversation_id: str, sender: User, member: str) -> None:
-    httpx.post(
-        f"{api_url}/v1/conversations",
-        json={"conversation_id": conversation_id, "members": [member]},
-        headers={"Authorization": f"Bearer {sender.token}"},
-        timeout=30,
-    ).raise_for_status()
+def _open(http: httpx.Client, conversation_id: str, sender: User, member: str) -> None:
+    body = {"conversation_id": conversation_id, "members": [member]}
+    http.post("/v1/conversations", json=body, headers={"Authorization": f"Bearer {sender.token}"}).raise_for_status()
 
 
 def tell_simulator(simulator_url: str, webhook_url: str) -> None:

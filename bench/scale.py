@@ -27,7 +27,7 @@ SHORT: Final = Scale(
     conversations=(1, 1_000),
     stored=10_000,
     connected=(1, 200),
-    backlog=5_000,
+    backlog=10_000,
     workers=(1, 8),
 )
 FULL: Final = Scale(
