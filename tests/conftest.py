@@ -25,9 +25,15 @@ from django.conf import settings  # noqa: E402
 from django.db.models.signals import post_migrate  # noqa: E402
 
 from demo.redis_server import BUS_RULES, LOG_RULES, RedisServer, find_redis_server  # noqa: E402
+from tests.stack.certificates import Certificates  # noqa: E402
 
 django.setup()  # before the conftests of the packages, which import models
 assert str(settings.STATE_DIR) == _STATE
+
+
+# No test speaks to a public host, and who vouches for those is read anew for every client of httpx: 30 ms.
+_NOBODY = Certificates.made(Path(_STATE) / f"nobody-{os.getpid()}").ca
+pytest.MonkeyPatch().setattr("certifi.where", lambda: str(_NOBODY))
 
 
 def _default_workspace_again(*, using: str, plan: object = None, **_: object) -> None:

@@ -11,6 +11,8 @@ from demo.supervisor import LocalSystem
 
 TESTS = Path(__file__).parent
 ONE_AT_A_TIME = ("e2e", "browser", "faults", "cluster", "stack")  # they share a running system, or kill and measure
+LOCAL_FAULTS = "faults of the local profile"
+LONGEST = ("@system", f"@{LOCAL_FAULTS}")
 TAIL_LINES = 15
 SEVERAL = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
@@ -61,7 +63,8 @@ def _log_tails(system: LocalSystem) -> list[tuple[str, str]]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system.
+    """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system. The longest
+    chains come first (xdist's own order is by number of tests), so that neither process is left with one in the end.
 
     Whether xdist took notice is looked at: with versions of pytest that it does not know it silently does not, and
     then both processes have every system there is (pytest-dev/pytest-xdist#1386).
@@ -70,8 +73,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(_group(item.path)))
     yield
-    if config.getoption("loadgroup", default=False) and not all("@" in item.nodeid for item in items):
+    if not config.getoption("loadgroup", default=False):
+        return
+    if not all("@" in item.nodeid for item in items):
         raise pytest.UsageError("xdist does not group tests: its version and pytest's do not fit (requirements/dev.in)")
+    items.sort(key=lambda item: not item.nodeid.endswith(LONGEST))
 
 
 def _group(path: Path) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,17 @@ class World:
     environment: Mapping[str, str]
 
     def run(self, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        return self._run("manage.py", *command, **changed)
+
+    def set_up(self) -> None:
+        """Its databases and topics, in one process."""
+        migrations = (f"migrate -v0 --database {alias}" for alias in ("default", "messages"))
+        done = self._run("-m", "demo.commands", *migrations, "setup_topics")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _run(self, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "manage.py", *command],
+            [sys.executable, *command],
             cwd=ROOT, env={**self.environment, **changed}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
 
@@ -63,12 +71,7 @@ def local_world(folder: Path, **databases: str) -> Iterator[World]:
                 **databases,
             },
         )
-        with ThreadPoolExecutor() as pool:
-            topics = pool.submit(world.run, "setup_topics")
-            # One after the other: both may be in one database.
-            done = [world.run("migrate", "-v0", "--database", alias) for alias in ("default", "messages")]
-            for each in (*done, topics.result()):
-                assert each.returncode == 0, each.stdout + each.stderr
+        world.set_up()
         yield world
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
+from django.db import connections
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_django import DjangoDbBlocker
@@ -58,8 +59,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, django_db_blocker: Dja
         yield opened
 
 
-def at_once(store: MessageStore, *calls: Callable[[], T]) -> list[T]:
-    """The answers of calls that start together, each on a thread of its own."""
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """The answers of calls that start together, each on a thread of its own, whose database connections end with it."""
     start = threading.Barrier(len(calls))
 
     def run(call: Callable[[], T]) -> T:
@@ -67,7 +68,7 @@ def at_once(store: MessageStore, *calls: Callable[[], T]) -> list[T]:
         try:
             return call()
         finally:
-            store.close()  # this thread's connection
+            connections.close_all()
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(run, calls))
@@ -90,7 +91,7 @@ class TestConversations:
         for _ in range(10):
             one = a_conversation(ALICE, BOB)
             other = replace(one, members=(BOB, MALLORY), title="Other")
-            answers = at_once(store, partial(store.create_conversation, one), partial(store.create_conversation, other))
+            answers = at_once(partial(store.create_conversation, one), partial(store.create_conversation, other))
             assert sorted(is_new for _, is_new in answers) == [False, True]
             assert answers[0][0] == answers[1][0] == store.conversation(one.conversation_id)
 
@@ -114,7 +115,6 @@ class TestConversations:
         store.create_conversation(conversation)
         new = [f"user_{number}" for number in range(6)]
         at_once(
-            store,
             *(partial(store.add_member, conversation.conversation_id, each, at_ms=NOON_MS) for each in (*new, new[0])),
             partial(store.remove_member, conversation.conversation_id, BOB),
         )
@@ -219,7 +219,6 @@ class TestListing:
         for _ in range(10):
             conversation = a_conversation(ALICE, BOB)
             at_once(
-                store,
                 partial(store.create_conversation, conversation),
                 partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + DAY_MS)]),
                 partial(store.save_messages, [a_message(conversation, accepted_at_ms=NOON_MS + 3 * DAY_MS)]),
@@ -450,7 +449,6 @@ class TestStatuses:
             ]
             random.Random(round_).shuffle(news)
             at_once(
-                store,
                 partial(store.save_messages, [message]),
                 *(partial(store.apply_statuses, news[each::3]) for each in range(3)),
             )
@@ -513,7 +511,7 @@ class TestExternalIds:
 
     def test_what_a_message_of_ours_is_called_may_be_told_again_and_at_once(self, store: MessageStore) -> None:
         refs = [replace(a_ref(), attempt=attempt) for attempt in (0, 1)]
-        at_once(store, partial(store.note_externals, refs), partial(store.note_externals, refs[::-1]))
+        at_once(partial(store.note_externals, refs), partial(store.note_externals, refs[::-1]))
         store.note_externals(refs[:1])
         store.note_externals([])
         assert store.externals("whatsapp", "1055", [ref.external_id for ref in refs]) == {
@@ -543,7 +541,7 @@ class TestExternalIds:
                 party=CARLA,
             )
             other = replace(ref, message_id=uuid7())
-            one, two = at_once(store, partial(store.claim_externals, [ref]), partial(store.claim_externals, [other]))
+            one, two = at_once(partial(store.claim_externals, [ref]), partial(store.claim_externals, [other]))
             assert one == two
             assert one in ([ref], [other])
 
@@ -695,13 +693,13 @@ class TestIdempotencyKeys:
     def test_of_claims_at_once_exactly_one_is_new(self, store: MessageStore) -> None:
         for _ in range(10):
             keys = Keys(store)
-            states = [each.state for each in at_once(store, *[keys.claim] * 4)]
+            states = [each.state for each in at_once(*[keys.claim] * 4)]
             assert sorted(states) == [KeyState.NEW, *[KeyState.RUNNING] * 3]
 
     def test_of_sixteen_claims_at_once_exactly_one_is_new_and_all_name_its_message(self, store: MessageStore) -> None:
         for _ in range(3):
             keys = Keys(store)
-            answers = at_once(store, *[keys.claim] * 16)
+            answers = at_once(*[keys.claim] * 16)
             assert sorted(each.state for each in answers) == [KeyState.NEW, *[KeyState.RUNNING] * 15]
             assert len({each.message_id for each in answers}) == 1
 
@@ -710,7 +708,7 @@ class TestIdempotencyKeys:
             keys = Keys(store)
             first = keys.claim()
             keys.release()
-            answers = at_once(store, *[keys.claim] * 4)
+            answers = at_once(*[keys.claim] * 4)
             assert sorted(each.state for each in answers) == [KeyState.NEW, *[KeyState.RUNNING] * 3]
             assert {each.message_id for each in answers} == {first.message_id}
 
@@ -846,7 +844,6 @@ class TestDeliveries:
         for _ in range(10):
             keys = [DeliveryKey(uuid7(), CARLA) for _ in range(3)]
             answers = at_once(
-                store,
                 *(
                     partial(store.claim_deliveries, order, owner=owner, now_ms=NOON_MS, lease_ms=1000)
                     for owner, order in (("a", keys), ("b", keys[::-1]), ("c", keys))
@@ -865,7 +862,7 @@ class TestDeliveries:
                 store.settle_deliveries([DeliveryOutcome(key, external_id=f"wamid.{owner}")], owner=owner)
             return state
 
-        states = at_once(store, *(partial(send, str(number)) for number in range(16)))
+        states = at_once(*(partial(send, str(number)) for number in range(16)))
         assert states.count(DeliveryState.CLAIMED) == 1
         assert set(states) <= {DeliveryState.CLAIMED, DeliveryState.BUSY, DeliveryState.SENT}
         sender = states.index(DeliveryState.CLAIMED)
@@ -956,7 +953,7 @@ class TestParking:
         for scope in scopes:
             store.park(scope, [parked(TopicPartition(topic, 0), 1)], due_at_ms=NOON_MS)
         take = partial(store.take_due_scopes, topic=topic, now_ms=NOON_MS, again_at_ms=NOON_MS + 20, limit=3)
-        answers = at_once(store, take, take, take)
+        answers = at_once(take, take, take)
         taken = [scope for answer in answers for scope in answer]
         assert len(taken) == len(set(taken)) >= 3
 
@@ -973,7 +970,6 @@ class TestParking:
             scope, source = a_scope()
             store.park(scope, [parked(source, 1)], due_at_ms=NOON_MS)
             at_once(
-                store,
                 partial(store.unpark, scope, [(source, 1)], next_due_ms=NOON_MS),
                 partial(store.park, scope, [parked(source, 2)], due_at_ms=NOON_MS),
             )

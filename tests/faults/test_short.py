@@ -11,6 +11,7 @@ from tests.faults import kinds, rounds, summary
 from tests.faults.rounds import Fault
 from tests.faults.world import SHORT, Profile, World, world_of
 from tests.stack.servers import needed
+from tests.system import LOCAL_FAULTS
 
 # More than the waits of any round that passes add up to: what hangs is told by its own wait, not by this.
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -59,7 +60,7 @@ def of(profile: Profile) -> list[object]:
     return [pytest.param(each, id=each.name) for each in kinds.ALL if profile in each.short]
 
 
-@pytest.mark.xdist_group("faults of the local profile")  # beside the other's: both wait more than they work
+@pytest.mark.xdist_group(LOCAL_FAULTS)  # beside the other's: both wait more than they work
 @pytest.mark.parametrize("fault", of("local"))
 def test_on_the_local_profile_nothing_is_lost_when(berth: Berth, fault: Fault) -> None:
     with berth.world("local") as world:

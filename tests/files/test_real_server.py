@@ -35,10 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     env = {**os.environ, "STATE_DIR": str(state), "API_URL": url, "MAX_FILE_BYTES": str(64 * MIB)}
-    for database in ("default", "messages"):
-        subprocess.run(
-            [sys.executable, "manage.py", "migrate", "--database", database, "-v0"], cwd=ROOT, env=env, check=True
-        )
+    migrations = (f"migrate -v0 --database {database}" for database in ("default", "messages"))
+    subprocess.run([sys.executable, "-m", "demo.commands", *migrations], cwd=ROOT, env=env, check=True)
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "chat4all_project.wsgi:application"]
     with (state / "server.log").open("wb") as log:
         process = subprocess.Popen(

@@ -7,7 +7,8 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -254,7 +255,7 @@ class TestCompeting:
             message = a_message()
             store.save_messages([message])
             early, late = (change(message, Status.DELIVERED, at_ms=NOON_MS + ms) for ms in (5, 9))
-            at_once(store, *(partial(store.apply_statuses, [each]) for each in (late, early)))
+            at_once(*(partial(store.apply_statuses, [each]) for each in (late, early)))
             [stands] = store.statuses([message])[message.message_id]
             [_, told] = store.transitions(message)
             assert stands.at_ms in (early.at_ms, late.at_ms)
@@ -526,7 +527,12 @@ class TestProcesses:
 
     def test_a_store_that_is_closed_under_calls_lets_them_end(self, store: CassandraStore) -> None:
         messages = [a_message() for _ in range(40)]
-        at_once(store, *(partial(store.save_messages, messages[each::8]) for each in range(8)))
+
+        def save(some: Sequence[Message]) -> None:
+            store.save_messages(some)
+            store.close()
+
+        at_once(*(partial(save, messages[each::8]) for each in range(8)))
         assert store.messages([each.message_id for each in messages]) == {each.message_id: each for each in messages}
 
 
@@ -675,8 +681,9 @@ class TestOutage:
                 for down, up in ((server.pause, server.resume), (server.kill, server.start)):
                     down()
                     try:
-                        for call in calls:
-                            once_within(3.5, partial(refused_s, call, StoreUnavailable, "does not answer"))
+                        gives_up = [partial(refused_s, call, StoreUnavailable, "does not answer") for call in calls]
+                        with ThreadPoolExecutor(len(calls)) as pool:
+                            list(pool.map(partial(once_within, 3.5), gives_up))
                     finally:
                         up()
                     for call in calls:
@@ -707,7 +714,7 @@ class TestSetUp:
         with opened(settings.MESSAGE_STORE_URL) as store:
             with pytest.raises(StoreUnavailable, match="setup_keyspace"):
                 store.ping()
-            at_once(store, *[partial(make_keyspace, settings.MESSAGE_STORE_URL)] * 2)
+            at_once(*[partial(make_keyspace, settings.MESSAGE_STORE_URL)] * 2)
             store.ping()
         assert "nothing to do" in run("--dry-run")
         assert "nothing to do" in run()

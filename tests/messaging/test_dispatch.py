@@ -75,6 +75,7 @@ def _as_json(lane: LaneId, epoch: str, reply_to: str) -> bytes:
 def bus(bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Bus:
     """Leases lapse when a test deletes them, not while a busy machine keeps it waiting."""
     monkeypatch.setattr(dispatch, "LEASE_MS", 60_000)
+    monkeypatch.setattr(dispatch, "RENEW_EVERY_S", 0.1)
     return Bus(bus_redis)
 
 
