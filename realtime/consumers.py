@@ -115,6 +115,7 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         self._history_of_process = history
         self._clock = clock
         self._turn = asyncio.Lock()
+        self._accepted = False
         self._session: Session | None = None
         self._joined = False
         self._mark = secrets.token_hex(8)
@@ -139,7 +140,7 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         except (RedisError, OSError, OperationalError, InterfaceError) as error:
             log.warning("a socket is turned away: a part does not answer (%s)", type(error).__name__)
             self.base_send = send
-            await self._close(Refused(CLOSE_TRY_AGAIN, "try again"), accept=self._session is None)
+            await self._close(Refused(CLOSE_TRY_AGAIN, "try again"), accept=not self._accepted)
         finally:
             await self._leave()
 
@@ -156,6 +157,7 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
     async def websocket_connect(self, _message: dict[str, Any]) -> None:
         # accepted in any case: a browser shows its page the code of a close, but nothing of a refused handshake
         await self.send({"type": "websocket.accept", "subprotocol": self._handshake.subprotocol})
+        self._accepted = True
         if self.scope["path"] not in PATHS:
             raise Refused(CLOSE_NOT_FOUND, "no such path")
         self._session = await self._verified(self._handshake.token)

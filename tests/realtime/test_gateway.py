@@ -6,23 +6,30 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from django.db import OperationalError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from accounts.tokens import Principal
 from demo.redis_server import BUS_RULES, RedisServer, free_port
+from realtime.auth import Session
+from realtime.consumers import UserSocket
 from realtime.frames import HISTORY_FRAMES, UserKeys, frame_tail, redis_channel
 from realtime.notify import PUSH_SCRIPT, Push
+from realtime.replay import History
 from tests.realtime.conftest import CROWD
 from tests.realtime.process import Accounts, GatewayProcess, hello, ids, read, start_gateway
 
@@ -154,6 +161,38 @@ async def test_a_deactivated_user_loses_the_socket(gateway: GatewayProcess) -> N
         with pytest.raises(ConnectionClosed):
             await asyncio.wait_for(socket.recv(), 20)
         assert socket.close_code == 4401
+
+
+async def test_who_is_not_known_comes_back_later_while_the_accounts_are_away(gateway: GatewayProcess) -> None:
+    accounts = sqlite3.connect(Path(gateway.accounts.env["STATE_DIR"]) / "accounts.sqlite3", isolation_level=None)
+    logged = len(gateway.log.read_text())
+    with contextlib.closing(accounts):
+        accounts.execute("ALTER TABLE accounts_user RENAME TO accounts_away")
+        try:
+            assert await close_code(gateway.connect("user53")) == 1013
+        finally:
+            accounts.execute("ALTER TABLE accounts_away RENAME TO accounts_user")
+    assert "Traceback" not in gateway.log.read_text()[logged:]
+    async with gateway.connect("user53") as socket:
+        await hello(socket)
+
+
+async def test_a_session_that_cannot_be_extended_now_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+
+    async def away(_token: str) -> Session:
+        raise OperationalError
+
+    async def send(_socket: UserSocket, frame: object) -> None:
+        sent.append(frame)
+
+    monkeypatch.setattr("realtime.consumers.verify", away)
+    monkeypatch.setattr(UserSocket, "_send", send)
+    socket = UserSocket(acknowledge=lambda *_: None, history=lambda: History("redis://127.0.0.1:1"))
+    before = socket._session = Session(Principal("user_a", uuid4(), "a", 0), "token")
+    await socket._extend("another")
+    assert sent == [{"type": "error", "code": "unavailable"}]
+    assert socket._session is before
 
 
 async def test_the_oldest_of_too_many_sockets_goes(gateway: GatewayProcess) -> None:
