@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 import pytest
 from django.db import connections
 
+from accounts.tokens import Principal
 from core.clock import ManualClock
 from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import derived_id, uuid7
 from files.errors import FileNotFound
-from messaging import codec, topics
+from messaging import codec, topics, wiring
 from messaging.domain import Conversation, Message
 from messaging.errors import (
     ConversationNotFound,
@@ -406,6 +407,22 @@ def test_a_recipient_who_was_just_added_through_another_process_is_known(counter
     assert counter.logged()[-1].recipients == (CARLA,)
     with pytest.raises(RecipientNotFound):
         counter.post("team", recipient_id=MALLORY)
+
+
+def test_files_are_for_those_who_are_members_now(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, conversation_id = counter.bench.store, derived_id(WORKSPACE, "team")
+    monkeypatch.setattr(wiring, "message_store", lambda: store)
+    mallory = Principal(MALLORY, WORKSPACE, "mallory", 0)
+    counter.post("team", recipient_id=BOB)
+    for _ in range(2):  # also for who came back
+        assert not wiring.is_member(mallory, [uuid4(), conversation_id])
+        with pytest.raises(ConversationNotFound):
+            wiring.check_conversation(mallory, conversation_id)
+        store.add_member(conversation_id, MALLORY, at_ms=counter.bench.clock.now_ms())
+        assert wiring.is_member(mallory, [uuid4(), conversation_id])
+        wiring.check_conversation(mallory, conversation_id)
+        store.remove_member(conversation_id, MALLORY)
+    wiring.check_conversation(mallory, uuid4())  # which is free to be named
 
 
 def test_what_is_loaded_while_members_change_is_not_kept() -> None:
