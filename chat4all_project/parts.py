@@ -48,6 +48,7 @@ def _postgres_options() -> dict[str, object]:
     statement_s = env.float("DATABASE_STATEMENT_TIMEOUT_S", default=10.0)
     return {
         "connect_timeout": _CONNECT_S,
+        "application_name": f"chat4all {env.str('SERVICE', default='manage')}",
         "options": f"-c statement_timeout={int(statement_s * 1000)} "
         f"-c idle_in_transaction_session_timeout={_IN_TRANSACTION_MS}",
         "keepalives_idle": 10,

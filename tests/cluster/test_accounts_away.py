@@ -50,12 +50,12 @@ class Street:
 
     def begins_anew(self, worker: str) -> None:
         """Returns once its child knows the channel accounts: by what its connection asked last, says PostgreSQL."""
-        asked = """SELECT count(*) FROM pg_stat_activity
-            WHERE backend_start > %s AND query LIKE '%%messaging_channelaccount%%' AND pid <> pg_backend_pid()"""
+        asked = """SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND backend_start > %s
+            AND query LIKE '%%messaging_channelaccount_agents%%'"""
         with psycopg.connect(self.postgres.url, autocommit=True) as looking:
             [began] = looking.execute("SELECT clock_timestamp()").fetchone() or [None]
             self.town.system.restart(worker)
-            eventually(lambda: looking.execute(asked, [began]).fetchone() != (0,), within_s=60)
+            eventually(lambda: looking.execute(asked, [f"chat4all {worker}", began]).fetchone() != (0,), within_s=60)
 
 
 @pytest.fixture(scope="module")
