@@ -65,12 +65,13 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """How long the slowest conversation took to go on after a blow, by its target; and until all that had to wait was
-    there."""
+    there. ``slowest`` tells what was said first in that conversation, and in which."""
 
     what: str
     went_on_s: float
     target_s: float
     caught_up_s: float
+    slowest: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,17 +308,22 @@ def recovery(
     that one from there."""
     until_s = min((each for each in strikes_s if each > blow.at_s), default=math.inf)
     waited_s: dict[str, list[float]] = defaultdict(list)  # by conversation
+    kinds: dict[str, str] = {}
     for text, begun in began.items():
         start_s, end_s = max(begun.at_s, blow.at_s), min(arrived_s.get(text, 0), until_s)
         is_its = not blow.kinds or begun.kind in blow.kinds
         if is_its and begun.at_s <= blow.at_s + BEGUN_WITHIN_S and end_s >= start_s:
             waited_s[begun.conversation].append(end_s - start_s)
+            kinds.setdefault(begun.conversation, f"{begun.kind}, begun {begun.at_s - blow.at_s:+.1f} s from then")
     went_on = max if blow.taken_over else min
+    went_on_s = {conversation: went_on(each) for conversation, each in waited_s.items()}
+    slowest = max(went_on_s, key=went_on_s.__getitem__, default="")
     return Recovery(
         blow.what,
-        went_on_s=max(map(went_on, waited_s.values()), default=0.0),
+        went_on_s=went_on_s.get(slowest, 0.0),
         target_s=blow.target_s,
         caught_up_s=max(map(max, waited_s.values()), default=0.0),
+        slowest=f"{kinds[slowest]}, in {slowest}" if slowest else "",
     )
 
 

@@ -217,7 +217,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _told_late(done: Outcome) -> str:
-    late = (f"{each.what}: {each.went_on_s:.1f} s, not {each.target_s:g} s" for each in done.missed())
+    late = (f"{each.what}: {each.went_on_s:.1f} s, not {each.target_s:g} s ({each.slowest})" for each in done.missed())
     return "".join(f", LATE {each}" for each in late)
 
 
