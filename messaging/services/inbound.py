@@ -141,16 +141,21 @@ References = dict[Reference, ExternalRef]
 
 
 def _opened_letters(values: Sequence[tuple[Item, InboundEvent]], inbound: Inbound) -> tuple[list[_Letter], Outcomes]:
-    """And what becomes of those whose account nobody can read: all that a person writes is one account's, in order."""
+    """And what becomes of those whose account nobody can read. It is asked for once: should somebody mend it meanwhile,
+    what a person wrote later would go first."""
     letters: list[_Letter] = []
     outcomes: Outcomes = {}
     unreadable: set[tuple[str, str]] = set()
+    waits = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=SecretsUnreadable.code)
     for item, event in values:
-        try:
-            letters.append(_opened_letter(item, event, inbound))
-        except SecretsUnreadable as error:
-            unreadable.add((event.channel, event.account_id))
-            outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=error.code)
+        account = event.channel, event.account_id
+        if account not in unreadable:
+            try:
+                letters.append(_opened_letter(item, event, inbound))
+                continue
+            except SecretsUnreadable:
+                unreadable.add(account)
+        outcomes[item.record.offset] = waits
     for channel, account_id in unreadable:
         extra = {"channel": channel, "account_id": account_id}
         logger.warning("credentials cannot be read: what people wrote waits", extra=extra)

@@ -342,6 +342,24 @@ def test_an_account_that_nobody_can_read_holds_up_nobody_else(desk: Desk) -> Non
     assert {each.content for each in desk.store_all()} == {"1", "2"}
 
 
+def test_an_account_that_is_mended_in_the_middle_of_a_batch_gets_nothing_out_of_order(desk: Desk) -> None:
+    records = desk.arrives(says("1"), says("2", id_="wamid.in2"))
+    asked: list[str] = []
+
+    def mended_meanwhile(channel: str, account_id: str) -> Inbox | None:
+        asked.append(account_id)
+        if len(asked) == 1:
+            raise SecretsUnreadable
+        return desk.inboxes[channel, account_id]
+
+    inbound = replace(desk.inbound(Fuse(0)), inbox_for=mended_meanwhile)
+    outcomes = resolve(items(records), inbound, lease=FreeLease(), deadline_s=desk.bench.clock.monotonic_s() + 5)
+    assert [outcomes[record.offset].verdict for record in records] == [Verdict.PAUSED, Verdict.PAUSED]
+    assert desk.store_all() == []
+    assert desk.resolve(records) == [DONE, DONE]
+    assert [each.content for each in desk.store_all()] == ["1", "2"]
+
+
 def test_a_message_is_taken_once_however_often_the_webhook_comes(desk: Desk) -> None:
     desk.resolve(desk.arrives(says(), says()))
     desk.store_all()
