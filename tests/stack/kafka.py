@@ -100,6 +100,9 @@ class Kafka(Server):
                     "share.coordinator.state.topic.replication.factor=1",
                     "share.coordinator.state.topic.min.isr=1",
                     "group.initial.rebalance.delay.ms=0",
+                    # What dials meanwhile waits while it is frozen. Past the 50 by default TCP tries again after a
+                    # minute, and a proxy that dials for one client at a time holds up all others for so long.
+                    "socket.listen.backlog.size=4096",
                     # A killed broker may register again only when its old session is over: 9 s by default.
                     "broker.session.timeout.ms=3000",
                     "broker.heartbeat.interval.ms=500",
