@@ -96,9 +96,10 @@ def batch_task(lane: LaneId, epoch: str, reply_to: str) -> bytes:
     )
 
 
-def send_resume(scope: ParkScope) -> None:
-    """Enqueue another try at what a conversation holds back; one try, it is found due again. Raises Unavailable."""
-    args, queue = (scope.topic, str(scope.conversation_id)), wiring.queue_of(scope.topic)
+def send_resume(scope: ParkScope, again_at_ms: int) -> None:
+    """Enqueue another try at what a conversation holds back; one try, it is found due again then. Raises
+    Unavailable."""
+    args, queue = (scope.topic, str(scope.conversation_id), again_at_ms), wiring.queue_of(scope.topic)
     try:
         app().send_task(RESUME_PARKED, args=args, queue=queue, retry=False)
     except (KombuError, RedisError, OSError) as error:
@@ -202,7 +203,7 @@ def _process(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> 
 
 
 @shared_task(name=RESUME_PARKED, time_limit=HARD_LIMIT_S)
-def resume_parked(topic: str, conversation_id: str) -> None:
+def resume_parked(topic: str, conversation_id: str, again_at_ms: int) -> None:
     """Try again what one conversation holds back on a channel."""
     scope = ParkScope(topic, UUID(conversation_id))
     where = LaneId(TopicPartition(topic, -1), scope.conversation_id.int & 0x7FFFFFFF)
@@ -213,7 +214,12 @@ def resume_parked(topic: str, conversation_id: str) -> None:
         owner = f"parked:{topic}:{conversation_id}:{secrets.token_hex(4)}"
         try:
             deliver.resume_parked(
-                scope, wiring.delivery(_channel(topic)), owner=owner, lease=lease, deadline_s=_deadline_s()
+                scope,
+                wiring.delivery(_channel(topic)),
+                again_at_ms=again_at_ms,
+                owner=owner,
+                lease=lease,
+                deadline_s=_deadline_s(),
             )
         except (LeaseLost, Unavailable) as error:
             logger.warning("parked records stay", extra={"topic": topic, "error": error.detail})

@@ -80,10 +80,14 @@ def send(
     return [outcomes.get(record.offset) for record in records]
 
 
-def resume(bench: Workbench, scope: ParkScope) -> None:
+def resume(
+    bench: Workbench, scope: ParkScope, *, delivery: Delivery | None = None, again_at_ms: int | None = None
+) -> None:
+    """As a bridge with the same clock has it done, unless that moved the scope's time to another one."""
     resume_parked(
         scope,
-        bench.delivery(),
+        delivery or bench.delivery(),
+        again_at_ms=bench.clock.now_ms() + RESUME_WITHIN_MS if again_at_ms is None else again_at_ms,
         owner=f"resumer-{next(_owners)}",
         lease=FreeLease(),
         deadline_s=bench.clock.monotonic_s() + 5,
@@ -919,7 +923,7 @@ def test_what_is_poisonous_stays_parked_until_its_dead_letter_is_written(bench: 
     scope = ParkScope(OUTBOUND, bench.conversation().conversation_id)
     bench.store.park(scope, [ParkedRecord(TopicPartition(OUTBOUND, 0), 1, b"\x00", NOON_MS, 1)], due_at_ms=0)
     away = replace(bench.delivery(), bury=lambda work, reason: False)
-    resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    resume(bench, scope, delivery=away)
     assert len(bench.store.parked(scope, limit=9)) == 1
     assert due(bench) == []
     bench.clock.advance(PARK_FIRST_MS / 1000)
@@ -950,7 +954,7 @@ def test_what_breaks_while_it_is_parked_stays_until_its_dead_letter_is_written(b
     send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
     bench.clock.advance(PARK_FIRST_MS / 1000)
     full = replace(bench.delivery(), bury=lambda work, reason: False)
-    resume_parked(scope, full, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    resume(bench, scope, delivery=full)
     assert bench.store.parked_scopes([scope])
     bench.clock.advance(PARK_FIRST_MS / 1000)
     resume(bench, scope)
@@ -961,7 +965,7 @@ def test_what_breaks_while_it_is_parked_stays_until_its_dead_letter_is_written(b
 def test_what_breaks_before_it_is_sent_does_not_stay_parked_for_ever(bench: Workbench) -> None:
     scope = _parked(bench, "a1", "a2")
     broken = replace(bench.delivery(), media_for=_break_once(ValueError("a bug")))
-    resume_parked(scope, broken, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+    resume(bench, scope, delivery=broken)
     assert [dead.headers["dl-error"] for dead in dead_letters(bench)] == ["ValueError"]
     resume(bench, scope)
     assert bench.platform.texts[-1] == "a2"
@@ -972,7 +976,7 @@ def test_what_waits_for_a_part_that_is_away_stays_parked(bench: Workbench) -> No
     scope = _parked(bench, "a1")
     away = replace(bench.delivery(), media_for=_break_once(Unavailable("away")))
     with pytest.raises(Unavailable):
-        resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+        resume(bench, scope, delivery=away)
     assert dead_letters(bench) == []
     resume(bench, scope)
     assert bench.platform.texts == ["a1"]
@@ -996,7 +1000,7 @@ def test_who_sends_a_file_waits_for_the_storage_and_nobody_else_does(bench: Work
             due_at_ms=0,
         )
         scope = scope_of(with_file[0])
-        resume_parked(scope, away, owner="resumer", lease=FreeLease(), deadline_s=bench.clock.monotonic_s() + 5)
+        resume(bench, scope, delivery=away)
         assert bench.store.parked_scopes([scope])
         assert due_in_ms(bench, scope) == PARK_PAUSED_MS
         return
@@ -1060,6 +1064,19 @@ def test_a_scope_that_was_taken_is_tried_although_it_is_due_later_by_then(bench:
     now_ms = bench.clock.now_ms()
     [scope] = bench.store.take_due_scopes(topic=OUTBOUND, now_ms=now_ms, again_at_ms=now_ms + RESUME_WITHIN_MS, limit=9)
     resume(bench, scope)
+    assert bench.platform.texts == ["a1"]
+
+
+@pytest.mark.parametrize("ahead_ms", [-2_000, 2_000])
+def test_it_is_tried_whatever_the_clock_of_the_bridge_that_took_it(bench: Workbench, ahead_ms: int) -> None:
+    records = bench.outbound(bench.conversation(), "a1")
+    bench.platform.will("a1", TransientDeliveryError("throttled", outage=False))
+    send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
+    bench.clock.advance(PARK_FIRST_MS / 1000 + 2)
+    now_ms = bench.clock.now_ms() + ahead_ms
+    again_at_ms = now_ms + RESUME_WITHIN_MS
+    [scope] = bench.store.take_due_scopes(topic=OUTBOUND, now_ms=now_ms, again_at_ms=again_at_ms, limit=9)
+    resume(bench, scope, again_at_ms=again_at_ms)
     assert bench.platform.texts == ["a1"]
 
 

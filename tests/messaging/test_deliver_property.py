@@ -137,6 +137,7 @@ class Street:
                 resume_parked(
                     scope,
                     self.bench.delivery(self._fuse()),
+                    again_at_ms=self.bench.clock.now_ms(),
                     owner=f"resumer-{self.workers}",
                     lease=self._lease(),
                     deadline_s=self.bench.clock.monotonic_s() + 5,

@@ -66,6 +66,7 @@ def test_what_is_due_is_handed_to_the_channel_s_workers(store: MessageStore, wai
     resume_parked(TOPICS, waiting)
     [task] = waiting.lrange("whatsapp", 0, -1)
     assert str(scope.conversation_id) in _body(task)
+    assert str(store.due_at_ms(scope)) in _body(task)
 
 
 def test_what_was_handed_out_is_not_handed_out_again_each_second(store: MessageStore, waiting: redis.Redis) -> None:

@@ -74,6 +74,7 @@ def test_it_goes_through_parking_into_the_dead_letters(bench: Workbench, lines: 
     resume_parked(
         ParkScope(OUTBOUND, message.conversation_id),
         bench.delivery(),
+        again_at_ms=bench.clock.now_ms(),
         owner="resumer",
         lease=FreeLease(),
         deadline_s=bench.clock.monotonic_s() + 5,

@@ -80,11 +80,12 @@ def resume_parked(topics: tuple[str, ...], bus: redis.Redis) -> None:
         if channel_of(topic) is None or room <= 0:
             continue
         now_ms = SYSTEM_CLOCK.now_ms()
+        again_at_ms = now_ms + RESUME_WITHIN_MS
         # Taken, they are nobody's for a while: bridges hand out each once, and the next round goes on behind them.
         for scope in store.take_due_scopes(
-            topic=topic, now_ms=now_ms, again_at_ms=now_ms + RESUME_WITHIN_MS, limit=min(room, RESUMES_AT_ONCE)
+            topic=topic, now_ms=now_ms, again_at_ms=again_at_ms, limit=min(room, RESUMES_AT_ONCE)
         ):
-            tasks.send_resume(scope)
+            tasks.send_resume(scope, again_at_ms)
 
 
 def until_none_is_left(prune: Callable[[], int]) -> None:
