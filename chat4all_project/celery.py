@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery, bootsteps
 from celery.signals import setup_logging, task_postrun, task_prerun, worker_init, worker_process_init
@@ -15,6 +15,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 logger = logging.getLogger(__name__)
+
+DEAD_FOUND_S: Final = 0.5
 
 app = Celery("chat4all")
 app.conf.update(
@@ -84,7 +86,20 @@ class Health(bootsteps.StartStopStep):
                 logger.exception("nobody hears how this worker is")
 
 
+class Children(bootsteps.StartStopStep):
+    """Celery hears of a child's death by a pipe, which the kernel closes a moment before it has the child's end to tell.
+    Asked in between the pool finds nobody dead, and asks again when another one dies, or after 5 s: until then the
+    child's task counts as at work, and a worker whose children are all at work takes nothing.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        parent.hub.call_repeatedly(DEAD_FOUND_S, parent.pool.maintain_pool)
+
+
 app.steps["worker"].add(Health)
+app.steps["worker"].add(Children)
 
 
 @task_prerun.connect

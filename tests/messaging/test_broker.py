@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 import redis
 from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
@@ -85,7 +86,7 @@ def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_pa
     # An earlier test of this process may have sent something: the pool of its broker is kept for as long as the app.
     monkeypatch.setattr(app.amqp, "_producer_pool", None)
     try:
-        send_resume(ParkScope("whatsapp-outbound", uuid4()))
+        send_resume(ParkScope("whatsapp-outbound", uuid4()), again_at_ms=1)
         connection = app.connection_for_read(server.url)
         channel: Any = connection.default_channel
         channel.basic_qos(0, 1, False)
@@ -136,6 +137,29 @@ def test_a_worker_without_a_broker_tells_how_it_is(tmp_path: Path) -> None:
             assert httpx.get(f"http://{HOST}:{port}/ready", timeout=20).json()["status"] == "failed"
         finally:
             worker.kill()
+
+
+# As when the kernel closed the dead child's pipe, and has not its end to tell yet: the pool finds nobody dead.
+ASKED_TOO_EARLY = """
+from celery.concurrency.asynpool import AsynPool
+AsynPool._event_process_exit = lambda self, hub, proc: self._untrack_child_process(proc, hub)
+AsynPool.timers = {}
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", "run_worker", "core"])
+"""
+
+
+def test_a_child_s_death_is_found_although_celery_asked_too_early(bus_redis: RedisServer, tmp_path: Path) -> None:
+    env = {"STATE_DIR": str(tmp_path), "BUS_URL": bus_redis.url, "DJANGO_SETTINGS_MODULE": "chat4all_project.settings"}
+    command = [sys.executable, "-c", ASKED_TOO_EARLY]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL) as worker:
+        try:
+            parent = psutil.Process(worker.pid)
+            [first] = eventually(parent.children, within_s=60)
+            first.kill()
+            eventually(lambda: parent.children() not in ([], [first]))
+        finally:
+            worker.terminate()
 
 
 def _answer(url: str) -> httpx.Response | None:
