@@ -87,9 +87,9 @@ class Health(bootsteps.StartStopStep):
 
 
 class Children(bootsteps.StartStopStep):
-    """Celery hears of a child's death by a pipe, which the kernel closes a moment before it has the child's end to tell.
-    Asked in between the pool finds nobody dead, and asks again when another one dies, or after 5 s: until then the
-    child's task counts as at work, and a worker whose children are all at work takes nothing.
+    """Celery hears of a child's death by a pipe, which the kernel closes a moment before it has the child's end to
+    tell. Asked in between the pool finds nobody dead, and asks again when another one dies, or after 5 s: until then
+    the child's task counts as at work, and a worker whose children are all at work takes nothing.
     """
 
     requires = ("celery.worker.components:Pool",)

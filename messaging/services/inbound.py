@@ -51,8 +51,8 @@ WAITING: Final = "~waiting"
 LATE_FILE: Final = "~file"
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it
-FILE_GIVEN_UP_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
-UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # a receipt may come before the send call returned
+FILE_LATE_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
+UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # set apart: a receipt may come before the send call returned
 # One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
 # before it, as evidence, would cost more than all else about a receipt, so that waits until it is slow, or gone.
 EARLY_MS: Final = int(2_000 * WAITS)
@@ -121,8 +121,17 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
     if found:
         lease.check()
         failpoint("inbound.resolved")
-        inbound.log.append(found)
+        _append(found, inbound.log)
     return outcomes | resolved
+
+
+def _append(found: Sequence[NewRecord], log: EventLog) -> None:
+    """What is to be looked at once more goes first: a log that takes a part of an append alone could have the message,
+    which a repeat finds stored, and never the record that fetches its file."""
+    again = [each for each in found if each.topic == topics.INBOUND]
+    onward = [each for each in found if each.topic != topics.INBOUND]
+    for records in filter(None, (again, onward)):
+        log.append(records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +329,8 @@ def _receive(
 ) -> Outcome:
     """A message for each attachment (the first carries the text), or one for the text alone.
 
-    A storage that is away holds nobody up: the file is fetched later, by a record of its own.
+    A storage that is away holds nobody up, nor does a platform that gives no file for long: the file is fetched later,
+    by a record of its own.
     """
     late = False
     conversation = _conversation(event, text, inbox, inbound)
@@ -340,11 +350,14 @@ def _receive(
                 if attachment
                 else None
             )
-        except DeliveryError as error:
-            delay_s = error.retry_after_s or inbound.retry_delay_s(item.attempts)
-            return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
-        except StorageUnavailable:
-            file_id, late = inbound.file_id(inbox, str(ref.message_id)), True
+        except (DeliveryError, StorageUnavailable) as error:
+            if isinstance(error, DeliveryError) and not _asked_long(item, inbound):
+                delay_s = error.retry_after_s or inbound.retry_delay_s(item.attempts)
+                return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
+            file_id = inbound.file_id(inbox, str(ref.message_id))
+            if not late:  # at once: before the item is through it may have to wait, and then this one is stored
+                found.append(_again(item, LATE_FILE))
+            late = True
         home = conversation
         if ref.conversation_id != conversation.conversation_id:  # claimed before the contact moved on: it stays there
             home = inbound.store.conversation(ref.conversation_id) or conversation
@@ -368,8 +381,6 @@ def _receive(
         inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
         headers = tracing.onward(item.record)
         found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message), headers))
-    if late:
-        found.append(_again(item, LATE_FILE))
     return DONE
 
 
@@ -507,9 +518,7 @@ def _fetched(
     try:
         content = inbound.translator_for(event.channel).fetch_media(inbox.account, attachment)
         return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content)
-    except (DeliveryError, EmptyFile, FileTooLarge) as error:
-        if isinstance(error, DeliveryError) and not _is_final(error, item, inbound):
-            raise
+    except (PermanentDeliveryError, EmptyFile, FileTooLarge) as error:
         _lost(item, ref, error)
         return None
 
@@ -520,9 +529,8 @@ def _lost(item: Item, ref: ExternalRef, error: Exception) -> None:
     metrics.INBOUND.labels(ref.channel, "attachment_gone").inc()
 
 
-def _is_final(error: DeliveryError, item: Item, inbound: Inbound) -> bool:
-    asked_long = bool(item.first_failed_ms) and inbound.clock.now_ms() - item.first_failed_ms > FILE_GIVEN_UP_MS
-    return asked_long or isinstance(error, PermanentDeliveryError)
+def _asked_long(item: Item, inbound: Inbound) -> bool:
+    return bool(item.first_failed_ms) and inbound.clock.now_ms() - item.first_failed_ms > FILE_LATE_MS
 
 
 def _replied(event: InboundEvent, text: InboundText, inbound: Inbound) -> UUID | None:
@@ -561,7 +569,7 @@ def _report(
         if not item.record.key.endswith(WAITING):
             found.append(_again(item, WAITING))
             return DONE
-        if inbound.clock.now_ms() - event.received_at_ms < UNKNOWN_STATUS_WAIT_MS:
+        if inbound.clock.now_ms() - item.record.appended_at_ms < UNKNOWN_STATUS_WAIT_MS:  # the store answered then
             return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
         metrics.INBOUND.labels(event.channel, "status_of_unknown").inc()
         return DONE

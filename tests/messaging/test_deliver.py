@@ -36,6 +36,7 @@ from messaging.services.deliver import (
     PARK_PAUSED_MS,
     POST_WITHIN_S,
     RESUME_WITHIN_MS,
+    Delivery,
     deliver,
     resume_parked,
 )

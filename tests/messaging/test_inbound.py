@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ from pytest_django import Settings
 
 from chat4all_project.parts import file_storage
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
-from connectors.errors import DeliveryError, PermanentDeliveryError, TransientDeliveryError
+from connectors.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TransientDeliveryError
 from connectors.http import Limits
 from core.errors import Chat4AllError, Unavailable
 from core.ids import derived_id, uuid7, uuid7_ms
@@ -27,7 +28,7 @@ from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewReco
 from messaging.services.inbound import (
     EARLY_AGAIN_S,
     EARLY_MS,
-    FILE_GIVEN_UP_MS,
+    FILE_LATE_MS,
     LATE_FILE_AGAIN_MS,
     LATE_FILE_GIVEN_UP_MS,
     UNKNOWN_STATUS_WAIT_MS,
@@ -496,15 +497,31 @@ def test_files_that_take_long_are_fetched_in_as_many_batches_as_they_need(desk: 
     ]
 
 
-def test_a_file_that_is_not_to_be_had_for_long_leaves_the_message_and_holds_up_nobody(desk: Desk) -> None:
-    desk.webhooks.files["media-1"] = [TransientDeliveryError("too_slow", outage=False)] * 3
+@pytest.mark.parametrize(
+    "error", [TransientDeliveryError("too_slow", outage=False), PausedDeliveryError("platform:190", outage=False)]
+)
+def test_a_file_that_is_not_to_be_had_for_long_comes_later(
+    desk: Desk, error: DeliveryError
+) -> None:
+    desk.webhooks.files["media-1"] = [error] * 3
     records = desk.arrives(says("look", attachments=(PHOTO,)))
-    long_ago_ms = desk.bench.clock.now_ms() - FILE_GIVEN_UP_MS
-    assert desk.resolve(records, first_failed_ms=long_ago_ms) == [
-        Outcome(Verdict.RETRY, after_s=1.0, reason="too_slow")
-    ]
+    long_ago_ms = desk.bench.clock.now_ms() - FILE_LATE_MS
+    again = Outcome(Verdict.RETRY, after_s=1.0, reason=error.reason)
+    assert desk.resolve(records, first_failed_ms=long_ago_ms) == [again]
     assert desk.resolve(records, first_failed_ms=long_ago_ms - 1) == [DONE]
+    [message] = desk.store_all()
+    [late] = desk.late()
+    assert desk.resolve([late], first_failed_ms=long_ago_ms) == [DONE]  # to the end of the log
+    [_, late] = desk.late()
+    assert desk.resolve([late]) == [DONE]
+    assert desk.kept == {message.file_id: b"bytes"}
+
+
+def test_a_file_that_is_gone_leaves_the_message_at_once(desk: Desk) -> None:
+    desk.webhooks.files["media-1"] = [PermanentDeliveryError("gone")]
+    assert desk.resolve(desk.arrives(says("look", attachments=(PHOTO,)))) == [DONE]
     assert [(each.content, each.file_id) for each in desk.store_all()] == [("look", None)]
+    assert desk.late() == []
 
 
 def test_a_look_at_a_file_ends_before_its_task_is_killed() -> None:
@@ -525,6 +542,40 @@ def test_a_storage_that_is_away_holds_nobody_up_and_loses_no_file(desk: Desk) ->
     assert desk.resolve([late]) == [DONE]
     assert desk.kept == {photo.file_id: b"bytes"}
     assert len(desk.store_all()) == 2
+
+
+def test_the_first_of_several_files_is_not_forgotten_when_the_second_has_to_wait(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    desk.webhooks.files["media-2"] = [TransientDeliveryError("too_slow", outage=False)]
+    records = desk.arrives(says("look", attachments=(PHOTO, VOICE)))
+    assert desk.resolve(records) == [Outcome(Verdict.RETRY, after_s=1.0, reason="too_slow")]
+    desk.store_all()
+    desk.refuses = None
+    assert desk.resolve(records) == [DONE]
+    hers = desk.store_all()
+    assert desk.resolve(desk.late()) == [DONE]
+    assert desk.kept.keys() == {each.file_id for each in hers}
+    assert len(hers) == 2
+
+
+def test_wherever_a_batch_dies_a_late_file_is_fetched_in_the_end(desk: Desk) -> None:
+    """Also between what is appended to `inbound` and to `messages`."""
+    numbers = itertools.count(1)
+
+    def run(fuse: Fuse) -> None:
+        external_id = f"wamid.file{next(numbers)}"
+        records = desk.arrives(says("look", id_=external_id, attachments=(PHOTO,)))
+        desk.refuses = StorageUnavailable()
+        with suppress(Killed):
+            desk.resolve(records, fuse=fuse)
+        desk.store_all()
+        desk.refuses = None
+        assert desk.resolve(records) == [DONE]
+        [hers] = [each for each in desk.store_all() if each.external_id == external_id]
+        desk.resolve(desk.late())
+        assert hers.file_id in desk.kept
+
+    assert every_step(run) > 4
 
 
 def test_a_late_file_goes_to_the_end_of_the_log_and_is_never_given_up_for_our_own_fault(desk: Desk) -> None:
@@ -729,6 +780,17 @@ def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) ->
     desk.bench.clock.advance(0.001)
     assert desk.resolve([waiting]) == [DONE]
     assert desk.bench.reported() == []
+
+
+def test_a_receipt_that_an_outage_held_up_still_waits_for_its_message(desk: Desk) -> None:
+    records = desk.arrives(reports("READ", "wamid.out1"))
+    desk.bench.clock.advance(60)
+    desk.resolve(records)
+    [waiting] = desk.waiting()
+    assert desk.resolve([waiting]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
+    sent(desk)
+    assert desk.resolve([waiting]) == [DONE]
+    assert desk.bench.reported() == [("READ", None)]
 
 
 @pytest.mark.parametrize(
