@@ -500,9 +500,7 @@ def test_files_that_take_long_are_fetched_in_as_many_batches_as_they_need(desk: 
 @pytest.mark.parametrize(
     "error", [TransientDeliveryError("too_slow", outage=False), PausedDeliveryError("platform:190", outage=False)]
 )
-def test_a_file_that_is_not_to_be_had_for_long_comes_later(
-    desk: Desk, error: DeliveryError
-) -> None:
+def test_a_file_that_is_not_to_be_had_for_long_comes_later(desk: Desk, error: DeliveryError) -> None:
     desk.webhooks.files["media-1"] = [error] * 3
     records = desk.arrives(says("look", attachments=(PHOTO,)))
     long_ago_ms = desk.bench.clock.now_ms() - FILE_LATE_MS
