@@ -42,8 +42,14 @@ PAIR_STEPS: Final = 5  # up to 17 minutes
 TEMPORARY: Final = {1, 2, 131000, 131016}  # "try again later", also inside HTTP 400
 MEDIA_TEMPORARY: Final = 131053  # this file could not be taken now; nothing is wrong with the account
 ACCOUNT: Final = {0, 3, 10, 102, 190, 368, 131005, 131031, 131042, 131045, 133010, *range(200, 300)}
-# Instagram reports a closed 24 h window as code 10, else "no permission": one late answer must not stop an account.
-WINDOW_CLOSED_SUBCODES: Final = {2018278, 2534022}
+# Instagram says of one person, under 10 and 200, what else means "no permission": one person must not stop an account.
+ONE_PERSON: Final[Mapping[int, str]] = {
+    2018278: "the person has not written for 24 hours",
+    2534022: "the person has not written for 24 hours",
+    2018065: "the person has not written for 24 hours",
+    2018108: "the person cannot receive messages",
+    1545041: "the person is not available",
+}
 MAX_TIME_MS: Final = 4_102_444_800_000  # the year 2100: whatever claims to be later is no time
 
 
@@ -57,8 +63,8 @@ def explain(status: int, body: Mapping[str, object], *, retries: int = 0) -> Del
     wait_s = 4.0 ** min(retries, PAIR_STEPS) if code == PAIR_LIMIT else THROTTLED_S.get(code)
     if wait_s is not None:
         return TransientDeliveryError(reason, retry_after_s=wait_s, outage=False)
-    if subcode in WINDOW_CLOSED_SUBCODES:
-        return PermanentDeliveryError(reason, "the person has not written for 24 hours")
+    if detail := ONE_PERSON.get(subcode or 0):
+        return PermanentDeliveryError(reason, detail)
     if code == MEDIA_TEMPORARY:
         return TransientDeliveryError(reason, outage=False)
     if code in ACCOUNT:

@@ -85,8 +85,11 @@ def window_closed() -> GraphError:
     return GraphError(10, "This message is sent outside of allowed window.", subcode=2534022)
 
 
-def not_available() -> GraphError:
-    return GraphError(551, "This person isn't available right now.", subcode=1545041)
+def not_available(code: int) -> GraphError:
+    """551, or a code that otherwise means a missing permission: the subcode alone tells."""
+    if code == 10:
+        return GraphError(10, "This person isn't receiving messages from you right now.", subcode=2018108)
+    return GraphError(code, "This person isn't available right now.", subcode=1545041)
 
 
 def answer(draft: Draft, mid: str) -> Object:

@@ -249,7 +249,7 @@ class Platform:
         if draft.contact in switches.unknown_numbers:
             raise instagram.no_such_person() if on_instagram else _undeliverable()
         if on_instagram and draft.contact in switches.fail_numbers:  # there is no failed event to report it later
-            raise instagram.not_available()
+            raise instagram.not_available(switches.not_available_code)
         if not switches.window_enforced or draft.ignores_window:
             return
         window_s = HUMAN_AGENT_WINDOW_S if draft.extended_window else switches.window_s

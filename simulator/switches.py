@@ -44,6 +44,7 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     busy_numbers: frozenset[str] = frozenset()  # refused for now (131056)
     unknown_numbers: frozenset[str] = frozenset()  # refused at once (131026)
     fail_numbers: frozenset[str] = frozenset()  # accepted, then a failed status (131026)
+    not_available_code: Literal[551, 200, 10] = 551  # Instagram's answer to fail_numbers, which has no failed status
     short_brazilian_ids: bool = False  # WhatsApp's ids of old Brazilian accounts lack the ninth digit
     media_url_ttl_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
     # what comes back

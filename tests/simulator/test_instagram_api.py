@@ -104,6 +104,15 @@ def test_people_who_are_gone_cannot_be_reached(simulator: Simulator) -> None:
     assert simulator.messages() == []
 
 
+@pytest.mark.parametrize(("code", "subcode"), [(551, 1545041), (200, 1545041), (10, 2018108)])
+def test_a_person_who_cannot_receive_is_told_under_any_of_their_codes(
+    simulator: Simulator, code: int, subcode: int
+) -> None:
+    simulator.turn(fail_numbers=[ALICE], not_available_code=code)
+    error = simulator.instagram(message({"text": "x"})).json()["error"]
+    assert (error["code"], error["error_subcode"]) == (code, subcode)
+
+
 def test_an_answer_quotes_a_message_of_its_chat(simulator: Simulator) -> None:
     for_us: dict[str, Any] = {"channel": "instagram", "account_id": INSTAGRAM, "text": "oi"}
     mid, elsewhere = (simulator.inbound(**for_us, **{"from": each})["id"] for each in (ALICE, "777777"))
