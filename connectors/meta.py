@@ -41,6 +41,10 @@ PAIR_LIMIT: Final = 131056  # messages to this person: Meta asks to wait 4^n s, 
 PAIR_STEPS: Final = 5  # up to 17 minutes
 TEMPORARY: Final = {1, 2, 131000, 131016}  # "try again later", also inside HTTP 400
 MEDIA_TEMPORARY: Final = 131053  # this file could not be taken now; nothing is wrong with the account
+LINK_NOT_FETCHED_SUBCODES: Final = {
+    2018008,
+    2018047,
+}  # of 100: it is our storage, or what serves its links, that is away
 ACCOUNT: Final = {0, 3, 10, 102, 190, 368, 131005, 131031, 131042, 131045, 133010, *range(200, 300)}
 # Instagram says of one person, under 10 and 200, what else means "no permission": one person must not stop an account.
 ONE_PERSON: Final[Mapping[int, str]] = {
@@ -65,7 +69,7 @@ def explain(status: int, body: Mapping[str, object], *, retries: int = 0) -> Del
         return TransientDeliveryError(reason, retry_after_s=wait_s, outage=False)
     if detail := ONE_PERSON.get(subcode or 0):
         return PermanentDeliveryError(reason, detail)
-    if code == MEDIA_TEMPORARY:
+    if code == MEDIA_TEMPORARY or (code == 100 and subcode in LINK_NOT_FETCHED_SUBCODES):
         return TransientDeliveryError(reason, outage=False)
     if code in ACCOUNT:
         return PausedDeliveryError(reason)

@@ -15,6 +15,7 @@ from connectors.errors import (
     DeliveryError,
     InvalidAddress,
     PermanentDeliveryError,
+    TransientDeliveryError,
 )
 from connectors.http import HttpClient
 from connectors.instagram import UNSUPPORTED, Instagram
@@ -81,6 +82,13 @@ def test_a_file_with_text_goes_as_two_messages_and_the_later_one_stands_for_both
     sent = Instagram(platform.client()).send(ACCOUNT, outgoing("Look", media=media("image/png")))
     assert sent == "mid.text"
     assert [list(platform.body(index)["message"]) for index in (0, 1)] == [["attachment"], ["text"]]
+
+
+def test_a_file_whose_link_could_not_be_fetched_is_sent_again_and_its_text_waits(platform: ScriptedPlatform) -> None:
+    platform.says(400, {"error": {"code": 100, "error_subcode": 2018047}})
+    with pytest.raises(TransientDeliveryError) as caught:
+        Instagram(platform.client()).send(ACCOUNT, outgoing("Look", media=media("image/png")))
+    assert (caught.value.outage, len(platform.requests)) == (False, 1)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,27 @@ CASES = [
     pytest.param(500, coded(130429), TransientDeliveryError, "platform:130429", 1, False, id="throttled inside a 500"),
     pytest.param(400, coded(613), TransientDeliveryError, "platform:613", 60, False, id="Instagram throttled"),
     pytest.param(400, coded(131053), TransientDeliveryError, "platform:131053", None, False, id="media not taken now"),
+    pytest.param(
+        400,
+        coded(100, error_subcode=2018047),
+        TransientDeliveryError,
+        "platform:100",
+        None,
+        False,
+        id="a link that could not be fetched",
+    ),
+    pytest.param(
+        400,
+        coded(100, error_subcode=2018008),
+        TransientDeliveryError,
+        "platform:100",
+        None,
+        False,
+        id="a file that could not be fetched",
+    ),
+    pytest.param(
+        400, coded(100, error_subcode=2534014), PermanentDeliveryError, "platform:100", None, False, id="nobody"
+    ),
     pytest.param(400, coded(2), TransientDeliveryError, "platform:2", None, True, id="unavailable inside a 400"),
     pytest.param(400, coded(9, is_transient=True), TransientDeliveryError, "platform:9", None, True, id="is_transient"),
     pytest.param(500, coded(131000), TransientDeliveryError, "platform:131000", None, True, id="something went wrong"),
