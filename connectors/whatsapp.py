@@ -6,8 +6,10 @@ exactly once. Audio takes no caption, so audio with text goes as a document, and
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import phonenumbers
@@ -287,7 +289,21 @@ def _location(part: dict[str, object]) -> str:
 
 def _interactive(part: dict[str, object]) -> str:
     reply = next((as_dict(part[name]) for name in ("button_reply", "list_reply", "nfm_reply") if name in part), {})
-    return as_text(reply.get("title")) or as_text(reply.get("body")) or as_text(reply.get("response_json"))
+    return as_text(reply.get("title")) or _answers(as_text(reply.get("response_json"))) or as_text(reply.get("body"))
+
+
+def _answers(response_json: str) -> str:
+    """What somebody filled in a form, a line for each field, without our secret; "" where nothing can be read."""
+    with suppress(ValueError, RecursionError):
+        fields = as_dict(json.loads(response_json))
+        return "\n".join(f"{name}: {_answer(value)}" for name, value in fields.items() if name != "flow_token")
+    return ""
+
+
+def _answer(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_answer(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 READERS: Final[dict[str, Callable[[dict[str, object]], str]]] = {

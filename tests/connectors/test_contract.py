@@ -53,6 +53,7 @@ NAMES = st.sampled_from(
         "button_reply",
         "list_reply",
         "nfm_reply",
+        "response_json",
         "title",
         "status",
         "recipient_id",

@@ -288,6 +288,11 @@ def message(kind: str, **content: object) -> dict[str, object]:
     return {"id": "wamid.1", "from": "5511912345678", "timestamp": "1749416383", "type": kind, **content}
 
 
+def form(response_json: object) -> dict[str, object]:
+    reply = {"name": "flow", "body": "Sent", "response_json": response_json}
+    return message("interactive", interactive={"type": "nfm_reply", "nfm_reply": reply})
+
+
 @pytest.mark.parametrize(
     ("received", "text"),
     [
@@ -304,10 +309,18 @@ def message(kind: str, **content: object) -> dict[str, object]:
             id="list",
         ),
         pytest.param(
-            message("interactive", interactive={"nfm_reply": {"body": "Sent", "response_json": "{}"}}),
-            "Sent",
+            form(
+                '{"flow_token": "secret", "name": "Zé", "days": ["Mon", "Tue"], "agreed": true, "place": {"city": "é"}}'
+            ),
+            'name: Zé\ndays: Mon, Tue\nagreed: true\nplace: {"city": "é"}',
             id="form",
         ),
+        pytest.param(form('{"flow_token": "secret"}'), "Sent", id="form without fields"),
+        pytest.param(form("{}"), "Sent", id="empty form"),
+        pytest.param(form('["a"]'), "Sent", id="form that is no object"),
+        pytest.param(form("{"), "Sent", id="form that is no JSON"),
+        pytest.param(form('{"a":' * 100_000), "Sent", id="form nested too deep"),
+        pytest.param(form({"name": "Zé"}), "Sent", id="form of another type"),
         pytest.param(
             message("location", location={"latitude": -23.5, "longitude": -46.6, "name": "Sé", "address": "Praça 1"}),
             "📍 Sé, Praça 1\nhttps://maps.google.com/?q=-23.5,-46.6",
