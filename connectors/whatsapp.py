@@ -57,6 +57,7 @@ KINDS: Final = {
 }
 STATUSES: Final = {"sent": "SENT", "delivered": "DELIVERED", "read": "READ", "failed": "FAILED"}
 MEDIA_TYPES: Final = {"image", "video", "audio", "document", "sticker"}
+NO_MESSAGES: Final = {"reaction", "system"}  # nobody waits for an answer to these
 UNSUPPORTED: Final = "[a message of a kind that WhatsApp does not pass on]"
 
 # Accounts made before a numbering change keep their old wa_id, so one person comes in two spellings: Brazil's mobiles
@@ -247,11 +248,11 @@ def _message(message: dict[str, object], contact: dict[str, object]) -> Event:
     if not external_id or not sender:
         return Ignored("malformed")
     kind = as_text(message.get("type"))
-    if kind not in READERS:
-        return Ignored(kind if kind in {"reaction", "system"} else "unknown_type")
+    if kind in NO_MESSAGES:
+        return Ignored(kind)
     profile = as_dict(contact.get("profile"))
     attachments = _attachments(message, kind)
-    text = READERS[kind](as_dict(message.get(kind)))
+    text = _text_of(message, kind)
     if not text and not attachments:
         return Ignored("empty")
     return InboundText(
@@ -263,6 +264,13 @@ def _message(message: dict[str, object], contact: dict[str, object]) -> Event:
         reply_to_external_id=as_text(as_dict(message.get("context")).get("id")) or None,
         attachments=attachments,
     )
+
+
+def _text_of(message: dict[str, object], kind: str) -> str:
+    if kind == "contacts":  # the only part that is an array
+        return _cards(message.get(kind)) or UNSUPPORTED
+    # People must learn that somebody wrote, even where the platform keeps the content to itself, or we cannot show it.
+    return READERS[kind](as_dict(message.get(kind))) if kind in READERS else UNSUPPORTED
 
 
 def _attachments(message: dict[str, object], kind: str) -> tuple[InboundAttachment, ...]:
@@ -285,6 +293,18 @@ def _location(part: dict[str, object]) -> str:
     names = [as_text(part.get(name)) for name in ("name", "address")]
     link = f"https://maps.google.com/?q={latitude},{longitude}"
     return "\n".join(line for line in (f"📍 {', '.join(filter(None, names))}".strip(), link))
+
+
+def _cards(cards: object) -> str:
+    """Names with their phone numbers, a line for each card."""
+    found = [_card(as_dict(card)) for card in cards] if isinstance(cards, list) else []
+    return "\n".join(f"👤 {line}" for line in filter(None, found))
+
+
+def _card(card: dict[str, object]) -> str:
+    phones = card.get("phones")
+    numbers = [as_text(as_dict(phone).get("phone")) for phone in phones] if isinstance(phones, list) else []
+    return ", ".join(filter(None, (as_text(as_dict(card.get("name")).get("formatted_name")), *numbers)))
 
 
 def _interactive(part: dict[str, object]) -> str:
@@ -311,8 +331,6 @@ READERS: Final[dict[str, Callable[[dict[str, object]], str]]] = {
     "button": lambda part: as_text(part.get("text")),
     "interactive": _interactive,
     "location": _location,
-    # People must learn that somebody wrote, even where the platform keeps the content to itself.
-    "unsupported": lambda _part: UNSUPPORTED,
     **dict.fromkeys(MEDIA_TYPES, _caption),
 }
 

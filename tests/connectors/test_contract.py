@@ -54,6 +54,9 @@ NAMES = st.sampled_from(
         "list_reply",
         "nfm_reply",
         "response_json",
+        "phones",
+        "phone",
+        "formatted_name",
         "title",
         "status",
         "recipient_id",
@@ -77,7 +80,9 @@ NAMES = st.sampled_from(
         "error",
     ]
 )
-WORDS = st.sampled_from(["whatsapp_business_account", "instagram", "1", "text", "image", "location", "failed", "read"])
+WORDS = st.sampled_from(
+    ["whatsapp_business_account", "instagram", "1", "text", "image", "location", "contacts", "failed", "read"]
+)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS
 JSON = st.recursive(
     LEAVES,

@@ -288,6 +288,12 @@ def message(kind: str, **content: object) -> dict[str, object]:
     return {"id": "wamid.1", "from": "5511912345678", "timestamp": "1749416383", "type": kind, **content}
 
 
+CARD = {
+    "name": {"formatted_name": "Zé", "first_name": "José"},
+    "phones": [{"phone": "+55 11 91234-5678", "wa_id": "5511912345678", "type": "CELL"}, {"phone": "190"}],
+}
+
+
 def form(response_json: object) -> dict[str, object]:
     reply = {"name": "flow", "body": "Sent", "response_json": response_json}
     return message("interactive", interactive={"type": "nfm_reply", "nfm_reply": reply})
@@ -334,6 +340,16 @@ def form(response_json: object) -> dict[str, object]:
         pytest.param(
             message("unsupported", errors=[{"code": 131051}]), UNSUPPORTED, id="people learn that somebody wrote"
         ),
+        pytest.param(message("order", order={"catalog_id": "1", "product_items": []}), UNSUPPORTED, id="order"),
+        pytest.param(message("hologram", hologram={}), UNSUPPORTED, id="what comes one day"),
+        pytest.param({**message("text"), "type": None}, UNSUPPORTED, id="no type"),
+        pytest.param(
+            message("contacts", contacts=[CARD, {"name": {"formatted_name": "Rui"}}, {"phones": [{"phone": "190"}]}]),
+            "👤 Zé, +55 11 91234-5678, 190\n👤 Rui\n👤 190",
+            id="contact cards",
+        ),
+        pytest.param(message("contacts", contacts=[{}, "x", {"phones": [5]}]), UNSUPPORTED, id="nothing on the cards"),
+        pytest.param(message("contacts", contacts=CARD), UNSUPPORTED, id="cards that are no array"),
     ],
 )
 def test_what_people_say_becomes_text(received: dict[str, object], text: str) -> None:
@@ -354,7 +370,6 @@ def test_every_kind_of_file_becomes_an_attachment(kind: str) -> None:
     [
         pytest.param(message("reaction", reaction={"emoji": "👍"}), "reaction", id="reaction"),
         pytest.param(message("system", system={"body": "changed number"}), "system", id="system"),
-        pytest.param(message("hologram", hologram={}), "unknown_type", id="what comes one day"),
         pytest.param(message("text", text={}), "empty", id="text without text"),
         pytest.param(message("text", text="Oi"), "empty", id="text of another type"),
         pytest.param(message("image", image={"caption": ""}), "empty", id="image without an id"),
