@@ -26,7 +26,13 @@ from connectors.base import (
     StatusReport,
     WebhookItem,
 )
-from connectors.errors import InvalidAddress, PermanentDeliveryError, TransientDeliveryError
+from connectors.errors import (
+    DeliveryError,
+    InvalidAddress,
+    PausedDeliveryError,
+    PermanentDeliveryError,
+    TransientDeliveryError,
+)
 from connectors.meta import (
     MetaConnector,
     as_dict,
@@ -58,6 +64,9 @@ KINDS: Final = {
 STATUSES: Final = {"sent": "SENT", "delivered": "DELIVERED", "read": "READ", "failed": "FAILED"}
 MEDIA_TYPES: Final = {"image", "video", "audio", "document", "sticker"}
 NO_MESSAGES: Final = {"reaction", "system"}  # nobody waits for an answer to these
+# In the answer to a POST: our own number was deleted, or we may not use it. A file's look-up says 100/33 of the file.
+NUMBER_GONE: Final = {33, 131037}
+NUMBER_GONE_SUBCODE: Final = 33  # of 100
 UNSUPPORTED: Final = "[a message of a kind that WhatsApp does not pass on]"
 
 # Accounts made before a numbering change keep their old wa_id, so one person comes in two spellings: Brazil's mobiles
@@ -104,6 +113,12 @@ class WhatsApp(MetaConnector):
         reply = self._post_message(account, message, _envelope(message) | content)
         return message_id(first(reply.get("messages")).get("id"))
 
+    def _explain_post(self, status: int, body: Mapping[str, object], *, retries: int = 0) -> DeliveryError | None:
+        found = super()._explain_post(status, body, retries=retries)
+        if isinstance(found, PermanentDeliveryError) and _number_is_gone(as_dict(body.get("error"))):
+            return PausedDeliveryError(found.reason)
+        return found
+
     def _media(self, account: Account, media: Media, caption: str) -> dict[str, object]:
         kind = kind_of(media, caption=caption)
         part: dict[str, object] = {"id": self._upload(account, media)}
@@ -121,7 +136,7 @@ class WhatsApp(MetaConnector):
                 headers=bearer(account),
                 data={"messaging_product": "whatsapp", "type": media.content_type},
                 files={"file": (_wire_name(media.filename), source, media.content_type)},
-                explain=explain,
+                explain=self._explain_post,
                 repeatable=True,
             )
         if uploaded := as_text(reply.get("id")):
@@ -155,6 +170,11 @@ class WhatsApp(MetaConnector):
         if not may_fetch(account, url):
             raise PermanentDeliveryError("media_refused", "the platform gave a link that is not safe to follow")
         return self._http.download(url, headers=bearer(account), max_bytes=MAX_BYTES["document"])
+
+
+def _number_is_gone(error: Mapping[str, object]) -> bool:
+    code, subcode = as_int(error.get("code")), as_int(error.get("error_subcode"))
+    return code in NUMBER_GONE or (code == 100 and subcode == NUMBER_GONE_SUBCODE)
 
 
 def kind_of(media: Media, *, caption: str = "") -> str:

@@ -9,7 +9,9 @@ import pytest
 
 from connectors.base import Event, Ignored, InboundAttachment, InboundText, Media, Outgoing, StatusReport
 from connectors.errors import (
+    AmbiguousDeliveryError,
     BadWebhook,
+    DeliveryError,
     InvalidAddress,
     PausedDeliveryError,
     PermanentDeliveryError,
@@ -162,6 +164,31 @@ def test_an_upload_that_failed_was_no_message_and_is_safe_to_repeat(platform: Sc
     assert len(platform.requests) == 1
 
 
+GONE = {"error": {"code": 100, "error_subcode": 33}}
+
+
+@pytest.mark.parametrize("file", [pytest.param(None, id="message"), pytest.param(media("image/png"), id="upload")])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(GONE, "platform:100", id="no such number, or no permission"),
+        pytest.param({"error": {"code": 33}}, "platform:33", id="number was deleted"),
+        pytest.param({"error": {"code": 131037}}, "platform:131037", id="number has no approved name"),
+    ],
+)
+def test_a_number_that_we_may_not_use_pauses_the_account_and_costs_no_message(
+    platform: ScriptedPlatform, file: Media | None, error: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(PausedDeliveryError) as caught:
+        WhatsApp(platform.says(400, error).client()).send(ACCOUNT, outgoing("Veja", media=file))
+    assert (caught.value.reason, caught.value.outage, len(platform.requests)) == (reason, True, 1)
+
+
+def test_a_gateway_that_gave_up_leaves_it_open_whatever_it_says_of_the_number(platform: ScriptedPlatform) -> None:
+    with pytest.raises(AmbiguousDeliveryError):
+        WhatsApp(platform.says(504, GONE).client()).send(ACCOUNT, outgoing())
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -216,11 +243,22 @@ def test_the_token_follows_no_link_to_an_unsafe_place(platform: ScriptedPlatform
     assert len(platform.requests) == 1
 
 
-def test_a_file_that_is_gone_is_a_permanent_failure_and_a_bad_token_pauses() -> None:
-    for status, kind in ((404, PermanentDeliveryError), (401, PausedDeliveryError), (500, TransientDeliveryError)):
-        whatsapp = WhatsApp(ScriptedPlatform().says(status, "{}").client())
-        with pytest.raises(kind):
-            whatsapp.fetch_media(ACCOUNT, InboundAttachment("image/png", "", media_id="media-1"))
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        pytest.param(404, {}, PermanentDeliveryError, id="gone"),
+        pytest.param(400, GONE, PermanentDeliveryError, id="gone, as Graph says it, which tells nothing of our number"),
+        pytest.param(401, {}, PausedDeliveryError, id="a bad token"),
+        pytest.param(500, {}, TransientDeliveryError, id="broken"),
+    ],
+)
+def test_a_file_that_is_gone_is_a_permanent_failure_and_a_bad_token_pauses(
+    platform: ScriptedPlatform, status: int, body: dict[str, Any], kind: type[DeliveryError]
+) -> None:
+    with pytest.raises(kind):
+        WhatsApp(platform.says(status, body).client()).fetch_media(
+            ACCOUNT, InboundAttachment("image/png", "", media_id="media-1")
+        )
 
 
 # --- from the platform -------------------------------------------------------------------------------------------
