@@ -26,6 +26,7 @@ from connectors.errors import (
     AmbiguousDeliveryError,
     DeliveryError,
     InvalidAddress,
+    PausedDeliveryError,
     PermanentDeliveryError,
 )
 from connectors.meta import MetaConnector, as_dict, as_text, as_time_ms, each, entries, may_fetch, message_id
@@ -120,7 +121,13 @@ class Instagram(MetaConnector):
         url = attachment.url or ""
         if not may_fetch(account, url):
             raise PermanentDeliveryError("media_refused", "the platform gave a link that is not safe to follow")
-        return self._http.download(url, max_bytes=MAX_FILE_BYTES)  # signed links: no token goes to the CDN
+        try:
+            return self._http.download(url, max_bytes=MAX_FILE_BYTES)  # signed links: no token goes to the CDN
+        except PausedDeliveryError as error:
+            if error.reason not in {"http_401", "http_403"}:
+                raise
+            # So the CDN answers an expired link, and nothing about the account. No later try gets the file.
+            raise PermanentDeliveryError(error.reason, error.detail) from error
 
 
 def kind_of(media: Media) -> str:

@@ -132,7 +132,8 @@ class GraphApi:
         )
         owner = self._platform.accounts.get(file.account_id) if file else None
         if file is None or owner is None or not valid:
-            return PlainTextResponse("URL signature expired", 404)
+            # Instagram's CDN forbids what Graph does not find.
+            return PlainTextResponse("URL signature expired", 403 if access == "public" else 404)
         if access != "public":
             _check_token(request, owner)
         return Response(file.data, headers={"Content-Type": file.content_type})

@@ -14,6 +14,7 @@ from connectors.errors import (
     BadWebhook,
     DeliveryError,
     InvalidAddress,
+    PausedDeliveryError,
     PermanentDeliveryError,
     TransientDeliveryError,
 )
@@ -145,6 +146,25 @@ def test_a_file_that_somebody_sent_is_fetched_without_our_token() -> None:
     instagram = Instagram(HttpClient(transport=httpx.MockTransport(cdn)))
     assert instagram.fetch_media(ACCOUNT, InboundAttachment("image/jpeg", "", url="https://cdn.test/x?s=1")) == b"jpeg"
     assert "authorization" not in seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        pytest.param(403, PermanentDeliveryError, id="expired"),
+        pytest.param(401, PermanentDeliveryError, id="never to be had without a token, which the CDN does not get"),
+        pytest.param(404, PermanentDeliveryError, id="gone"),
+        pytest.param(302, PausedDeliveryError, id="moved, which is never followed"),
+        pytest.param(503, TransientDeliveryError, id="down"),
+    ],
+)
+def test_a_file_whose_link_expired_is_not_waited_for(
+    platform: ScriptedPlatform, status: int, kind: type[DeliveryError]
+) -> None:
+    instagram = Instagram(platform.says(status, "URL signature expired").client())
+    with pytest.raises(DeliveryError) as caught:
+        instagram.fetch_media(ACCOUNT, InboundAttachment("image/jpeg", "", url="https://cdn.test/x?s=1"))
+    assert (type(caught.value), caught.value.outage) == (kind, kind is not PermanentDeliveryError)
 
 
 @pytest.mark.parametrize("url", [None, "", "http://10.0.0.1/x", "file:///etc/passwd"])

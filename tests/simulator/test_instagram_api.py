@@ -135,3 +135,11 @@ def test_a_person_sends_text_and_pictures(simulator: Simulator, receiver: Receiv
     assert attached["type"] == "image"
     fetched = simulator.http.get(attached["payload"]["url"])  # as on the CDN: no Bearer
     assert (fetched.content, fetched.headers["content-type"]) == (b"\x89PNG\r\n\x1a\n", "image/png")
+
+
+def test_the_link_to_what_a_person_sent_is_forbidden_once_it_expired(simulator: Simulator, receiver: Receiver) -> None:
+    simulator.turn(media_url_ttl_s=0)
+    picture = {"filename": "a.png", "content_type": "image/png", "base64": "iVBORw0KGgo="}
+    simulator.inbound(channel="instagram", account_id=INSTAGRAM, **{"from": ALICE}, media=picture)
+    [item] = receiver.wait_for(lambda: receiver.items("messaging"))
+    assert simulator.http.get(item["message"]["attachments"][0]["payload"]["url"]).status_code == 403
