@@ -156,6 +156,7 @@ class Http(Protocol):
         files: Mapping[str, object] | None = None,
         explain: Explain | None = None,
         repeatable: bool = False,
+        read_s: float | None = None,
     ) -> Mapping[str, object]:
         """The JSON object in a 2xx. Everything else raises one of the four kinds of `DeliveryError`.
 
@@ -165,6 +166,8 @@ class Http(Protocol):
         redirects paused; other 4xx permanent; unreadable 2xx ambiguous.
 
         ``repeatable``: doing it twice harms nobody (a look-up, an upload), so what would be ambiguous is transient.
+
+        ``read_s``: how long the answer may take to begin, where the platform does more than usual before it answers.
         """
 
     def download(self, url: str, *, headers: Mapping[str, str] | None = None, max_bytes: int) -> bytes:

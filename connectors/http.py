@@ -54,7 +54,8 @@ def retry_delay_s(attempt: int) -> float:
 class Limits:
     """How long and how much. ``total_s`` bounds what drips: each byte in time, the whole never.
 
-    Together they end any send and any look at a file before its task is killed: see the tests of `deliver`, `inbound`.
+    Together they end any send and any look at a file before its task is killed: see the tests of `deliver`, `inbound`,
+    and of Instagram, which sends twice.
     """
 
     connect_s: float = 1.5
@@ -143,6 +144,7 @@ class HttpClient:
         files: Mapping[str, object] | None = None,
         explain: Explain | None = None,
         repeatable: bool = False,
+        read_s: float | None = None,
     ) -> Mapping[str, object]:
         where = _where(method, url)
         limits = self._limits
@@ -151,6 +153,9 @@ class HttpClient:
         if json is not None:
             headers = {**(headers or {}), "Content-Type": "application/json"}
             content = {"content": _json_bytes(json)}
+        if read_s is not None:
+            within_s += read_s - limits.read_s
+            content["timeout"] = httpx.Timeout(read_s, connect=limits.connect_s, write=limits.write_s)
         answer = self._exchange(method, url, headers, content, max_bytes=limits.answer_bytes, within_s=within_s)
         found = _judge(answer, explain, where) if isinstance(answer, _Answer) else _silence(answer, where)
         if not isinstance(found, DeliveryError):
@@ -204,6 +209,8 @@ class HttpClient:
     ) -> _Answer:
         deadline_s = time.monotonic() + within_s
         with self._client() as client, client.stream(method, url, headers=headers, **content) as response:
+            # An answer that has begun goes on as quickly as any other: `read_s` of `request` was for its begin.
+            response.request.extensions["timeout"]["read"] = self._limits.read_s
             try:
                 body = _read(response, max_bytes=max_bytes, deadline_s=deadline_s)
             except (_TooLarge, _TooSlow, *_SILENCE) as error:  # the status is known by now: it says more than silence

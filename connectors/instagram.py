@@ -34,6 +34,7 @@ from connectors.meta import MetaConnector, as_dict, as_text, as_time_ms, each, e
 MB: Final = 1024 * 1024
 MAX_IMAGE_BYTES: Final = 8 * MB
 MAX_FILE_BYTES: Final = 25 * MB
+FETCH_S: Final = 20.0  # until an answer: the platform fetches a file first, and who gives up too early sends it twice
 UNSUPPORTED: Final = "[a message of a kind that Instagram does not pass on]"
 CONTENT_TYPES: Final = {"image": "image/jpeg", "video": "video/mp4", "audio": "audio/mp4"}  # the webhook names no more
 
@@ -78,7 +79,8 @@ class Instagram(MetaConnector):
         return self.capabilities.fault(message.text, media_bytes=media.size if media else None)
 
     def _send_part(self, account: Account, message: Outgoing, part: Mapping[str, object]) -> str:
-        reply = self._post_message(account, message, {"recipient": {"id": message.to}, "message": part})
+        body = {"recipient": {"id": message.to}, "message": part}
+        reply = self._post_message(account, message, body, read_s=FETCH_S if "attachment" in part else None)
         return message_id(reply.get("message_id"))
 
     def _send_rest(self, account: Account, message: Outgoing) -> str:

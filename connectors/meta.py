@@ -113,10 +113,13 @@ class MetaConnector(Connector):
         """As `explain`, for a platform where a POST can mean more by the same code."""
         return explain(status, body, retries=retries)
 
-    def _post_message(self, account: Account, message: Outgoing, body: Mapping[str, object]) -> Mapping[str, object]:
+    def _post_message(
+        self, account: Account, message: Outgoing, body: Mapping[str, object], *, read_s: float | None = None
+    ) -> Mapping[str, object]:
         url = self._url(account, account.account_id, "messages")
         explained = functools.partial(self._explain_post, retries=message.retries)
-        return self._http.request("POST", url, headers=bearer(account), json=body, explain=explained)
+        headers = bearer(account)
+        return self._http.request("POST", url, headers=headers, json=body, explain=explained, read_s=read_s)
 
 
 def bearer(account: Account) -> dict[str, str]:

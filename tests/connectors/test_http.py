@@ -31,7 +31,7 @@ from connectors.errors import (
     TransientDeliveryError,
 )
 from connectors.http import MAX_RETRY_AFTER_S, HttpClient, Limits, parse_retry_after, retry_delay_s
-from tests.connectors.conftest import SMALL, RealServer, ScriptedPlatform
+from tests.connectors.conftest import IMPATIENT, SMALL, RealServer, ScriptedPlatform
 
 MB = 1024 * 1024
 SECRET = "Bearer token-of-Alice"
@@ -147,6 +147,51 @@ def test_silence_after_sending_is_ambiguous_and_never_repeated(server: RealServe
         impatient.request("POST", server.url + "/m", json={})
     assert caught.value.reason == "timeout"
     assert server.seen == ["/m"]
+
+
+def test_an_answer_that_takes_long_to_begin_is_waited_for_where_that_is_asked_for(
+    server: RealServer, impatient: HttpClient
+) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        server.release.wait(IMPATIENT.read_s * 2)
+        reply(200, b'{"id": "1"}')(handler)
+
+    server.pages["/m"] = answer
+    assert impatient.request("POST", server.url + "/m", json={}, read_s=5) == {"id": "1"}
+    with pytest.raises(AmbiguousDeliveryError):
+        impatient.request("POST", server.url + "/m", json={})
+
+
+def test_an_answer_that_has_begun_is_not_waited_for_any_longer_than_others(
+    server: RealServer, impatient: HttpClient
+) -> None:
+    def stop(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        hang(server)(handler)
+
+    server.pages["/m"] = stop
+    begun = time.monotonic()
+    with pytest.raises(AmbiguousDeliveryError):
+        impatient.request("POST", server.url + "/m", json={}, read_s=15)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_late_answer_in_pieces_is_read_to_its_end(server: RealServer) -> None:
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        server.release.wait(0.5)
+        handler.send_response(200)
+        handler.send_header("Content-Length", "11")
+        handler.end_headers()
+        handler.wfile.write(b'{"id"')
+        server.release.wait(0.1)
+        handler.wfile.write(b': "1"}')
+
+    server.pages["/m"] = late
+    client = HttpClient(Limits(read_s=2, total_s=0.3))
+    assert client.request("POST", server.url + "/m", json={}, read_s=5) == {"id": "1"}
+    client.close()
 
 
 def test_silence_to_something_repeatable_is_transient(server: RealServer, impatient: HttpClient) -> None:

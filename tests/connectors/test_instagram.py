@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import httpx
@@ -18,9 +19,11 @@ from connectors.errors import (
     PermanentDeliveryError,
     TransientDeliveryError,
 )
-from connectors.http import HttpClient
-from connectors.instagram import UNSUPPORTED, Instagram
+from connectors.http import HttpClient, Limits
+from connectors.instagram import FETCH_S, UNSUPPORTED, Instagram
 from connectors.meta import API_VERSION
+from messaging import tasks
+from messaging.services.deliver import CLAIM_LEASE_MS
 from tests.connectors.conftest import INSTAGRAM_ID, ScriptedPlatform, fixture, instagram_account
 
 ACCOUNT = instagram_account()
@@ -90,6 +93,26 @@ def test_a_file_whose_link_could_not_be_fetched_is_sent_again_and_its_text_waits
     with pytest.raises(TransientDeliveryError) as caught:
         Instagram(platform.client()).send(ACCOUNT, outgoing("Look", media=media("image/png")))
     assert (caught.value.outage, len(platform.requests)) == (False, 1)
+
+
+def test_the_platform_has_time_to_fetch_a_file_before_it_answers() -> None:
+    waits_s: list[float] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        waits_s.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, stream=httpx.ByteStream(json.dumps(SENT).encode()))
+
+    instagram = Instagram(HttpClient(transport=httpx.MockTransport(note)))
+    instagram.send(ACCOUNT, outgoing("Look", media=media("video/mp4")))
+    assert waits_s == [20, Limits().read_s]
+
+
+def test_a_file_and_its_text_are_sent_before_the_task_is_killed() -> None:
+    limits = Limits()
+    file_s = limits.total_s + FETCH_S  # the answer begins FETCH_S later at most, and may drip as any other
+    text_s = limits.total_s + limits.read_s
+    assert tasks.BATCH_DEADLINE_S + file_s + text_s < tasks.HARD_LIMIT_S
+    assert tasks.HARD_LIMIT_S * 1000 < CLAIM_LEASE_MS
 
 
 @pytest.mark.parametrize(
