@@ -270,6 +270,17 @@ def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_prometheus_takes_the_configuration_for_kubernetes(tmp_path: Path) -> None:
+    """With another way to find pods: distributions build theirs without Kubernetes'."""
+    config: Json = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())
+    config["rule_files"] = [str(PROMETHEUS / each) for each in config["rule_files"]]
+    for job in config["scrape_configs"]:
+        job["static_configs"] = [{"targets": ["localhost:9100"]} for _ in job.pop("kubernetes_sd_configs")]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    done = promtool("check", "config", "--lint=all", "--lint-fatal", str(tmp_path / "prometheus.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_alerts_fire_when_they_should_and_only_then() -> None:
     done = promtool("test", "rules", "tests/alerts.yml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,9 @@ K8S = ROOT / "deploy" / "k8s"
 SCHEMAS = Path(__file__).parent / "schemas"
 OVERLAYS = ("staging", "production")
 VERSION = kubernetes_validate.latest_version()
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+COMPONENT = "app.kubernetes.io/component"
+META = "__meta_kubernetes_pod_label_"
 FOR_KEDA = {"KAFKA_BOOTSTRAP_SERVERS"}  # which reads it from the pods that it scales
 
 Manifest = dict[str, Any]
@@ -186,6 +189,26 @@ def test_probes_and_scrapes_ask_the_port_that_the_process_opens(manifests: tuple
         assert container["livenessProbe"]["httpGet"]["path"] == "/health", (
             "a server that is away is no reason to restart"
         )
+
+
+def test_prometheus_calls_pods_by_the_jobs_that_rules_and_dashboards_ask_for(manifests: tuple[Manifest, ...]) -> None:
+    config = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    rules = {rule.get("target_label", rule.get("action")): rule for rule in scrape["relabel_configs"]}
+    assert rules["keep"]["source_labels"] == ["__meta_kubernetes_pod_container_port_name"]
+    assert rules["job"]["source_labels"] == [META + re.sub(r"\W", "_", COMPONENT)]
+    found = set()
+    for each in of(manifests, "Deployment", "StatefulSet"):
+        template = each["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        assert [port["name"] for port in container["ports"]].count(rules["keep"]["regex"]) == 1
+        found.add(template["metadata"]["labels"][COMPONENT])
+    compose = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert found == {job["job_name"] for job in compose["scrape_configs"]} - {"simulator", "prometheus"}
+    assert {name: config[name] for name in ("global", "rule_files")} == {
+        name: compose[name] for name in ("global", "rule_files")
+    }
+    assert scrape["kubernetes_sd_configs"][0]["namespaces"]["names"] == ["chat4all"]
 
 
 # --- against one another ------------------------------------------------------------------------------------------
