@@ -19,11 +19,11 @@ help: ## what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.$(PARTS)-installed ## the whole system with real dialogues, until Ctrl-C (DEMO=once: exits after the summary; PROFILE=cluster: on Kafka & Co.)
-	@$(if $(ON_STACK),.ci/system-parts)
+	@$(if $(ON_STACK),SERVERS=1 .ci/system-parts)
 	@STATE_DIR='$(STATE_DIR)' DEMO='$(DEMO)' PROFILE='$(PROFILE)' $(ON_STACK) $(BIN)/python -m demo
 
 run: $(VENV)/.$(PARTS)-installed ## the whole system without the dialogues, until Ctrl-C (PROFILE as above)
-	@$(if $(ON_STACK),.ci/system-parts)
+	@$(if $(ON_STACK),SERVERS=1 .ci/system-parts)
 	@STATE_DIR='$(STATE_DIR)' PROFILE='$(PROFILE)' $(ON_STACK) $(BIN)/python -m demo.supervisor
 
 install: $(VENV)/.local-installed ## .venv with what the demo needs (PYTHON=… chooses the interpreter)
@@ -34,11 +34,11 @@ test: $(VENV)/.dev-installed ## all tests on real servers (T=path runs a part, S
 	@T='$(T)' LOCAL='$(LOCAL)' STACK='$(STACK)' REQUIRE='$(REQUIRE)' .ci/run-tests
 
 soak: $(VENV)/.dev-installed ## every fault again and again until 200,000 messages were acknowledged (SOAK='--profile local --seed 7'; SOAK=--help)
-	@$(if $(filter local --help,$(SOAK)),,.ci/system-parts)
+	@$(if $(filter local --help,$(SOAK)),,SERVERS=1 .ci/system-parts)
 	@$(BIN)/python -m tests.faults.soak $(SOAK)
 
 stack: $(VENV)/.dev-installed ## Kafka, Cassandra, MinIO, PostgreSQL and Redis, until Ctrl-C (ONLY=kafka,redis picks)
-	@.ci/system-parts
+	@SERVERS=1 .ci/system-parts
 	@$(BIN)/python -m tests.stack up $(if $(ONLY),--only '$(ONLY)')
 
 lint: $(VENV)/.dev-installed ## format, ruff, mypy --strict, the layers, missing migrations
@@ -54,11 +54,11 @@ format: $(VENV)/.dev-installed ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev-installed ## measure the cluster profile beside its floors into docs/performance.md, 18 minutes (BENCH='--only local')
-	@.ci/system-parts
+	@SERVERS=1 .ci/system-parts
 	@$(ON_SERVERS) $(BIN)/python -m bench --write $(BENCH)
 
 bench-full: $(VENV)/.dev-installed ## the long form of all of it: hours
-	@.ci/system-parts
+	@SERVERS=1 .ci/system-parts
 	@$(ON_SERVERS) $(BIN)/python -m bench --full --write $(BENCH)
 
 bench-gate: $(VENV)/.dev-installed ## fail when the last `make bench` found a ratio to a floor below bench/gate.json

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +93,29 @@ def test_variables_that_people_may_set_are_in_the_compose_file() -> None:
     typed = [name for path in TEXTS for name in re.findall(r"\b([A-Z0-9_]+)=\S* docker compose", path.read_text())]
     filled_in = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text())) | {"COMPOSE_PROFILES"}
     assert {*offered, *typed} == filled_in
+
+
+STARTS_SERVERS = ["demo PROFILE=cluster", "run PROFILE=cluster", "soak", "stack", "bench", "bench-full"]
+
+
+@pytest.mark.parametrize("target", STARTS_SERVERS)
+def test_what_only_starts_servers_wants_no_browser(target: str) -> None:
+    dry = ["make", "-n", *target.split()]
+    told = subprocess.run(dry, cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    assert re.findall(r"^.*\.ci/system-parts$", told.stdout, re.MULTILINE) == ["SERVERS=1 .ci/system-parts"]
+
+
+def test_the_servers_want_java_maven_go_and_postgresql(tmp_path: Path) -> None:
+    for name in ("sed", "paste", "grep"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "")
+    environment = {"PATH": str(tmp_path), "SYSTEM_ROOT": str(tmp_path), "SERVERS": "1"}
+    script = ["/bin/sh", str(ROOT / ".ci" / "system-parts")]
+    told = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert told.stderr.splitlines() == [
+        "The servers need more of the system: java maven go postgresql.",
+        "Put on PATH: java (17 or 21), mvn, go (1.21 or newer), initdb (PostgreSQL)",
+    ]
+    assert told.returncode == 1
 
 
 def test_every_target_that_documents_name_is_in_the_makefile() -> None:
