@@ -40,6 +40,8 @@ STACK_SHOWN: Final = 12  # calls of each thread
 LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
+LONGEST_QUEUE: Final = 1_000
+"""Tasks behind which none is sent again: a queue that nobody empties must not fill the bus, which all others need."""
 
 # KEYS lane, queue; ARGV epoch, payload, ttl, task. A dispatch older than what stands is refused: its bridge slept. One
 # that stands already was answered too late for the client, which asked again: perhaps somebody is at work on it by now.
@@ -195,8 +197,10 @@ class BusDispatcher:
                 raise Unavailable("another bridge dispatches this lane")
 
     def send_again(self, batch: Batch) -> None:
+        queue = self._queue_of(batch.lane.source.topic)
         with _bus_errors():
-            self._client.lpush(self._queue_of(batch.lane.source.topic), self._task_of(batch))
+            if self._client.llen(queue) < LONGEST_QUEUE:
+                self._client.lpush(queue, self._task_of(batch))
 
     def completions(self, timeout_s: float) -> list[Completion]:
         key = _replies_key(self._bridge)

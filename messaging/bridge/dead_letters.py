@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 KEPT_BYTES: Final = 8 * 1024  # of a key and headers; ours have some hundred
 KEPT_OF_KEY_CHARS: Final = 255
+AWAY_S: Final = 10.0
+"""After a dead letter that could not be written: to find that out takes 5 s, and who buries has more to do."""
 
 
 class DeadLetters:
@@ -32,10 +34,13 @@ class DeadLetters:
         self._clock = clock
         self._written: dict[str, deque[float]] = {}
         self._told_s: dict[str, float] = {}  # when it was logged that a topic waits
+        self._away_until_s: dict[str, float] = {}  # by topic
 
     def bury(self, work: Work, reason: str) -> bool:
         """True once the dead letter is durable."""
         topic, now_s = work.record.source.topic, self._clock.monotonic_s()
+        if now_s < self._away_until_s.get(topic, 0.0):
+            return False
         written = self._written.setdefault(topic, deque())
         while written and written[0] < now_s - 60:
             written.popleft()
@@ -45,6 +50,7 @@ class DeadLetters:
         try:
             self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())])
         except Unavailable:
+            self._away_until_s[topic] = self._clock.monotonic_s() + AWAY_S
             return False
         if reason != EXPIRED:
             written.append(now_s)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 from uuid import uuid4
 
 import httpx
-import psutil
 import pytest
 import redis
 from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined] # the stubs know no worker
@@ -29,6 +29,7 @@ from demo.supervisor import ROOT
 from messaging.ports import ParkScope, TopicPartition
 from messaging.tasks import RUN_BATCH, batch_task, run_batch, send_resume
 from messaging.work import LaneId
+from tests.messaging.test_metrics_of_processes import children
 from tests.town import eventually
 
 
@@ -154,10 +155,9 @@ def test_a_child_s_death_is_found_although_celery_asked_too_early(bus_redis: Red
     command = [sys.executable, "-c", ASKED_TOO_EARLY]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL) as worker:
         try:
-            parent = psutil.Process(worker.pid)
-            [first] = eventually(parent.children, within_s=60)
-            first.kill()
-            eventually(lambda: parent.children() not in ([], [first]))
+            [first] = eventually(lambda: children(worker.pid), within_s=60)
+            os.kill(first, SIGKILL)
+            eventually(lambda: children(worker.pid) not in ([], [first]))
         finally:
             worker.terminate()
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from core.clock import SYSTEM_CLOCK
+from core.clock import SYSTEM_CLOCK, ManualClock
 from messaging import topics, tracing
-from messaging.bridge.dead_letters import DeadLetters
+from messaging.bridge.dead_letters import AWAY_S, DeadLetters
+from messaging.errors import LogUnavailable
 from messaging.eventlog.kafka_producer import OVERHEAD_BYTES
 from messaging.eventlog.memory import MemoryLog
-from messaging.ports import Record, TopicPartition
+from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 from messaging.work import Work
 from tests.lines import Lines
@@ -45,6 +46,25 @@ def test_what_another_producer_wrote_too_large_is_buried_cut_and_says_so(
     beside = (letter.key, *letter.headers, *letter.headers.values())
     assert sum(len(each.encode()) for each in beside) <= OVERHEAD_BYTES // 2, "Kafka takes no more"
     assert cut or (letter.key, letter.headers["trace"]) == (key, header)
+
+
+def test_a_topic_that_is_away_is_not_tried_for_each_of_a_hundred_records() -> None:
+    """To find out takes seconds, in which the bridge would hand out nothing of any other topic."""
+
+    class Away(MemoryLog):
+        asked = 0
+
+        def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+            self.asked += 1
+            raise LogUnavailable("away")
+
+    log, clock = Away(), ManualClock()
+    letters = DeadLetters(log, per_minute=1_000, clock=clock)
+    works = [Work(record_with({})) for _ in range(100)]
+    for times in (1, 2):
+        assert not any(letters.bury(each, "undecodable") for each in works)
+        assert log.asked == times
+        clock.advance(AWAY_S)
 
 
 @pytest.mark.parametrize("size", [10, OVERHEAD_BYTES])

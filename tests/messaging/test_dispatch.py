@@ -17,7 +17,7 @@ from core.clock import ManualClock
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import dispatch
-from messaging.dispatch import HANGS_S, LEASE_VALID_S, BusDispatcher, BusWorker, Lease
+from messaging.dispatch import HANGS_S, LEASE_VALID_S, LONGEST_QUEUE, BusDispatcher, BusWorker, Lease
 from messaging.errors import LeaseLost
 from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, LaneId, Outcome, Verdict, Work
@@ -230,6 +230,14 @@ def test_a_task_that_is_sent_again_starts_the_same_dispatch_once(bus: Bus) -> No
     assert [epoch for _, epoch, _ in bus.sent] == ["a-1", "a-1"]
     starts = [bus.worker.start(lane, epoch) for lane, epoch, _ in bus.sent]
     assert [start is not None for start in starts] == [True, False]
+
+
+def test_a_queue_that_nobody_empties_does_not_grow_by_tasks_that_are_sent_again(bus: Bus) -> None:
+    batch = bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    for _ in range(LONGEST_QUEUE + 5):
+        bus.dispatcher.send_again(batch)
+    assert len(bus.sent) == LONGEST_QUEUE
 
 
 def test_a_dispatch_that_was_answered_too_late_and_asked_again_starts_nobody_else(bus: Bus) -> None:

@@ -16,7 +16,8 @@ for i = 5, #ARGV do
   local lease = redis.call('HGET', prefix .. 'leases:' .. group, source)
   lease = lease and cjson.decode(lease) or { epoch = 0, until_ms = 0 }
   if lease.until_ms <= now_ms or lease.member == member then
-    lease = { epoch = lease.epoch + 1, until_ms = now_ms + tonumber(ARGV[4]), member = member, instance = instance }
+    -- Also after this server was put back to an earlier state, or begun anew: workers know the epochs of before.
+    lease = { epoch = math.max(lease.epoch + 1, now_ms), until_ms = now_ms + tonumber(ARGV[4]), member = member, instance = instance }
     redis.call('HSET', prefix .. 'leases:' .. group, source, cjson.encode(lease))
     taken[#taken + 1] = source
     taken[#taken + 1] = lease.epoch
