@@ -152,10 +152,11 @@ execute_from_command_line(["manage.py", "run_worker", "core"])
 
 def test_a_child_s_death_is_found_although_celery_asked_too_early(bus_redis: RedisServer, tmp_path: Path) -> None:
     env = {"STATE_DIR": str(tmp_path), "BUS_URL": bus_redis.url, "DJANGO_SETTINGS_MODULE": "chat4all_project.settings"}
-    command = [sys.executable, "-c", ASKED_TOO_EARLY]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL) as worker:
+    command, said = [sys.executable, "-c", ASKED_TOO_EARLY], tmp_path / "said"
+    with said.open("w") as out, subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=out) as worker:
         try:
-            [first] = eventually(lambda: children(worker.pid), within_s=60)
+            eventually(lambda: "ready." in said.read_text(), within_s=60)
+            [first] = children(worker.pid)
             os.kill(first, SIGKILL)
             eventually(lambda: children(worker.pid) not in ([], [first]))
         finally:
