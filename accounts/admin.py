@@ -10,7 +10,9 @@ from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminPasswordChangeForm, AdminUserCreationForm
+from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
 from django.contrib.auth.models import Group
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -99,10 +101,21 @@ class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
         return username
 
 
+class UserChangeForm(DjangoUserChangeForm):  # type: ignore[type-arg]
+    def clean_username(self) -> str:
+        """The workspace is no field here, so Django leaves out the constraint that is about both."""
+        username: str = self.cleaned_data["username"]
+        same = User.objects.filter(workspace_id=self.instance.workspace_id, username__lower=username.lower())
+        if same.exclude(pk=self.instance.pk).exists():
+            raise ValidationError("This username is taken.", code="unique")
+        return username
+
+
 @admin.register(User)
 class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
     audited_as = "user"
     audited_flags = ("is_active", "is_staff", "is_superuser")
+    form = UserChangeForm
     add_form = UserCreationForm
     list_display = ("username", "workspace", "display_name", "public_id", "is_active", "is_staff", "created_at")
     list_filter = ("workspace", "is_active", "is_staff")
@@ -170,6 +183,10 @@ class WorkspaceAdmin(AuditedAdmin):
     list_display = ("slug", "name", "open_registration", "created_at")
     search_fields = ("slug", "name")
     readonly_fields = ("id", "created_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Workspace | None = None) -> tuple[str, ...]:  # noqa: ARG002
+        """People sign in with the slug; that of the default workspace is even left out."""
+        return (*self.readonly_fields, "slug") if obj else self.readonly_fields
 
     def has_delete_permission(self, request: HttpRequest, obj: Workspace | None = None) -> bool:  # noqa: ARG002
         """Never: the messages of a workspace live in another store and would be left without an owner."""

@@ -21,6 +21,7 @@ from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPart
 from messaging.services.deliver import status_record
 from messaging.topics import Topic
 
+PARTITIONS: Final = 1 << 31  # more than that no log can number
 PAGE: Final = 20  # records read, appended and marked at a time: at most 20 MiB
 HEADER_PREFIX: Final = "dl-"
 CUT: Final = "dl-cut"  # see `bridge.dead_letters`
@@ -48,7 +49,8 @@ class Place:
         """Raises ValueError."""
         match text.rsplit(":", 2):
             case [topic, partition, offset] if topic and _is_number(partition) and _is_number(offset):
-                return cls(topic, int(partition), int(offset))
+                if int(partition) < PARTITIONS:
+                    return cls(topic, int(partition), int(offset))
         raise ValueError(f"{text!r} is no dead letter's id")
 
     def __str__(self) -> str:

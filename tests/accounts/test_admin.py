@@ -108,6 +108,22 @@ def test_explains_that_a_name_is_taken(admin: Client, alice: User, name: str) ->
     assert User.objects.filter(username__iexact="alice").count() == 1
 
 
+@pytest.mark.parametrize("name", ["alice", "ALICE"])
+def test_explains_that_a_name_is_taken_by_somebody_else_of_the_workspace(admin: Client, alice: User, name: str) -> None:
+    bobby = User.objects.create_user("bobby", PASSWORD, workspace=alice.workspace)
+    address = f"/admin/accounts/user/{bobby.pk}/change/"
+    response = admin.post(address, {"username": name, "display_name": "", "is_active": "on"})
+    assert response.status_code == 200
+    assert "This username is taken." in response.content.decode()
+    assert admin.post(address, {"username": "Bobby", "display_name": "", "is_active": "on"}).status_code == 302
+
+
+def test_the_name_with_which_a_workspace_signs_in_stays(admin: Client, acme: Workspace) -> None:
+    admin.post(f"/admin/accounts/workspace/{acme.pk}/change/", {"slug": "other", "name": "Renamed"})
+    acme.refresh_from_db()
+    assert (acme.slug, acme.name) == ("acme", "Renamed")
+
+
 def test_takes_a_name_again_in_another_workspace(admin: Client, alice: User, acme: Workspace) -> None:
     form = {
         "workspace": str(acme.id),

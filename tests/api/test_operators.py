@@ -182,6 +182,7 @@ def test_letters_of_others_are_as_unknown_as_those_that_never_were(
         ({"ids": ["messages:0:1"], "filter": {}}, "ids", "required"),
         ({"ids": []}, "ids", "min_length"),
         ({"ids": ["nonsense"]}, "ids.0", "invalid_dead_letter_id"),
+        ({"ids": ["messages:2147483648:0"]}, "ids.0", "invalid_dead_letter_id"),
         ({"filter": {"topic": "nonsense"}}, "topic", "unknown_topic"),
         ({"filter": {"colour": "red"}}, "filter.colour", "unknown_field"),
         ({"filter": {}, "limit": 201}, "limit", "max_value"),

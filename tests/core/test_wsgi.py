@@ -31,6 +31,14 @@ def test_refuses_charsets_that_would_break_it(charset: str) -> None:
     assert (status, problem["code"]) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize(
+    "parameter", ["x*=bogus'en'%41", "charset*=bogus'en'%41", "x*=idna'en'%ff", "x*=undefined''%41"]
+)
+def test_refuses_parameters_in_encodings_that_nobody_knows(parameter: str) -> None:
+    status, problem = request(PATH_INFO="/health", CONTENT_TYPE=f"application/json; {parameter}")
+    assert (status, problem["code"]) == (415, "unsupported_media_type")
+
+
 @pytest.mark.parametrize("content_type", ["", "application/json", "application/json; charset=UTF-8", "text/plain; x=y"])
 def test_serves_everybody_else(content_type: str) -> None:
     assert request(PATH_INFO="/health", CONTENT_TYPE=content_type)[0] == 200
