@@ -111,6 +111,12 @@ class RedisNotifier:
         except (redis.RedisError, OSError) as error:
             self._fail(error, pushes[done:])
 
+    def forget(self, user_id: str) -> None:
+        """Nothing that was pushed to this user can be asked for again, and their open sockets are told to resync; when
+        Redis is away, once it is back."""
+        self._owe({user_id})
+        self.settle()
+
     def settle(self) -> None:
         """Tell whose pushes were lost as soon as Redis answers: to be called again and again, as there may be nothing
         to push for long."""

@@ -247,6 +247,7 @@ class MemberView(APIView):
             store=wiring.message_store(),
             parties=wiring.known_parties(),
             notify=wiring.notify(),
+            forget=wiring.notifier().forget,
             cache=wiring.conversation_cache(),
         )
         return Response(_shown(now))

@@ -169,13 +169,17 @@ def remove_member(
     store: MessageStore,
     parties: Parties,
     notify: Notify,
+    forget: Callable[[str], None],
     cache: ConversationCache,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Conversation:
-    """Remove a member, oneself included; the conversation as it is now. Whoever leaves sees nothing of it any more."""
+    """Remove a member, oneself included; the conversation as it is now. Whoever leaves sees nothing of it any more,
+    for which ``forget`` takes from their devices what was pushed to them and they had not fetched."""
     if party not in conversation.members:
         raise MemberNotFound
     store.remove_member(conversation.conversation_id, party)
+    if Party.parse(party).is_user:
+        forget(party)
     event = f"removed:{party}:{clock.now_ms()}"
     return _changed(conversation, event, store=store, parties=parties, notify=notify, cache=cache)
 

@@ -469,10 +469,12 @@ def test_members_come_and_go_and_everybody_sees_it(counter: Counter) -> None:
     assert grown.members == (ALICE, BOB, CARLA)
     counter.post("team")  # the cache of this process knows at once
     assert counter.logged()[-1].recipients == (BOB, CARLA)
-    left = conversations.remove_member(grown, BOB, **parts)
+    forgotten: list[str] = []
+    left = conversations.remove_member(grown, BOB, **parts, forget=forgotten.append)
     assert left.members == (ALICE, CARLA)
     with pytest.raises(Chat4AllError):
-        conversations.remove_member(left, BOB, **parts)
+        conversations.remove_member(left, BOB, **parts, forget=forgotten.append)
+    assert forgotten == [BOB]
     frames = bench.sockets.of(ALICE, "conversation")
     assert [len(each["conversation"]["members"]) for each in frames] == [2, 3, 2]
 

@@ -276,6 +276,17 @@ def test_a_process_that_has_nothing_more_to_push_tells_all_the_same(
     notifier.close()
 
 
+def test_what_is_forgotten_cannot_be_asked_for_again(
+    server: RedisServer, bus: redis.Redis, notifier: RedisNotifier
+) -> None:
+    notifier.push([news(1), news(2)])
+    epoch = history(bus)[0]["epoch"]
+    assert missed(server, epoch=epoch, seq=1).frames
+    notifier.forget(ALICE)
+    assert missed(server, epoch=epoch, seq=1).frames is None
+    assert history(bus) == []
+
+
 def test_a_restarted_redis_is_used_at_once(tmp_path: Path, clock: ManualClock) -> None:
     server = RedisServer(tmp_path, rules=BUS_RULES).start()
     notifier = RedisNotifier(server.url, clock)
