@@ -7,10 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+import redis
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from demo.supervisor import LocalSystem
 from tests.browser.conftest import PASSWORD, Person
+from tests.town import eventually
 
 
 def open_shared(page: Page) -> None:
@@ -155,6 +157,52 @@ def test_what_came_while_the_gateway_was_away_is_shown_when_it_is_back(
     expect(console.get_by_text("Live", exact=True)).to_be_visible(timeout=30_000)
     bubble(console, "meanwhile")
     bubble(console, "I can still write")
+
+
+def test_what_could_not_be_fetched_after_a_resync_is_fetched_when_it_is_opened(
+    console: Page, shared: str, alice: Person, bob: Person, system: LocalSystem
+) -> None:
+    bob.say(shared, "before")
+    other = alice.post("/v1/conversations", members=[bob.user_id], title="The other one")["conversation_id"]
+    bob.say(other, "aside")
+    console.get_by_role("navigation").get_by_role("button", name=re.compile("The other one")).click()
+    bubble(console, "aside")
+    history = re.compile(r"/v1/conversations/[^/]+/messages")
+    console.route(history, lambda route: route.abort())
+    failed: list[str] = []
+    console.on("requestfailed", lambda request: failed.append(request.url))
+    system.kill("gateway")
+    try:
+        bob.say(shared, "meanwhile")
+        with redis.Redis.from_url(system.env["BUS_URL"]) as bus:
+            eventually(lambda: alice.get(f"/v1/conversations/{shared}/messages")["items"][0]["content"] == "meanwhile")
+            bus.flushall()
+    finally:
+        system.restart("gateway")
+    eventually(lambda: console.wait_for_timeout(50) or any(shared in url for url in failed), within_s=60)
+    console.unroute(history)
+    open_shared(console)
+    bubble(console, "meanwhile")
+
+
+def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) -> None:
+    console.evaluate(
+        """() => {
+            const session = JSON.parse(sessionStorage.getItem(Object.keys(sessionStorage)[0]));
+            sessionStorage.setItem(Object.keys(sessionStorage)[0], JSON.stringify({...session, expiresAt: 0}));
+        }"""
+    )
+    held: list[Route] = []
+    console.route("**/auth/token/refresh", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks its handlers
+    console.reload()
+    eventually(lambda: console.wait_for_timeout(50) or held)
+    console.get_by_role("button", name="Sign out").click()
+    expect(console.get_by_label("Username")).to_be_visible()
+    with console.expect_response("**/auth/token/refresh"):
+        held[0].continue_()
+    console.unroute("**/auth/token/refresh")
+    console.reload()
+    expect(console.get_by_label("Username")).to_be_visible()
 
 
 def test_a_conversation_is_started_by_username(console: Page, bob: Person) -> None:

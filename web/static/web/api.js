@@ -94,10 +94,14 @@ export class Api {
   }
 
   async #refreshOnce() {
+    const session = this.#session;
     try {
-      this.#keep(await this.#fetch("POST", "/auth/token/refresh", { json: { refresh_token: this.#session.refresh } }));
+      const answer = await this.#fetch("POST", "/auth/token/refresh", { json: { refresh_token: session.refresh } });
+      if (this.#session !== session) throw new ApiError(401, { code: "signed_out", title: "You have signed out." });
+      this.#keep(answer);
       this.onToken();
     } catch (error) {
+      if (this.#session !== session) throw error; // of somebody who has signed out meanwhile
       if (error.status >= 400 && error.status < 500 && error.status !== 429) this.signOut();
       throw error;
     }

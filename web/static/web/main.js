@@ -117,7 +117,7 @@ class Console {
     this.thread.root.hidden = false;
     this.thread.open(conversation);
     this.list.draw();
-    if (conversation.older === undefined) this.#latest(conversation).catch((error) => toast(error.message, "bad"));
+    if (!conversation.isWhole) this.#latest(conversation).catch((error) => toast(error.message, "bad"));
   }
 
   close() {
@@ -164,12 +164,15 @@ class Console {
     if (conversation.older === undefined) await this.#latest(conversation);
   }
 
-  /** History is the truth: fetch what is shown again. */
+  /** History is the truth: fetch all that was loaded again, what is shown first. What fails stays marked until it is
+   * shown, or the next resync. */
   async #resync() {
+    for (const each of this.#store.conversations.values()) if (each.older !== undefined) each.mayHaveMissed();
     this.#cursor = undefined;
     await this.#more().catch((error) => toast(error.message, "bad"));
-    const loaded = [...this.#store.conversations.values()].filter((each) => each.older !== undefined);
-    await Promise.all(loaded.slice(0, LIST_PAGE).map((each) => this.#latest(each).catch(() => {})));
+    if (this.#open && !this.#open.isWhole) await this.#latest(this.#open).catch(() => {});
+    this.#previews.push(...[...this.#store.conversations.values()].filter((each) => each.missed));
+    this.#fetchPreviews();
   }
 
   async #more() {
@@ -193,7 +196,7 @@ class Console {
   #fetchPreviews() {
     while (this.#fetchingPreviews < PREVIEWS_AT_ONCE && this.#previews.length) {
       const conversation = this.#previews.shift();
-      if (conversation.older !== undefined) continue;
+      if (conversation.isWhole) continue;
       this.#fetchingPreviews += 1;
       this.#latest(conversation).catch(() => {}).finally(() => {
         this.#fetchingPreviews -= 1;
@@ -204,7 +207,8 @@ class Console {
 
   /** The newest page; further ones until it meets what is known already, so that a long absence leaves no hole. */
   async #latest(conversation) {
-    const newestKnown = [...conversation.messages.keys()].sort().at(-1);
+    const { missed } = conversation;
+    const newestKnown = missed ? missed.since : [...conversation.messages.keys()].sort().at(-1);
     const first = conversation.older === undefined;
     let cursor = "";
     for (;;) {
@@ -216,6 +220,7 @@ class Console {
       }
       cursor = page.next_cursor;
     }
+    if (conversation.missed === missed) conversation.missed = null; // no later resync came meanwhile
     this.#store.changed();
   }
 

@@ -35,6 +35,7 @@ export class Conversation {
   messages = new Map();
   pending = new Map(); // typed here, not yet acknowledged: by Idempotency-Key
   older = undefined; // the cursor for older pages; null: history is complete; undefined: nothing loaded
+  missed = null; // something may have been since a resync: the newest message that was known then, see Console.#latest
   #waiting = new Map(); // statuses that came before their message
 
   constructor(fields) {
@@ -48,6 +49,15 @@ export class Conversation {
   #known() {
     const { title, members, last_activity_at } = this;
     return Object.fromEntries(Object.entries({ title, members, last_activity_at }).filter(([, value]) => value));
+  }
+
+  /** What was missed lies behind the newest message of the first resync that was not made good. */
+  mayHaveMissed() {
+    this.missed = { since: this.missed?.since ?? [...this.messages.keys()].sort().at(-1) ?? "" };
+  }
+
+  get isWhole() {
+    return this.older !== undefined && !this.missed;
   }
 
   /** In the order of history: by message id, which sorts by time. What is still being sent comes last. */
