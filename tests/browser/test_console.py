@@ -163,6 +163,8 @@ def test_what_could_not_be_fetched_after_a_resync_is_fetched_when_it_is_opened(
     console: Page, shared: str, alice: Person, bob: Person, system: LocalSystem
 ) -> None:
     bob.say(shared, "before")
+    open_shared(console)
+    bubble(console, "before")
     other = alice.post("/v1/conversations", members=[bob.user_id], title="The other one")["conversation_id"]
     bob.say(other, "aside")
     console.get_by_role("navigation").get_by_role("button", name=re.compile("The other one")).click()
