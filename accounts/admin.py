@@ -18,7 +18,15 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from accounts import audit
-from accounts.models import DEFAULT_WORKSPACE_ID, MAX_SLUG_CHARS, MAX_USERNAME_CHARS, AuditEvent, User, Workspace
+from accounts.models import (
+    DEFAULT_WORKSPACE_ID,
+    MAX_SLUG_CHARS,
+    MAX_USERNAME_CHARS,
+    NAME_TAKEN,
+    AuditEvent,
+    User,
+    Workspace,
+)
 from core.addresses import client_address
 
 
@@ -107,7 +115,7 @@ class UserChangeForm(DjangoUserChangeForm):  # type: ignore[type-arg]
         username: str = self.cleaned_data["username"]
         same = User.objects.filter(workspace_id=self.instance.workspace_id, username__lower=username.lower())
         if same.exclude(pk=self.instance.pk).exists():
-            raise ValidationError("This username is taken.", code="unique")
+            raise ValidationError(NAME_TAKEN, code="username_taken")
         return username
 
 
