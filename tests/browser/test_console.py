@@ -171,8 +171,6 @@ def test_what_could_not_be_fetched_after_a_resync_is_fetched_when_it_is_opened(
     bubble(console, "aside")
     history = re.compile(r"/v1/conversations/[^/]+/messages")
     console.route(history, lambda route: route.abort())
-    failed: list[str] = []
-    console.on("requestfailed", lambda request: failed.append(request.url))
     system.kill("gateway")
     try:
         bob.say(shared, "meanwhile")
@@ -180,8 +178,8 @@ def test_what_could_not_be_fetched_after_a_resync_is_fetched_when_it_is_opened(
             eventually(lambda: alice.get(f"/v1/conversations/{shared}/messages")["items"][0]["content"] == "meanwhile")
             bus.flushall()
     finally:
-        system.restart("gateway")
-    eventually(lambda: console.wait_for_timeout(50) or any(shared in url for url in failed), within_s=60)
+        with console.expect_event("requestfailed", lambda request: shared in request.url, timeout=60_000):
+            system.restart("gateway")
     console.unroute(history)
     open_shared(console)
     bubble(console, "meanwhile")
@@ -196,8 +194,8 @@ def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) 
     )
     held: list[Route] = []
     console.route("**/auth/token/refresh", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks its handlers
-    console.reload()
-    eventually(lambda: console.wait_for_timeout(50) or held)
+    with console.expect_request("**/auth/token/refresh"):
+        console.reload()
     console.get_by_role("button", name="Sign out").click()
     expect(console.get_by_label("Username")).to_be_visible()
     with console.expect_response("**/auth/token/refresh"):
