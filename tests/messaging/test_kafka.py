@@ -38,7 +38,7 @@ from tests.forks import a_child_can
 from tests.stack.kafka import Kafka
 
 ONE = TopicPartition("messages", 0)
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 SOON_MISSED = "&static=1&session_timeout_s=6"
 STATIC = "&static=1&session_timeout_s=20"  # long enough for a restart on a busy machine
 
