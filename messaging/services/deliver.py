@@ -52,7 +52,9 @@ logger = logging.getLogger(__name__)
 # Longer than a task may live: a claim whose lease ran out has no sender any more. A batch that was taken back from its
 # worker is not waited for that long: its successor knows by the owner's epoch, see `_supersedes`.
 CLAIM_LEASE_MS: Final = 75_000
-POST_WITHIN_S: Final = 30.0  # of a send's begin, an upload included; the POST takes at most 18 s then (`http.Limits`)
+# Of a send's begin, an upload included; the POST takes at most 18 s then (`http.Limits`). Instagram's two, a file's and
+# its text's, take 48 s at most: what goes by a link has no upload before it.
+POST_WITHIN_S: Final = 30.0
 EVIDENCE_WAIT_MS: Final = int(10_000 * WAITS)  # a status with our correlation field may still tell of its delivery
 LOOK_EVERY_MS: Final = 2_000  # of that time: evidence may come at any moment
 # The second try of an attempt has a claim of its own, under a number above all attempts (`domain.MAX_ATTEMPT`).

@@ -208,7 +208,7 @@ class Console {
   /** The newest page; further ones until it meets what is known already, so that a long absence leaves no hole. */
   async #latest(conversation) {
     const { missed } = conversation;
-    const newestKnown = missed ? missed.since : [...conversation.messages.keys()].sort().at(-1);
+    const newestKnown = missed ? missed.since : conversation.newestId;
     const first = conversation.older === undefined;
     let cursor = "";
     for (;;) {

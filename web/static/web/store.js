@@ -53,7 +53,12 @@ export class Conversation {
 
   /** What was missed lies behind the newest message of the first resync that was not made good. */
   mayHaveMissed() {
-    this.missed = { since: this.missed?.since ?? [...this.messages.keys()].sort().at(-1) ?? "" };
+    this.missed = { since: this.missed?.since ?? this.newestId };
+  }
+
+  /** "" when nothing is known. */
+  get newestId() {
+    return [...this.messages.keys()].sort().at(-1) ?? "";
   }
 
   get isWhole() {
