@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.rest import Rest
 
 RENEWED_FOR_S: Final = 30.0
 """Since somebody last asked for it."""
@@ -109,12 +110,11 @@ class LastKnown(TtlCache[Key, Value]):
     ) -> None:
         super().__init__(ttl_s=ttl_s, size=size, clock=clock)
         self._outage_s = outage_s
-        self._rest_s = rest_s
-        self._rests_until_s = float("-inf")
+        self._rest = Rest(rest_s, clock)
 
     def get(self, key: Key) -> Value | None:
         found = super().get(key)
-        if found is None and self._clock.monotonic_s() < self._rests_until_s:
+        if found is None and self.rests:
             return self.last(key)
         return found
 
@@ -126,9 +126,14 @@ class LastKnown(TtlCache[Key, Value]):
             if old is None or old.until_s <= now_s:
                 self._insert(key, _Entry(value, now_s, old.used_s if old else float("-inf")))
 
+    @property
+    def rests(self) -> bool:
+        """The part was found away a moment ago: what `last` does not know nobody knows now."""
+        return self._rest.is_on
+
     def away(self) -> None:
         """The part does not answer."""
-        self._rests_until_s = self._clock.monotonic_s() + self._rest_s
+        self._rest.begin()
 
     def last(self, key: Key) -> Value | None:
         """What it answered last, unless that was too long ago, or nothing."""
@@ -139,4 +144,4 @@ class LastKnown(TtlCache[Key, Value]):
 
     def clear(self) -> None:
         super().clear()
-        self._rests_until_s = float("-inf")
+        self._rest.end()

@@ -19,6 +19,7 @@ from redis.retry import Retry
 from connectors.breaker import BreakerState, CircuitBreaker, Outcome, Rules, Snapshot, as_counted
 from connectors.errors import DeliveryError, PausedDeliveryError
 from core.clock import SYSTEM_CLOCK, Clock
+from core.rest import Rest
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class SharedBreakers:
         self._clock = clock or SYSTEM_CLOCK
         self._local: dict[str, CircuitBreaker] = {}
         self._lock = threading.Lock()
-        self._ask_redis_from_s = float("-inf")
+        self._rest = Rest(REDIS_PAUSE_S, self._clock)
         self._redis = redis.Redis.from_url(
             redis_url,
             socket_timeout=REDIS_TIMEOUT_S,
@@ -160,7 +161,7 @@ class SharedBreakers:
 
     def _ask(self, key: str, event: str) -> float | None:
         """What Redis says: seconds to wait, negative for go. None when it is away."""
-        if self._clock.monotonic_s() < self._ask_redis_from_s:
+        if self._rest.is_on:
             return None
         now_ms = -1 if self._shared_clock is None else int(self._shared_clock.monotonic_s() * 1000)
         rules = self._rules
@@ -178,7 +179,7 @@ class SharedBreakers:
 
     def shared_states(self) -> dict[str, BreakerState] | None:
         """As `states`, None when Redis is away."""
-        if self._clock.monotonic_s() < self._ask_redis_from_s:
+        if self._rest.is_on:
             return None
         try:
             keys = sorted(str(key) for key in self._redis.smembers(_INDEX))
@@ -192,7 +193,7 @@ class SharedBreakers:
         return {key: BreakerState(state) for key, state in zip(keys, states, strict=True) if state}
 
     def _do_without(self, error: redis.RedisError) -> None:
-        self._ask_redis_from_s = self._clock.monotonic_s() + REDIS_PAUSE_S
+        self._rest.begin()
         logger.warning("breakers: Redis is away, this process decides alone", extra={"error": type(error).__name__})
 
     def _breaker(self, key: str) -> CircuitBreaker:

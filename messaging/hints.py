@@ -5,7 +5,6 @@ ACCEPTED, and Idempotency-Keys whose request ended while the store was away, so 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -15,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.rest import Rest
 from messaging import codec
 from messaging.domain import Message
 
@@ -34,9 +34,7 @@ class RedisHints:
     """Best effort: without Redis there are no hints, and a GET in the moment before storage answers 404."""
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
-        self._silent_until_s = 0.0
-        self._lock = threading.Lock()
+        self._rest = Rest(PAUSE_S, clock)
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
@@ -69,18 +67,14 @@ class RedisHints:
 
     def _ask(self, question: Callable[[redis.Redis], object]) -> object:
         """The answer; None when Redis is away, and for a while after it was."""
-        if self._clock.monotonic_s() < self._silent_until_s:
+        if self._rest.is_on:
             return None
         try:
             return question(self._client)
         except (redis.RedisError, OSError) as error:
-            self._rest(error)
+            self._rest.begin()
+            logger.warning("hints are away", extra={"error": type(error).__name__})
             return None
-
-    def _rest(self, error: Exception) -> None:
-        with self._lock:
-            self._silent_until_s = self._clock.monotonic_s() + PAUSE_S
-        logger.warning("hints are away", extra={"error": type(error).__name__})
 
 
 def _key(message_id: UUID) -> str:

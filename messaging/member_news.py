@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.clock import SYSTEM_CLOCK, Clock
+from core.rest import Rest
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,19 @@ class RedisMemberNews:
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._url = url
         self._clock = clock
-        self._silent_until_s = 0.0
+        self._rest = Rest(PAUSE_S, clock)
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
 
     def tell(self, conversation_id: UUID) -> None:
         """To be called once the store has it. Never raises."""
-        if self._clock.monotonic_s() < self._silent_until_s:
+        if self._rest.is_on:
             return
         try:
             self._client.publish(CHANNEL, conversation_id.bytes)
         except (redis.RedisError, OSError) as error:
-            self._silent_until_s = self._clock.monotonic_s() + PAUSE_S
+            self._rest.begin()
             logger.warning("nobody hears of changed members", extra={"error": type(error).__name__})
 
     def listen(self, forget: Callable[[UUID], None], forget_all: Callable[[], None]) -> threading.Event:

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.clock import SYSTEM_CLOCK, Clock, iso_utc
+from core.rest import Rest
 from realtime import metrics
 from realtime.frames import (
     HISTORY_BYTES,
@@ -91,14 +92,14 @@ class RedisNotifier:
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
         self._pid = 0
-        self._quiet_until_s = 0.0
+        self._rest = Rest(QUIET_S, clock)
         self._owed: set[str] = set()
 
     def push(self, pushes: Sequence[Push]) -> None:
         """Number, remember and publish each frame whose event is new, in the order given."""
         if not pushes:
             return
-        if self._clock.monotonic_s() < self._quiet_until_s:
+        if self._rest.is_on:
             self._lose(pushes)  # a Redis that just failed would cost every batch a time-out
             return
         done = 0
@@ -120,11 +121,11 @@ class RedisNotifier:
     def settle(self) -> None:
         """Tell whose pushes were lost as soon as Redis answers: to be called again and again, as there may be nothing
         to push for long."""
-        if self._owed and self._clock.monotonic_s() >= self._quiet_until_s:
+        if self._owed and not self._rest.is_on:
             try:
                 self._break_owed(self._connected())
             except (redis.RedisError, OSError):
-                self._quiet_until_s = self._clock.monotonic_s() + QUIET_S
+                self._rest.begin()
 
     def close(self) -> None:
         with self._lock:
@@ -194,7 +195,7 @@ class RedisNotifier:
 
     def _fail(self, error: Exception, lost: Sequence[Push]) -> None:
         self._lose(lost)
-        self._quiet_until_s = self._clock.monotonic_s() + QUIET_S
+        self._rest.begin()
         log.warning("live pushes are lost: the bus does not answer (%s)", type(error).__name__)
 
     def _lose(self, pushes: Sequence[Push]) -> None:

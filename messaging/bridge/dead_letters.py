@@ -8,6 +8,7 @@ from typing import Final
 
 from core.clock import Clock
 from core.errors import Unavailable
+from core.rest import Rest
 from messaging import metrics, tracing
 from messaging.ports import EventLog, NewRecord
 from messaging.topics import MAX_RECORD_BYTES, dead_letters
@@ -34,12 +35,13 @@ class DeadLetters:
         self._clock = clock
         self._written: dict[str, deque[float]] = {}
         self._told_s: dict[str, float] = {}  # when it was logged that a topic waits
-        self._away_until_s: dict[str, float] = {}  # by topic
+        self._rests: dict[str, Rest] = {}  # by topic
 
     def bury(self, work: Work, reason: str) -> bool:
         """True once the dead letter is durable."""
         topic, now_s = work.record.source.topic, self._clock.monotonic_s()
-        if now_s < self._away_until_s.get(topic, 0.0):
+        rest = self._rests.setdefault(topic, Rest(AWAY_S, self._clock))
+        if rest.is_on:
             return False
         written = self._written.setdefault(topic, deque())
         while written and written[0] < now_s - 60:
@@ -50,7 +52,7 @@ class DeadLetters:
         try:
             self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())])
         except Unavailable:
-            self._away_until_s[topic] = self._clock.monotonic_s() + AWAY_S
+            rest.begin()
             return False
         if reason != EXPIRED:
             written.append(now_s)
