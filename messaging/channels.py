@@ -70,18 +70,23 @@ def default_account(workspace_id: UUID, channel: str) -> ChannelConfig | None:
 def _active(**known: object) -> tuple[ChannelConfig, ...]:
     key = _key(**known)
     found = _recent.get(key)
-    if found is None:
+    if found is not None:
+        return found
+    failure = Unavailable("The accounts database did not answer a moment ago")
+    if not _recent.rests:
         try:
             found = _read(known)
         except SecretsUnreadable:  # the database answers
             raise
-        except Unavailable:
+        except Unavailable as error:
+            failure = error
             _recent.away()
-            if last := _recent.last(key):
-                return last
-            raise
-        _recent.put(key, found)
-    return found
+        else:
+            _recent.put(key, found)
+            return found
+    if last := _recent.last(key):
+        return last
+    raise failure
 
 
 def renew() -> None:

@@ -55,11 +55,16 @@ def seen(workspace_id: UUID) -> list[object]:
     ]
 
 
-def goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(*_: object, **__: object) -> None:
+def goes_away(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What it is asked for from now on, in vain."""
+    asked: list[object] = []
+
+    def nobody(known: object, **_: object) -> None:
+        asked.append(known)
         raise Unavailable("The accounts database does not answer: OperationalError")
 
     monkeypatch.setattr(channels, "_rows", nobody)
+    return asked
 
 
 def some() -> UUID:
@@ -106,6 +111,20 @@ def test_what_nobody_learnt_is_not_known(clock: ManualClock, monkeypatch: pytest
     goes_away(monkeypatch)
     with pytest.raises(Unavailable):
         channels.accounts_of(workspace_id, "whatsapp")
+
+
+def test_of_many_who_ask_for_an_account_one_waits_for_a_database_that_is_away(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = goes_away(monkeypatch)
+    for account_id in ("111", "222", "333"):
+        with pytest.raises(Unavailable):
+            channels.account("whatsapp", account_id)
+    assert len(asked) == 1
+    clock.advance(2)
+    with pytest.raises(Unavailable):
+        channels.account("whatsapp", "111")
+    assert len(asked) == 2
 
 
 def test_secrets_that_nobody_can_read_cost_only_what_needs_them(
