@@ -96,8 +96,8 @@ def _load(public_ids: set[str]) -> dict[str, UserInfo]:
             failure = error
             cache.away()
         else:
-            for public_id, info in found.items():
-                cache.put(public_id, info)
+            for public_id, known in found.items():
+                cache.put(public_id, known)
             return found
     last = {public_id: info for public_id in public_ids if (info := cache.last(public_id))}
     if last.keys() < public_ids:

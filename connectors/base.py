@@ -55,8 +55,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class WebhookItem:
-    """One item of a webhook, not yet understood. ``contact`` orders the log: equal for news about one person."""
+    """One item of a webhook, not yet understood, and which account it is about. ``contact`` orders the log: equal for
+    news about one person."""
 
+    account_id: str
     contact: str
     payload: dict[str, object]
 
@@ -209,7 +211,11 @@ class Connector(ABC):
 
     @abstractmethod
     def split(self, account: Account, payload: Mapping[str, object]) -> list[WebhookItem]:
-        """Every item of every array, in order. Raises BadWebhook. Items for other accounts are left out."""
+        """Every item of every array, in order. Raises BadWebhook.
+
+        ``account`` is the one whose address it came to; where a platform calls one address for several accounts, its
+        items say which they are about.
+        """
 
     @abstractmethod
     def parse(self, account: Account, payload: Mapping[str, object]) -> Event:

@@ -95,10 +95,11 @@ class Instagram(MetaConnector):
             ) from error
 
     def split(self, account: Account, payload: Mapping[str, object]) -> list[WebhookItem]:
+        del account  # an app has one address for all its accounts
         return [
-            WebhookItem(_person(account, as_dict(item)), {"messaging": item})
+            WebhookItem(account_id, _person(account_id, as_dict(item)), {"messaging": item})
             for entry in entries(payload, object_name="instagram")
-            if entry.get("id") == account.account_id
+            for account_id in (as_text(entry.get("id")),)
             for item in each(entry, "messaging")
         ]
 
@@ -141,10 +142,10 @@ def _attachment(media: Media) -> dict[str, object]:
     return {"type": kind_of(media), "payload": {"url": media.url}}
 
 
-def _person(account: Account, item: Mapping[str, object]) -> str:
+def _person(account_id: str, item: Mapping[str, object]) -> str:
     """The one of both ends that is not us: an echo comes from ourselves."""
     sender, recipient = (as_text(as_dict(item.get(end)).get("id")) for end in ("sender", "recipient"))
-    return recipient if sender == account.account_id else sender
+    return recipient if sender == account_id else sender
 
 
 def _noise(item: Mapping[str, object]) -> str:

@@ -144,11 +144,12 @@ class WhatsApp(MetaConnector):
         raise TransientDeliveryError("no_media_id", "an upload was answered without an id")
 
     def split(self, account: Account, payload: Mapping[str, object]) -> list[WebhookItem]:
+        del account  # an app has one address for all its numbers
         return [
             item
             for entry in entries(payload, object_name="whatsapp_business_account")
             for change in each(entry, "changes")
-            for item in _items(account, as_dict(as_dict(change).get("value")))
+            for item in _items(as_dict(as_dict(change).get("value")))
         ]
 
     def parse(self, account: Account, payload: Mapping[str, object]) -> Event:
@@ -235,20 +236,19 @@ def _wire_name(filename: str) -> str:
 # --- from the platform -------------------------------------------------------------------------------------------
 
 
-def _items(account: Account, value: dict[str, object]) -> list[WebhookItem]:
-    if as_dict(value.get("metadata")).get("phone_number_id") != account.account_id:
-        return []
+def _items(value: dict[str, object]) -> list[WebhookItem]:
+    number_id = as_text(as_dict(value.get("metadata")).get("phone_number_id"))
     contacts = [as_dict(contact) for contact in each(value, "contacts")]
-    messages = [_message_item(message, contacts) for message in each(value, "messages")]
+    messages = [_message_item(number_id, message, contacts) for message in each(value, "messages")]
     statuses = [
-        WebhookItem(_address(as_dict(status).get("recipient_id")), {"status": status})
+        WebhookItem(number_id, _address(as_dict(status).get("recipient_id")), {"status": status})
         for status in each(value, "statuses")
     ]
-    errors = [WebhookItem("", {"error": error}) for error in each(value, "errors")]
+    errors = [WebhookItem(number_id, "", {"error": error}) for error in each(value, "errors")]
     return messages + statuses + errors
 
 
-def _message_item(message: object, contacts: list[dict[str, object]]) -> WebhookItem:
+def _message_item(number_id: str, message: object, contacts: list[dict[str, object]]) -> WebhookItem:
     """With the name and handle of its sender, which stand elsewhere in the webhook."""
     fields = as_dict(message)
     sender, scoped = fields.get("from"), fields.get("from_user_id")
@@ -260,7 +260,7 @@ def _message_item(message: object, contacts: list[dict[str, object]]) -> Webhook
         ),
         {},
     )
-    return WebhookItem(_address(sender or scoped), {"message": message, "contact": known})
+    return WebhookItem(number_id, _address(sender or scoped), {"message": message, "contact": known})
 
 
 def _message(message: dict[str, object], contact: dict[str, object]) -> Event:

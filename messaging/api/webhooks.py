@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +18,9 @@ from rest_framework.views import APIView
 
 from connectors import registry
 from connectors.base import Connector
-from connectors.errors import BadWebhook, UnknownChannel
+from connectors.errors import BadSignature, BadWebhook, UnknownChannel
 from core.clock import SYSTEM_CLOCK
-from core.errors import Chat4AllError, NotFound
+from core.errors import Chat4AllError, NotFound, Unavailable
 from core.text import storable
 from messaging import channels, codec, topics, tracing, wiring
 from messaging.channels import ChannelConfig
@@ -60,16 +61,17 @@ class WebhookView(APIView):
         body = _raw_body(request)
         connector.verify_signature(ours.account, request.headers, body)
         items = connector.split(ours.account, _decoded(body))
+        named = _Named(connector, ours, request.headers, body)
         now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
         records = [
             NewRecord(
                 topics.INBOUND,
-                f"{account}:{item.contact}",
+                f"{item.account_id}:{item.contact}",
                 codec.encode(
                     InboundEvent(
-                        workspace_id=ours.workspace_id,
+                        workspace_id=whose.workspace_id,
                         channel=channel,
-                        account_id=account,
+                        account_id=item.account_id,
                         contact=item.contact,
                         payload=item.payload,
                         received_at_ms=now_ms,
@@ -78,10 +80,46 @@ class WebhookView(APIView):
                 headers,
             )
             for item in items
+            if (whose := named.account(item.account_id))
         ]
         if records:
             wiring.event_log().append(records)
+        if named.failure:  # it comes again as a whole: what is known by then is no news
+            raise named.failure
         return Response({"received": len(records)})
+
+
+class _Named:
+    """The accounts of ours that a webhook may tell news of: the one that was addressed, and others whose own secret
+    signed it, too, as an app of Meta's has one address for all its accounts.
+
+    ``failure`` is why one of them could not be looked up, if so.
+    """
+
+    def __init__(self, connector: Connector, addressed: ChannelConfig, headers: Mapping[str, str], body: bytes) -> None:
+        self._connector = connector
+        self._headers = headers
+        self._body = body
+        self._found: dict[str, ChannelConfig | None] = {addressed.account.account_id: addressed}
+        self.failure: Unavailable | None = None
+
+    def account(self, account_id: str) -> ChannelConfig | None:
+        if account_id not in self._found:
+            self._found[account_id] = self._looked_up(account_id)
+        return self._found[account_id]
+
+    def _looked_up(self, account_id: str) -> ChannelConfig | None:
+        if storable(account_id) != account_id:
+            return None
+        try:
+            if found := channels.account(self._connector.name, account_id):
+                self._connector.verify_signature(found.account, self._headers, self._body)
+                return found
+        except BadSignature:
+            pass
+        except Unavailable as error:
+            self.failure = error
+        return None
 
 
 def _addressed(channel: str, account: str) -> tuple[Connector, ChannelConfig]:

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from pytest_django import Settings
 
+from accounts.models import DEFAULT_WORKSPACE_ID, Workspace
 from messaging import channels, codec, topics
 from messaging.domain import InboundEvent
 from messaging.models import ChannelAccount
-from tests.api.conftest import APP_SECRET, VERIFY_TOKEN, Log, problem
+from tests.api.conftest import APP_SECRET, SECRETS, VERIFY_TOKEN, Log, problem
 
 pytestmark = [pytest.mark.django_db(databases=["default", "messages"]), pytest.mark.usefixtures("accounts")]
 
 URL = "/webhooks/whatsapp/1055"
 
 
-def text(number: int, account: str = "1055") -> dict[str, object]:
+def text(number: int, account: Any = "1055") -> dict[str, object]:
     message = {"id": f"wamid.{number}", "from": f"55119999988{number:02}", "timestamp": "1700000000", "type": "text",
                "text": {"body": "hello"}}  # fmt: skip
     value = {"metadata": {"phone_number_id": account}, "contacts": [], "messages": [message]}
@@ -53,9 +55,59 @@ def test_its_records_name_the_request(log: Log) -> None:
     assert [each.headers for each in log.new(topics.INBOUND)] == [{"request-id": answer["X-Request-ID"]}] * 2
 
 
-def test_leaves_out_items_of_other_accounts(log: Log) -> None:
-    assert post(webhook(text(1, account="other"))).json() == {"received": 0}
-    assert log.new(topics.INBOUND) == []
+@pytest.mark.parametrize("account", ["other", "", "nul\0", "half of an emoji \ud83d", 7, None, "x" * 300])
+def test_leaves_out_items_of_accounts_that_we_do_not_have(log: Log, account: Any) -> None:
+    assert post(webhook(text(1, account), text(2))).json() == {"received": 1}
+    assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
+
+
+def add(account_id: str, workspace: Workspace, app_secret: str = APP_SECRET, channel: str = "whatsapp") -> None:
+    credentials = {**SECRETS, "app_secret": app_secret}
+    channels.register(workspace=workspace, channel=channel, account_id=account_id, credentials=credentials)
+
+
+def test_an_apps_one_address_takes_what_is_for_any_of_its_accounts(log: Log, elsewhere: Workspace) -> None:
+    """Meta calls one address for an app, whichever of its numbers somebody wrote to."""
+    add("2066", elsewhere)
+    assert post(webhook(text(1), text(2, "2066"), text(3))).json() == {"received": 3}
+    found = log.new(topics.INBOUND)
+    events = {each.key: codec.decode(InboundEvent, each.value) for each in found}
+    assert {key: (event.account_id, event.workspace_id) for key, event in events.items()} == {
+        "1055:+5511999998801": ("1055", DEFAULT_WORKSPACE_ID),
+        "2066:+5511999998802": ("2066", elsewhere.id),
+        "1055:+5511999998803": ("1055", DEFAULT_WORKSPACE_ID),
+    }
+
+
+def test_so_does_instagrams(log: Log, elsewhere: Workspace) -> None:
+    add("2888", elsewhere, channel="instagram")
+    said = [
+        {"sender": {"id": "2888" if echo else "999"}, "recipient": {"id": "999" if echo else "2888"},
+         "timestamp": 1749416383123, "message": {"mid": f"m{echo}", "text": "hi", "is_echo": echo}}
+        for echo in (False, True)
+    ]  # fmt: skip
+    body = json.dumps({"object": "instagram", "entry": [{"id": "2888", "messaging": said}]}).encode()
+    assert post(body, url="/webhooks/instagram/1784").json() == {"received": 2}
+    assert [each.key for each in log.new(topics.INBOUND)] == ["2888:999"] * 2
+
+
+def test_an_account_of_another_app_is_not_spoken_for(log: Log, elsewhere: Workspace) -> None:
+    """Whoever may sign for an account of theirs could else put words into the mouths of others' customers."""
+    add("2066", elsewhere, app_secret="the secret of another app")
+    assert post(webhook(text(1, "2066"), text(2))).json() == {"received": 1}
+    assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
+
+
+def test_what_is_for_an_account_that_cannot_be_looked_up_comes_again_and_holds_nobody_up(
+    log: Log, elsewhere: Workspace, settings: Settings
+) -> None:
+    key = settings.CHANNEL_SECRETS_KEY
+    settings.CHANNEL_SECRETS_KEY = "a key that was lost, and it was a long one"
+    add("2066", elsewhere)
+    settings.CHANNEL_SECRETS_KEY = key
+    channels.forget()
+    assert post(webhook(text(1, "2066"), text(2))).status_code == 503
+    assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
 
 
 @pytest.mark.parametrize(

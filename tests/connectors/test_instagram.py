@@ -197,9 +197,10 @@ def test_no_link_to_an_unsafe_place_is_followed(platform: ScriptedPlatform, url:
     assert (caught.value.reason, platform.requests) == ("media_refused", [])
 
 
-def test_every_item_of_every_entry_is_found_in_order_and_others_items_are_left_out() -> None:
+def test_every_item_of_every_entry_is_found_in_order_and_says_whose_it_is() -> None:
     instagram = Instagram(HttpClient())
-    items = instagram.split(ACCOUNT, fixture("instagram_batch.json"))
+    everybodys = instagram.split(ACCOUNT, fixture("instagram_batch.json"))
+    items = [item for item in everybodys if item.account_id == INSTAGRAM_ID]
     assert [instagram.parse(ACCOUNT, item.payload) for item in items] == [
         InboundText(external_id="mid.one", sender="1535148674817116", text="Hi there"),
         Ignored("echo"),
@@ -208,6 +209,8 @@ def test_every_item_of_every_entry_is_found_in_order_and_others_items_are_left_o
     ]
     # An echo is news about the person whom it went to.
     assert [item.contact for item in items] == ["1535148674817116"] * 3 + ["999"]
+    [other] = [item for item in everybodys if item not in items]
+    assert (other.account_id, other.contact) == ("another-account", "1")
 
 
 @pytest.mark.parametrize(

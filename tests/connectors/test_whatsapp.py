@@ -264,9 +264,10 @@ def test_a_file_that_is_gone_is_a_permanent_failure_and_a_bad_token_pauses(
 # --- from the platform -------------------------------------------------------------------------------------------
 
 
-def test_every_item_of_every_array_is_found_in_order_and_others_items_are_left_out() -> None:
+def test_every_item_of_every_array_is_found_in_order_and_says_whose_it_is() -> None:
     whatsapp = WhatsApp(HttpClient())
-    items = whatsapp.split(ACCOUNT, fixture("whatsapp_batch.json"))
+    everybodys = whatsapp.split(ACCOUNT, fixture("whatsapp_batch.json"))
+    items = [item for item in everybodys if item.account_id == WHATSAPP_ID]
     events = [whatsapp.parse(ACCOUNT, item.payload) for item in items]
     assert events == [
         InboundText(external_id="wamid.one", sender="+5511987654321", text="Olá!", sender_name="João"),
@@ -296,6 +297,8 @@ def test_every_item_of_every_array_is_found_in_order_and_others_items_are_left_o
     ]
     # News about one person share a key, whichever spelling the platform used.
     assert [item.contact for item in items] == ["+5511987654321", "+5511912345678"] * 2 + [""]
+    [other] = [item for item in everybodys if item not in items]
+    assert (other.account_id, other.contact) == ("somebody-elses-number", "+5511900000000")
 
 
 @pytest.mark.parametrize(
