@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from files import services as files
 from files.errors import StorageUnavailable
 from messaging import channels
 from messaging.domain import Contact, Outbound, Party
-from messaging.errors import ChannelNotConfigured, RecipientNotFound
+from messaging.errors import ChannelNotConfigured, RecipientNotFound, StoreUnavailable
 from messaging.ports import MessageStore
 
 
@@ -60,7 +60,9 @@ class KnownParties:
         except (OperationalError, InterfaceError):  # nothing fails for want of a name
             known = directory.last_known(workspace_id, users)
         named = {user_id: info.display_name or info.username for user_id, info in known.items()}
-        return {**named, **self._contact_names(workspace_id, set(parties) - set(users))}
+        with suppress(StoreUnavailable):
+            named |= self._contact_names(workspace_id, set(parties) - set(users))
+        return named
 
     def _contact_names(self, workspace_id: UUID, parties: Collection[str]) -> Mapping[str, str]:
         """By the first account of ours that knows a name; one look-up for each account, however many the parties."""

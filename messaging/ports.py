@@ -284,6 +284,12 @@ class MessageStore(Protocol):
 
     def conversation(self, conversation_id: UUID) -> Conversation | None: ...
 
+    def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
+        """Who is in each of these that exist."""
+
+    def last_activity_ms(self, conversation_id: UUID) -> int:
+        """The newest message's accept time, or creation. The conversation exists."""
+
     def add_member(self, conversation_id: UUID, party: str, *, at_ms: int) -> None:
         """Append to the members; already one: nothing changes. The conversation exists."""
 
@@ -292,9 +298,7 @@ class MessageStore(Protocol):
     def conversations_of(
         self, party: str, *, workspace_id: UUID, after: ListCursor | None, limit: int
     ) -> list[ConversationListing]:
-        """Those of which a user is a member now, last active first; equal times by id, descending.
-
-        Activity is the newest message's accept time, or creation."""
+        """Those of which a user is a member now, last active first; equal times by id, descending."""
 
     # messages
     def save_messages(self, messages: Sequence[Message]) -> set[UUID]:

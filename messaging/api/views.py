@@ -197,7 +197,8 @@ class ConversationsView(APIView):
             parties=wiring.known_parties(),
             notify=wiring.notify(),
         )
-        return Response(_shown(conversation), HTTP_201_CREATED if new else HTTP_200_OK)
+        shown = _shown(conversation, _last_activity_ms(conversation))
+        return Response(shown, HTTP_201_CREATED if new else HTTP_200_OK)
 
 
 class ConversationView(APIView):
@@ -206,7 +207,8 @@ class ConversationView(APIView):
     @extend_schema(operation_id="get_conversation", tags=["conversations"], responses=serializers.ConversationAnswer)
     def get(self, request: Request, conversation_id: str) -> Response:
         """A conversation with its members."""
-        return Response(_shown(_visible(request, conversation_id)))
+        conversation = _visible(request, conversation_id)
+        return Response(_shown(conversation, _last_activity_ms(conversation)))
 
 
 class MembersView(APIView):
@@ -222,6 +224,7 @@ class MembersView(APIView):
         """Add a user or an address; the conversation as it is then. Already a member: nothing changes."""
         conversation = _visible(request, conversation_id)
         body = parsed(serializers.NewMember, request.data)
+        last_activity_ms = _last_activity_ms(conversation)  # before: what fails afterwards looks as if nothing was done
         now = conversations.add_member(
             conversation,
             body["member_id"],
@@ -230,7 +233,7 @@ class MembersView(APIView):
             notify=wiring.notify(),
             cache=wiring.conversation_cache(),
         )
-        return Response(_shown(now))
+        return Response(_shown(now, last_activity_ms))
 
 
 class MemberView(APIView):
@@ -241,8 +244,10 @@ class MemberView(APIView):
     )
     def delete(self, request: Request, conversation_id: str, member_id: str) -> Response:
         """Remove a member, or leave; the conversation as it is then."""
+        conversation = _visible(request, conversation_id)
+        last_activity_ms = _last_activity_ms(conversation)
         now = conversations.remove_member(
-            _visible(request, conversation_id),
+            conversation,
             member_id,
             store=wiring.message_store(),
             parties=wiring.known_parties(),
@@ -250,7 +255,7 @@ class MemberView(APIView):
             forget=wiring.notifier().forget,
             cache=wiring.conversation_cache(),
         )
-        return Response(_shown(now))
+        return Response(_shown(now, last_activity_ms))
 
 
 class HistoryView(APIView):
@@ -289,9 +294,13 @@ def _visible(request: Request, conversation_id: str) -> Conversation:
     )
 
 
-def _shown(conversation: Conversation) -> dict[str, Any]:
+def _last_activity_ms(conversation: Conversation) -> int:
+    return wiring.message_store().last_activity_ms(conversation.conversation_id)
+
+
+def _shown(conversation: Conversation, last_activity_ms: int) -> dict[str, Any]:
     names = wiring.known_parties().names(conversation.workspace_id, conversation.members)
-    return conversation_json(conversation, names=dict(names))
+    return conversation_json(conversation, names=dict(names), last_activity_ms=last_activity_ms)
 
 
 def _message_id(text: str) -> UUID:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import FieldError, InvalidRequest
 from core.ids import derived_id, uuid7
 from messaging.domain import MAX_MEMBERS, Conversation, Party, is_reserved
-from messaging.errors import ConversationNotFound, MemberNotFound
+from messaging.errors import ConversationNotFound, MemberNotFound, StoreUnavailable
 from messaging.ports import ConversationListing, ListCursor, MessageStore, Notify, Push
 from messaging.services.render import conversation_json
 
@@ -159,7 +160,8 @@ def add_member(
         raise InvalidRequest.at("member_id", f"at most {MAX_MEMBERS} members", code="too_many")
     now_ms = clock.now_ms()
     store.add_member(conversation.conversation_id, member, at_ms=now_ms)
-    return _changed(conversation, f"added:{member}:{now_ms}", store=store, parties=parties, notify=notify, cache=cache)
+    meant = replace(conversation, members=tuple(dict.fromkeys((*conversation.members, member))))
+    return _changed(meant, f"added:{member}:{now_ms}", store=store, parties=parties, notify=notify, cache=cache)
 
 
 def remove_member(
@@ -181,7 +183,8 @@ def remove_member(
     if Party.parse(party).is_user:
         forget(party)
     event = f"removed:{party}:{clock.now_ms()}"
-    return _changed(conversation, event, store=store, parties=parties, notify=notify, cache=cache)
+    meant = replace(conversation, members=tuple(each for each in conversation.members if each != party))
+    return _changed(meant, event, store=store, parties=parties, notify=notify, cache=cache)
 
 
 def listing(
@@ -221,7 +224,7 @@ def _normalized(members: Iterable[str], workspace_id: UUID, parties: Parties, *,
 
 
 def _changed(
-    conversation: Conversation,
+    meant: Conversation,
     event: str,
     *,
     store: MessageStore,
@@ -229,9 +232,12 @@ def _changed(
     notify: Notify,
     cache: ConversationCache,
 ) -> Conversation:
-    cache.changed(conversation.conversation_id)
-    now = store.conversation(conversation.conversation_id)
-    if now is None:
-        raise ConversationNotFound
+    """The conversation as it is now, of which all have been told; ``meant`` when the store does not say: it is done,
+    and whoever was told to try again would find nothing to do."""
+    cache.changed(meant.conversation_id)
+    try:
+        now = store.conversation(meant.conversation_id) or meant
+    except StoreUnavailable:
+        now = meant
     announce(now, parties=parties, notify=notify, event=event)
     return now

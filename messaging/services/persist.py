@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence, Set
+from typing import Final
 from uuid import UUID
 
 from core.clock import SYSTEM_CLOCK, Clock
@@ -15,6 +16,9 @@ from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
 from messaging.services.recent import RecentMessages
 from messaging.services.render import message_json
 from messaging.work import DONE
+
+LATE_MS: Final = 5_000
+"""After its acceptance a message that was held up, or replayed, is shown to whoever of its audience is still there."""
 
 
 def persist(
@@ -38,7 +42,8 @@ def persist(
     failpoint("persist.stored")
     statuses = _standing(messages, before, store)
     lease.check()
-    notify([push for message in messages for push in _pushes(message, statuses[message.message_id])])
+    seen_by = _audiences(messages, store, clock.now_ms())
+    notify([push for each in messages for push in _pushes(each, statuses[each.message_id], seen_by[each.message_id])])
     outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
     if outbound:
         lease.check()
@@ -73,9 +78,20 @@ def _count(messages: Sequence[Message], now_ms: int) -> None:
         metrics.STORED_SECONDS.observe(max(0, now_ms - message.accepted_at_ms) / 1000)
 
 
-def _pushes(message: Message, statuses: Sequence[RecipientStatus]) -> list[Push]:
+def _audiences(messages: Sequence[Message], store: MessageStore, now_ms: int) -> dict[UUID, Sequence[str]]:
+    """Who is shown each: who was in the conversation when it was accepted, without those who left before it came here
+    late."""
+    late = {each.conversation_id for each in messages if now_ms - each.accepted_at_ms > LATE_MS}
+    members = store.members(late) if late else {}
+    return {
+        each.message_id: [user for user in each.audience if user in members.get(each.conversation_id, each.audience)]
+        for each in messages
+    }
+
+
+def _pushes(message: Message, statuses: Sequence[RecipientStatus], audience: Sequence[str]) -> list[Push]:
     body = {"type": "message", "message": message_json(message, statuses)}
-    return [Push(user, f"message:{message.message_id}", body) for user in message.audience]
+    return [Push(user, f"message:{message.message_id}", body) for user in audience]
 
 
 def _outbound(item: Item, message: Message, now_ms: int) -> list[NewRecord]:

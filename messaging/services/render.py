@@ -70,15 +70,15 @@ def history_json(message: Message, transitions: Sequence[Transition]) -> list[Js
 def conversation_json(
     conversation: Conversation, *, names: dict[str, str] | None = None, last_activity_ms: int | None = None
 ) -> Json:
-    """A conversation; ``names`` shows members by name where one is known."""
-    return {
+    """A conversation; ``names`` shows members by name where one is known. In frames it has no ``last_activity_at``."""
+    shown: Json = {
         "conversation_id": conversation.public_id,
         "title": conversation.title,
         "members": [member_json(member, (names or {}).get(member, "")) for member in conversation.members],
         "created_by": conversation.created_by,
         "created_at": iso_utc(conversation.created_at_ms),
-        "last_activity_at": iso_utc(last_activity_ms or conversation.created_at_ms),
     }
+    return shown if last_activity_ms is None else {**shown, "last_activity_at": iso_utc(last_activity_ms)}
 
 
 def member_json(member: str, name: str) -> Json:

@@ -118,6 +118,17 @@ class OrmStore:
             row = self._rows(ConversationRow).filter(pk=conversation_id).first()
             return rows.conversation(row, self._members([row.pk]).get(row.pk, ())) if row else None
 
+    def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
+        with self._session():
+            there = self._rows(ConversationRow).filter(pk__in=conversation_ids).values_list("pk", flat=True)
+            members = self._members(conversation_ids)
+            return {conversation_id: members.get(conversation_id, ()) for conversation_id in there}
+
+    def last_activity_ms(self, conversation_id: UUID) -> int:
+        with self._session():
+            known: int = self._rows(ConversationRow).values_list("last_activity_ms", flat=True).get(pk=conversation_id)
+            return known
+
     def add_member(self, conversation_id: UUID, party: str, *, at_ms: int) -> None:
         with self._transaction():
             # Locked, so that no message moves the last activity between reading and repeating it.

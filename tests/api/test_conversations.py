@@ -13,7 +13,10 @@ from pytest_django import DjangoAssertNumQueries
 
 from core.ids import derived_id, uuid7
 from messaging import wiring
-from messaging.domain import MAX_MEMBERS, Contact
+from messaging.domain import MAX_MEMBERS, Contact, Conversation
+from messaging.errors import StoreUnavailable
+from messaging.parties import KnownParties
+from messaging.ports import MessageStore, Push
 from tests.api.conftest import Fault, Log, Person, person, problem
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
@@ -22,6 +25,14 @@ CHATS = "/v1/conversations"
 STRANGE_IDS = ["nothing", "%00", "a" * 3000, "..%2f..", "{}", "ü", "🙂", "a b", "'; --", "-"]
 
 NOBODYS = "5cf1b1d4-6c1f-4b3a-9d53-0d6f6f0a7c11"  # a fixed one: the names of tests must be equal in every process
+
+
+@pytest.fixture
+def frames(monkeypatch: pytest.MonkeyPatch, servers: None) -> list[Push]:
+    """What is pushed, as it is pushed."""
+    pushed: list[Push] = []
+    monkeypatch.setattr(wiring, "notify", lambda: pushed.extend)
+    return pushed
 
 
 def ids(page: Any) -> list[str]:
@@ -281,6 +292,80 @@ def test_members_come_and_go(alice: Person, bob: Person, mallory: Person, chat: 
     removed = mallory.delete(f"{CHATS}/{chat}/members/{bob.id}")
     assert [each["name"] for each in removed.json()["members"]] == ["alice", "mallory"]
     problem(bob.get(f"{CHATS}/{chat}"), 404, "conversation_not_found")
+
+
+def test_every_answer_tells_when_it_was_active_last(
+    alice: Person, bob: Person, mallory: Person, chat: str, log: Log, frames: list[Push]
+) -> None:
+    """The console sorts by it: a conversation whose members changed fell to the end of everybody's list."""
+    opened = alice.get(f"{CHATS}/{chat}").json()
+    accepted = alice.send(chat)
+    log.work_off()
+    alone = alice.get(f"{CHATS}/{chat}").json()
+    [listed] = alice.get(CHATS).json()["items"]
+    again = alice.post(CHATS, {"conversation_id": chat, "members": [bob.id]}).json()
+    joined = alice.post(f"{CHATS}/{chat}/members", {"member_id": mallory.id}).json()
+    left = alice.delete(f"{CHATS}/{chat}/members/{mallory.id}").json()
+    assert opened["last_activity_at"] == opened["created_at"] != accepted["accepted_at"]
+    told = [each["last_activity_at"] for each in (alone, listed, again, joined, left)]
+    assert told == [accepted["accepted_at"]] * 5
+    changed = [push.body["conversation"] for push in frames if push.body["type"] == "conversation"]
+    assert changed
+    assert not any("last_activity_at" in str(each) for each in changed), "a frame does not know, and says nothing"
+
+
+CARLA = "whatsapp:+5511999998888"
+
+
+class _Forgetful:
+    """A store that can tell of a conversation once, and of names never."""
+
+    def __init__(self, store: MessageStore) -> None:
+        self._store = store
+        self._told = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def conversation(self, conversation_id: UUID) -> Conversation | None:
+        if self._told:
+            raise StoreUnavailable("it does not answer")
+        self._told = True
+        return self._store.conversation(conversation_id)
+
+    def contacts(self, **_: object) -> None:
+        raise StoreUnavailable("it does not answer")
+
+
+@pytest.mark.parametrize("method", ["add", "remove"])
+def test_what_was_done_is_told_though_the_store_went_away_behind_it(
+    alice: Person,
+    bob: Person,
+    mallory: Person,
+    chat: str,
+    accounts: None,
+    frames: list[Push],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    """Who was told to try again would hear that there is nobody to remove, and the others nothing."""
+    members = f"{CHATS}/{chat}/members"
+    assert alice.post(members, {"member_id": CARLA}).status_code == 200
+    frames.clear()
+    away: Any = _Forgetful(wiring.message_store())
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(wiring, "message_store", lambda: away)
+        meanwhile.setattr(wiring, "known_parties", lambda: KnownParties(away))
+        if method == "add":
+            answer, now = alice.post(members, {"member_id": mallory.id}), [alice.id, bob.id, CARLA, mallory.id]
+        else:
+            answer, now = alice.delete(f"{members}/{bob.id}"), [alice.id, CARLA]
+    assert answer.status_code == 200
+    assert [each["id"] for each in answer.json()["members"]] == now
+    assert [push.user_id for push in frames if push.body["type"] == "conversation"] == [
+        each for each in now if each != CARLA
+    ]
+    assert [each["id"] for each in alice.get(f"{CHATS}/{chat}").json()["members"]] == now
 
 
 def test_addresses_are_removed_as_they_are_shown(alice: Person, chat: str, accounts: None) -> None:

@@ -167,6 +167,23 @@ class TestListing:
 
         assert (listed(ALICE), listed(BOB), listed(MALLORY), listed(ALICE, uuid4())) == (1, 0, 0, 0)
 
+    def test_the_members_of_many_are_told_at_once_and_of_none_that_does_not_exist(self, store: MessageStore) -> None:
+        both, left = a_conversation(ALICE, BOB), a_conversation(BOB)
+        for each in (both, left):
+            store.create_conversation(each)
+        store.remove_member(left.conversation_id, BOB)
+        wanted = [both.conversation_id, left.conversation_id, uuid4()]
+        found = {key: list(members) for key, members in store.members(wanted).items()}
+        assert found == {both.conversation_id: [ALICE, BOB], left.conversation_id: []}
+        assert store.members([]) == {}
+
+    def test_the_last_activity_is_that_of_the_list(self, store: MessageStore) -> None:
+        conversation = a_conversation(ALICE, BOB)
+        store.create_conversation(conversation)
+        assert store.last_activity_ms(conversation.conversation_id) == conversation.created_at_ms
+        store.save_messages([a_message(conversation, accepted_at_ms=NOON_MS + each) for each in (3, 9, 5)])
+        assert store.last_activity_ms(conversation.conversation_id) == NOON_MS + 9
+
     def test_activity_never_goes_back(self, store: MessageStore) -> None:
         conversation = a_conversation(ALICE, BOB)
         store.create_conversation(conversation)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from uuid import uuid4
+
 import pytest
 
 from core.clock import iso_utc
@@ -10,7 +13,7 @@ from messaging import topics
 from messaging.domain import Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost
 from messaging.ports import NewRecord, Record
-from messaging.services.persist import persist
+from messaging.services.persist import LATE_MS, persist
 from messaging.services.recent import RecentMessages
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
@@ -61,6 +64,25 @@ def test_a_message_between_users_goes_to_no_channel(bench: Workbench) -> None:
     message = bench.message(bench.conversation(ALICE, BOB))
     run(bench, bench.append(topics.MESSAGES, [message]))
     assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
+
+
+@pytest.mark.parametrize(("late_ms", "shown"), [(0, 1), (LATE_MS + 1, 0)])
+def test_who_left_is_not_shown_what_was_held_up_meanwhile(bench: Workbench, late_ms: int, shown: int) -> None:
+    conversation = bench.conversation(ALICE, BOB)
+    message = bench.message(conversation)
+    bench.store.remove_member(conversation.conversation_id, BOB)
+    bench.clock.advance(late_ms / 1000)
+    assert run(bench, bench.append(topics.MESSAGES, [message])) == [DONE]
+    assert [len(bench.sockets.of(user, "message")) for user in (ALICE, BOB)] == [1, shown]
+
+
+def test_what_is_read_anew_into_an_empty_store_is_shown_to_whom_it_was_for(bench: Workbench) -> None:
+    """Then the log has messages of conversations that the store lost."""
+    unknown = replace(bench.conversation(ALICE, BOB), conversation_id=uuid4())
+    message = bench.message(unknown)
+    bench.clock.advance(LATE_MS / 1000 + 1)
+    assert run(bench, bench.append(topics.MESSAGES, [message])) == [DONE]
+    assert [len(bench.sockets.of(user, "message")) for user in (ALICE, BOB)] == [1, 1]
 
 
 def read_by(recipient: str, message: Message, bench: Workbench) -> StatusChange:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID, uuid4
@@ -76,6 +76,15 @@ class Conversations(Part):
     def conversation(self, conversation_id: UUID) -> Conversation | None:
         with self._db.call() as call:
             return _stored(call, conversation_id)
+
+    def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
+        with self._db.call() as call:
+            found = call.each(SELECT_MEMBERS, [(each,) for each in set(conversation_ids)])
+            return {row["conversation_id"]: row["members"] or () for rows in found for row in rows}
+
+    def last_activity_ms(self, conversation_id: UUID) -> int:
+        with self._db.call() as call:
+            return _activity(call, conversation_id)
 
     def add_member(self, conversation_id: UUID, party: str, *, at_ms: int) -> None:  # noqa: ARG002 - the list is the order
         with self._db.call() as call:
@@ -156,9 +165,13 @@ def _change_members(
 
 
 def _list_for(call: Call, conversation: Conversation, parties: Iterable[str], *, at_least_ms: int) -> None:
-    row = call.row(SELECT_ACTIVITY, conversation.conversation_id)
-    last_ms = max(at_least_ms, row["last_activity_ms"] if row else 0)
+    last_ms = max(at_least_ms, _activity(call, conversation.conversation_id))
     call.write(_listed(parties, conversation.workspace_id, conversation.conversation_id, last_ms))
+
+
+def _activity(call: Call, conversation_id: UUID) -> int:
+    row = call.row(SELECT_ACTIVITY, conversation_id)
+    return int(row["last_activity_ms"]) if row else 0
 
 
 def _listed(parties: Iterable[str], workspace_id: UUID, conversation_id: UUID, ms: int) -> Iterator[Statement]:
