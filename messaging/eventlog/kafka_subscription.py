@@ -88,6 +88,7 @@ class KafkaSubscription:
         self._refused: str | None = None  # why this consumer is of no use any more
         self._is_ousted = False  # a newer run has our static name
         self._awake_s = self._probe_s = time.monotonic()  # awake until then, or waiting on purpose
+        self._in_doubt = False  # whether what we own is still ours
         self._seat_s = 0.0  # when to ask again whether it is free
         self._turn = 0
         self._closed = False
@@ -98,9 +99,11 @@ class KafkaSubscription:
         while True:
             self._start_over_if_refused()
             if self._may_join():
-                self._fetch(0 if self._has_records() else max(0.0, deadline_s - time.monotonic()))
+                waits = not (self._in_doubt or self._has_records())
+                self._fetch(max(0.0, deadline_s - time.monotonic()) if waits else 0)
             else:
                 threading.Event().wait(max(0.0, deadline_s - time.monotonic()))
+            self._ask_if_in_doubt()
             if self._refused is None and (records := self._take()):
                 return records
             if time.monotonic() >= deadline_s:
@@ -208,10 +211,14 @@ class KafkaSubscription:
         """
         now_s = time.monotonic()
         napped_s, self._awake_s = now_s - self._awake_s, now_s
-        if napped_s < self._link.url.session_timeout_s / 2 or not self._owned:
-            return
-        with suppress(LeaseLost):
-            self._commit({source: (owned.epoch, owned.committed) for source, owned in self._owned.items()})
+        self._in_doubt |= napped_s >= self._link.url.session_timeout_s / 2
+
+    def _ask_if_in_doubt(self) -> None:
+        """Raises LogUnavailable while nobody answers: until then nothing is returned, and nothing that came is lost."""
+        if self._in_doubt and self._owned and self._refused is None:
+            with suppress(LeaseLost):
+                self._commit({source: (owned.epoch, owned.committed) for source, owned in self._owned.items()})
+        self._in_doubt = False
 
     def _probe(self) -> None:
         """Raise LogUnavailable when nothing was heard for a while and nobody answers now."""
@@ -262,8 +269,7 @@ class KafkaSubscription:
         if consumer is not self._consumer:
             return
         lost = self._mine(places)
-        for source in lost:
-            del self._owned[source]
+        self._let_go(lost)
         consumer.incremental_unassign(places)
         if lost:
             self._listener.lost(lost)
@@ -278,8 +284,16 @@ class KafkaSubscription:
             self._listener.revoked(sources)
         finally:
             self._awake_s = time.monotonic()  # draining is no nap: the session goes on meanwhile
-            for source in sources:
-                self._owned.pop(source, None)
+            self._let_go(sources)
+
+    def _let_go(self, sources: Sequence[TopicPartition]) -> None:
+        """librdkafka keeps a partition paused over rebalances (issue 1849): one that comes back would never be read."""
+        try:
+            self.resume(sources)
+        except LogUnavailable:
+            self._refused = "paused for ever"
+        for source in sources:
+            self._owned.pop(source, None)
 
     def _claim(self, places: list[Place]) -> dict[TopicPartition, _Owned]:
         """Take these under a new epoch. It follows the clock too: whoever resets a group's offsets by hand takes the
@@ -371,12 +385,15 @@ class KafkaSubscription:
     def _fetch(self, timeout_s: float) -> None:
         """Run the group's business and take over what arrived, as much as one poll may return."""
         assert self._consumer is not None  # noqa: S101
+        had_some = self._has_records()
         self._awake_s = time.monotonic() + timeout_s
         message = self._consumer.poll(timeout_s)
         self._notice_a_nap()
         if message is None:
             return
         room = POLL_RECORDS - self._heard_of([message])
+        if had_some:
+            return
         size = 0
         while room > 0 and size < POLL_BYTES and self._refused is None:
             messages = self._consumer.consume(min(room, CONSUME_RECORDS), 0)

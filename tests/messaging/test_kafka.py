@@ -30,6 +30,7 @@ from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLar
 from messaging.eventlog import kafka_link, kafka_subscription
 from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
+from messaging.eventlog.kafka_subscription import CONSUME_RECORDS, KafkaSubscription, _Owned
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES, Topic
 from tests.bounds import once_within, refused_s
@@ -364,6 +365,83 @@ def test_a_server_that_hangs_is_given_up_in_time_and_used_again_when_it_wakes(
 
     poll_until(lambda: any(each.value == b"after" for each in seen), poll)
     member.close()
+
+
+class _Arrived:
+    """As `confluent_kafka.Message`."""
+
+    def __init__(self, offset: int, value: bytes) -> None:
+        told = {"error": None, "topic": "messages", "partition": 0, "offset": offset, "key": b"key", "value": value,
+                "headers": None, "timestamp": (1, 0)}  # fmt: skip
+        for name, each in told.items():
+            setattr(self, name, partial(_same, each))
+        self._size = len(value)
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def _same(value: object) -> object:
+    return value
+
+
+class _Napping:
+    """A consumer with endless records of so many bytes; ``naps``: whoever polls it sleeps longer than a session at
+    first, and the group does not answer so many commits then."""
+
+    def __init__(self, *, size: int = 1, naps: int = 0) -> None:
+        self.member: Any = None
+        self._value = b"x" * size
+        self._next = 5
+        self._left = self._naps = naps
+
+    def poll(self, _timeout_s: float) -> Any:
+        if self._left and self._left == self._naps:
+            self.member._awake_s -= 60
+        return self.consume(1, 0)[0]
+
+    def consume(self, count: int, _timeout_s: float) -> list[Any]:
+        first, self._next = self._next, self._next + count
+        return [_Arrived(offset, self._value) for offset in range(first, first + count)]
+
+    def commit(self, **_: object) -> list[Any]:
+        if self._left:
+            self._left -= 1
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return []
+
+    def list_topics(self, **_: object) -> None:
+        """It answers."""
+
+
+def _reading(consumer: _Napping) -> KafkaSubscription:
+    link = KafkaLink(KafkaUrl.parse("kafka://127.0.0.1:1"), timeout_s=1)
+    member = KafkaSubscription(
+        link, ["messages"], group="g", member="a", listener=Owner(), max_poll_s=60, is_seat_taken=lambda: False
+    )
+    consumer.member = member
+    member._consumer = consumer  # type: ignore[assignment]
+    member._owned[ONE] = _Owned(epoch=1, committed=5, next=5)
+    return member
+
+
+def test_nothing_is_lost_or_returned_while_nobody_says_that_it_is_still_ours() -> None:
+    """What librdkafka handed over in the poll that was slept through is not to be had again."""
+    member = _reading(_Napping(naps=2))
+    for _ in range(2):
+        with pytest.raises(LogUnavailable):
+            member.poll(0.0)
+    offsets = [each.offset for _ in range(3) for each in member.poll(0.0)]
+    assert offsets[:3] == [5, 6, 7]
+    assert offsets == list(range(5, 5 + len(offsets)))
+
+
+def test_no_more_is_held_than_polls_return() -> None:
+    """Of large records a poll returns a few: what librdkafka has beyond them stays there, within its own limit."""
+    member = _reading(_Napping(size=100_000))
+    for _ in range(20):
+        member.poll(0.0)
+    assert sum(len(each.value) for each in member._owned[ONE].fetched) < 2 * CONSUME_RECORDS * 100_000
 
 
 # --- ownership ---------------------------------------------------------------------------------------------------
