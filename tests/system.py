@@ -64,7 +64,8 @@ def _log_tails(system: LocalSystem) -> list[tuple[str, str]]:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
     """For `--dist loadgroup`: a file stays in one process, and so do all that share a running system. The longest
-    chains come first (xdist's own order is by number of tests), so that neither process is left with one in the end.
+    chains come first (xdist's own order is by number of tests), so that neither process is left with one in the end; in
+    them those with a system of their own, before one runs that the others share and that takes its part of the machine.
 
     Whether xdist took notice is looked at: with versions of pytest that it does not know it silently does not, and
     then both processes have every system there is (pytest-dev/pytest-xdist#1386).
@@ -77,7 +78,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if not all("@" in item.nodeid for item in items):
         raise pytest.UsageError("xdist does not group tests: its version and pytest's do not fit (requirements/dev.in)")
-    items.sort(key=lambda item: not item.nodeid.endswith(LONGEST))
+    items.sort(key=lambda item: (not item.nodeid.endswith(LONGEST), _shares_a_system(item)))
+
+
+def _shares_a_system(item: pytest.Item) -> bool:
+    return not {"local_system", "cluster_system"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _group(path: Path) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,24 @@ KAFKA_APPEND_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True)
 class LogUnderTest:
-    """A fresh, empty log. ``open`` gives a handle on it as one more process would hold it."""
+    """A fresh, empty log."""
 
-    open: Callable[[], EventLog]
+    new_handle: Callable[[], EventLog]
     stop: Callable[[], None]  # it answers nobody
     start: Callable[[], None]  # and again, with what it held
     lease_ttl_s: float = LEASE_TTL_S
     append_timeout_s: float = APPEND_TIMEOUT_S
+    _handles: list[EventLog] = field(default_factory=list, init=False)
+
+    def open(self) -> EventLog:
+        """A handle on it as one more process would hold it."""
+        self._handles.append(self.new_handle())
+        return self._handles[-1]
+
+    def close(self) -> None:
+        """All handles: hundreds that look for a server which a test took away would slow its return."""
+        while self._handles:
+            self._handles.pop().close()
 
 
 @contextmanager
@@ -54,17 +65,14 @@ def memory(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
 @contextmanager
 def redis(directory: Path, executable: str) -> Iterator[Callable[[], LogUnderTest]]:
     server = RedisServer(directory, rules=LOG_RULES, executable=executable).start()
-    opened: list[RedisStreamsLog] = []
 
     def fresh() -> LogUnderTest:
         namespace = uuid.uuid4().hex
 
         def open_log() -> RedisStreamsLog:
-            log = RedisStreamsLog(
+            return RedisStreamsLog(
                 server.url, append_timeout_s=APPEND_TIMEOUT_S, lease_ttl_s=LEASE_TTL_S, namespace=namespace
             )
-            opened.append(log)
-            return log
 
         def start() -> None:
             if server.process is None:
@@ -75,8 +83,6 @@ def redis(directory: Path, executable: str) -> Iterator[Callable[[], LogUnderTes
     try:
         yield fresh
     finally:
-        for log in opened:
-            log.close()
         server.stop()
 
 
@@ -108,15 +114,12 @@ def kafka_server() -> Kafka:
 @contextmanager
 def kafka(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
     server = kafka_server()
-    opened: list[KafkaLog] = []
 
     def fresh() -> LogUnderTest:
         url = f"{server.url}/{uuid.uuid4().hex}?session_timeout_s={KAFKA_SESSION_S}"
 
         def open_log() -> KafkaLog:
-            log = KafkaLog(url, append_timeout_s=KAFKA_APPEND_TIMEOUT_S, max_poll_s=KAFKA_MAX_POLL_S)
-            opened.append(log)
-            return log
+            return KafkaLog(url, append_timeout_s=KAFKA_APPEND_TIMEOUT_S, max_poll_s=KAFKA_MAX_POLL_S)
 
         def start() -> None:
             if not server.family():
@@ -124,11 +127,7 @@ def kafka(_directory: Path) -> Iterator[Callable[[], LogUnderTest]]:
 
         return LogUnderTest(open_log, server.kill, start, KAFKA_SESSION_S, KAFKA_APPEND_TIMEOUT_S)
 
-    try:
-        yield fresh
-    finally:
-        for log in opened:
-            log.close()
+    yield fresh
 
 
 Adapter = Callable[[Path], AbstractContextManager[Callable[[], LogUnderTest]]]

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -176,8 +176,7 @@ def hall() -> Iterator[Hall]:
 @pytest.fixture(params=EVENT_LOG_PARAMS)
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], EventLog]]:
     """Opens a fresh log as each process would."""
-    with EVENT_LOGS[request.param](tmp_path) as fresh:
-        log = fresh()
+    with EVENT_LOGS[request.param](tmp_path) as fresh, closing(fresh()) as log:
         log.open().ensure_topics([Topic(TOPIC, PARTITIONS), Topic(dead_letters(TOPIC), 1)])
         yield log.open
 
