@@ -436,8 +436,8 @@ class MessageStore(Protocol):
         a record parked later opens it anew)."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete what nothing needs any more: Idempotency-Keys after 24 h, delivery claims after 14 days (as long as a
-        record may stay on the log). At most ``limit`` of each kind at a time; how many, 0 when nothing is left. A
+        """Delete what nothing needs any more: Idempotency-Keys after 24 h, delivery claims after 14 days (longer than
+        a record may stay on the log). At most ``limit`` of each kind at a time; how many, 0 when nothing is left. A
         store that forgets by itself answers 0."""
 
     def thin_replication(self) -> list[str]:

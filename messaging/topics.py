@@ -9,7 +9,9 @@ from typing import Final
 MAX_RECORD_BYTES: Final = 1024 * 1024
 PARTITIONS: Final = 3
 RETENTION: Final = timedelta(days=7)
-MAX_RETENTION: Final = timedelta(days=14)  # delivery claims are kept so long: what is on the log finds its own
+CLAIM_LIFETIME: Final = timedelta(days=14)  # what is on the log finds its delivery claim, or it could be sent twice
+SEGMENT: Final = timedelta(days=1)  # Kafka deletes whole segments, by their newest record
+MAX_RETENTION: Final = CLAIM_LIFETIME - 2 * SEGMENT
 PARTITION_BYTES: Final = 64 * 1024 * 1024
 
 INBOUND: Final = "inbound"  # key account:contact, value InboundEvent

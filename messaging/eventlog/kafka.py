@@ -22,7 +22,7 @@ from messaging.eventlog.kafka_reader import NO_SUCH, KafkaReader
 from messaging.eventlog.kafka_subscription import KafkaSubscription
 from messaging.eventlog.records import check_sizes, header_bytes
 from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPartition
-from messaging.topics import Topic
+from messaging.topics import SEGMENT, Topic
 
 PING_TIMEOUT_S: Final = 1.8
 PROVEN_S: Final = 5.0  # in which a producer that will not be let send finds out
@@ -309,6 +309,7 @@ def _declared(topic: Topic, replicas: int) -> dict[str, str]:
         "cleanup.policy": "delete",
         "retention.ms": str(int(topic.retention.total_seconds() * 1000)),
         "retention.bytes": "-1",
+        "segment.ms": str(int(min(topic.retention, SEGMENT).total_seconds() * 1000)),
         "min.insync.replicas": str(max(1, replicas - 1)),  # one server may be away, and no record with it
         "max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES),
     }

@@ -69,6 +69,9 @@ PARK_PAUSED_MS: Final = int(60_000 * WAITS)  # each time, however long: an outag
 PARK_LONGEST_MS: Final = 30 * 60_000
 PARK_AS_ASKED_MS: Final = 3600_000  # the longest wait that a platform is granted
 RESUME_WITHIN_MS: Final = int(20_000 * WAITS)  # of being taken; less than any wait: what was just tried is due later
+TRIED_MS: Final = (
+    RESUME_WITHIN_MS + PARK_FIRST_MS
+) // 2  # what is due later than in this time was not taken, but tried
 PAUSED_S: Final = 5.0  # unless something says for how long
 MAX_BROKEN: Final = 3  # tries of a message that something of ours breaks on
 MAX_AGE_MS: Final = 24 * 3600 * 1000  # WhatsApp's service window: what is older would be refused or a surprise
@@ -170,11 +173,12 @@ def resume_parked(
 ) -> None:
     """Try what is held back of one conversation again, in order; what stays is due later, ever more rarely.
 
-    Whoever handed out this work moved the scope's time to ``again_at_ms``, by a clock that need not be ours. One that
-    is due later than that was tried meanwhile, and is left alone.
+    Whoever handed out this work moved the scope's time to ``again_at_ms``, by a clock that need not be ours; where the
+    queue is long it was taken again since, and moved further. One that is due later than that was tried meanwhile, and
+    is left alone.
     """
     due_ms = delivery.store.due_at_ms(scope)
-    if due_ms is None or due_ms > again_at_ms:
+    if due_ms is None or due_ms > max(again_at_ms, delivery.clock.now_ms() + TRIED_MS):
         return
     parked = delivery.store.parked(scope, limit=100)
     parked = [each for each in parked if each.source == parked[0].source]  # offsets tell apart within a partition only

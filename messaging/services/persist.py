@@ -17,6 +17,7 @@ from messaging.services.recent import RecentMessages
 from messaging.services.render import message_json
 from messaging.work import DONE
 
+Value = tuple[Item, Message]
 LATE_MS: Final = 5_000
 """After its acceptance a message that was held up, or replayed, is shown to whoever of its audience is still there."""
 
@@ -38,6 +39,8 @@ def persist(
         return outcomes
     lease.check()
     before = store.save_messages(messages)
+    values = _as_stored(values, before, store)
+    messages = [message for _, message in values]
     recent.remember(messages)
     failpoint("persist.stored")
     statuses = _standing(messages, before, store)
@@ -50,6 +53,14 @@ def persist(
         log.append(outbound)
     _count(messages, clock.now_ms())
     return outcomes | all_of(values, DONE)
+
+
+def _as_stored(values: Sequence[Value], before: Set[UUID], store: MessageStore) -> list[Value]:
+    """Of records with one id the first counts: a retry of a request may name people who joined meanwhile."""
+    first = {message.message_id: message for _, message in reversed(values)}
+    if before:
+        first |= store.messages(before)
+    return [(item, first[message.message_id]) for item, message in values]
 
 
 def _standing(

@@ -18,14 +18,16 @@ from messaging import codec, topics, tracing
 from messaging.domain import MAX_ATTEMPT, InboundEvent, Message, Outbound, RecipientStatus, Status, StatusChange, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
-from messaging.services.deliver import status_record
+from messaging.services.deliver import UNKNOWN, status_record
 from messaging.topics import Topic
+from messaging.work import EXPIRED
 
 PARTITIONS: Final = 1 << 31  # more than that no log can number
 PAGE: Final = 20  # records read, appended and marked at a time: at most 20 MiB
 HEADER_PREFIX: Final = "dl-"
 CUT: Final = "dl-cut"  # see `bridge.dead_letters`
 REPLAY_OF: Final = "replay-of"
+GIVEN_UP: Final = frozenset({EXPIRED, UNKNOWN})  # FAILED with its letter, whatever its status, which may lag, says
 
 Value = Message | StatusChange | InboundEvent | Outbound
 _READERS: Final[tuple[Callable[[bytes], Value], ...]] = (
@@ -326,7 +328,7 @@ def _judged(each: Letter, standing: RecipientStatus | None, now_ms: int) -> Verd
     outbound = each.value
     if standing.status in (Status.DELIVERED, Status.READ):
         return Verdict(each, Fate.DELIVERED)
-    if standing.rank < rank(Status.FAILED, outbound.attempt):
+    if standing.rank < rank(Status.FAILED, outbound.attempt) and each.error not in GIVEN_UP:
         # It did not fail, its worker died: the same attempt again, so that a claim left behind is looked into first.
         return Verdict(each, Fate.REPLAYED, [_again(each, each.record.value)])
     if outbound.attempt >= MAX_ATTEMPT:

@@ -58,7 +58,7 @@ from messaging.stores.router import STORE_ALIAS
 
 PING_TIMEOUT_S: Final = 2.0
 KEY_LIFETIME: Final = timedelta(hours=24)
-CLAIM_LIFETIME: Final = topics.MAX_RETENTION  # whatever is still on the log finds its claim
+CLAIM_LIFETIME: Final = topics.CLAIM_LIFETIME
 CHUNK: Final = 500  # keys in one statement: SQLite takes at most 32,766 variables
 HOLD: Final = "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) AS key"
 HOLD_ALONE: Final = "SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) AS key"

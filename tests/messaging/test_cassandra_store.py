@@ -304,6 +304,26 @@ class TestCompeting:
             assert store.unpark(scope, [(source, 2)], next_due_ms=NOON_MS)
             assert store.due_at_ms(scope) is None
 
+    def test_a_key_whose_end_was_perhaps_not_written_is_told(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its request leaves a hint then, or its client would wait for the lease."""
+        assert claimed_key(store) is KeyState.NEW
+        monkeypatch.setattr(Call, "conditionally", lambda _, writes: [None for _ in writes])
+        for end in (store.settle_key, store.release_key):
+            with pytest.raises(StoreUnavailable):
+                end(workspace_id=uuid4(), sender_id=ALICE, key="k")
+
+    def test_a_conversation_whose_creator_died_was_active_when_it_was_created(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        conversation = a_conversation(ALICE)
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Call, "write", lambda *_: pytest.fail("dead"))
+            with pytest.raises(pytest.fail.Exception):
+                store.create_conversation(conversation)
+        assert store.last_activity_ms(conversation.conversation_id) == conversation.created_at_ms
+
     def test_what_looks_a_lost_answer_up_is_prepared_before_it_is_lost(
         self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1081,6 +1081,23 @@ def test_it_is_tried_whatever_the_clock_of_the_bridge_that_took_it(bench: Workbe
     assert bench.platform.texts == ["a1"]
 
 
+def test_a_scope_is_tried_however_long_its_task_waits_in_the_queue(bench: Workbench) -> None:
+    """A bridge takes it again each time that it is due, and each task finds it moved by the next one."""
+    records = bench.outbound(bench.conversation(), "a1")
+    bench.platform.will("a1", TransientDeliveryError("throttled", outage=False))
+    send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
+    bench.clock.advance(PARK_FIRST_MS / 1000)
+    queue = []
+    for wait_s in (RESUME_WITHIN_MS / 1000 + 1, 6):
+        now_ms = bench.clock.now_ms()
+        queue.append(now_ms + RESUME_WITHIN_MS)
+        [scope] = bench.store.take_due_scopes(topic=OUTBOUND, now_ms=now_ms, again_at_ms=queue[-1], limit=9)
+        bench.clock.advance(wait_s)
+    for again_at_ms in queue:
+        resume(bench, scope, again_at_ms=again_at_ms)
+    assert bench.platform.texts == ["a1"]
+
+
 def test_a_scope_of_which_nothing_is_left_is_no_work(bench: Workbench) -> None:
     resume(bench, ParkScope(OUTBOUND, bench.conversation().conversation_id))
     assert bench.platform.calls == 0

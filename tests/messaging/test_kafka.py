@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -32,7 +33,7 @@ from messaging.eventlog.kafka import KafkaLog, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.eventlog.kafka_subscription import CONSUME_RECORDS, KafkaSubscription, _Owned
 from messaging.ports import NewRecord, Record, TopicPartition
-from messaging.topics import MAX_RECORD_BYTES, Topic
+from messaging.topics import CLAIM_LIFETIME, MAX_RECORD_BYTES, MAX_RETENTION, SEGMENT, Topic
 from tests.bounds import once_within, refused_s
 from tests.contracts.event_logs import KAFKA_MAX_POLL_S, KAFKA_SESSION_S, kafka_server
 from tests.forks import a_child_can
@@ -742,6 +743,7 @@ def test_a_coordinator_that_stays_away_is_told_in_time() -> None:
         ({"max.message.bytes": "10485760"}, 3, []),
         ({"cleanup.policy": "compact"}, 3, ["cleanup.policy"]),
         ({"retention.ms": "-1", "retention.bytes": "1"}, 3, []),
+        ({"segment.ms": "604800000"}, 3, []),
     ],
 )
 def test_a_shortage_is_what_a_promise_hangs_on(found: dict[str, str], replicas: int, shortages: list[str]) -> None:
@@ -750,12 +752,31 @@ def test_a_shortage_is_what_a_promise_hangs_on(found: dict[str, str], replicas: 
         "cleanup.policy": "delete",
         "retention.ms": "604800000",
         "retention.bytes": "-1",
+        "segment.ms": "86400000",
         "min.insync.replicas": "2",
         "max.message.bytes": str(MAX_RECORD_BYTES + 128 * 1024),
         **found,
     }
     drift = settings_drift(topic, settings, replicas=replicas, wanted=3)
     assert [each.what for each in drift if each.is_shortage] == shortages
+
+
+@pytest.mark.parametrize(
+    ("retention", "segment_ms"), [(timedelta(days=7), "86400000"), (timedelta(hours=1), "3600000")]
+)
+def test_no_record_stays_for_longer_than_its_delivery_claim(retention: timedelta, segment_ms: str) -> None:
+    """A segment goes with its newest record: with Kafka's own seven days one of a quiet topic stays for fourteen."""
+    found = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(retention.total_seconds() * 1000)),
+        "retention.bytes": "-1",
+        "segment.ms": "604800000",
+        "min.insync.replicas": "2",
+        "max.message.bytes": str(MAX_RECORD_BYTES + 128 * 1024),
+    }
+    drift = settings_drift(Topic("messages", retention=retention), found, replicas=3, wanted=3)
+    assert [(each.what, each.declared) for each in drift] == [("segment.ms", segment_ms)]
+    assert MAX_RETENTION + SEGMENT < CLAIM_LIFETIME
 
 
 @pytest.mark.cluster

@@ -177,6 +177,17 @@ def test_a_poisonous_record_is_named_and_its_neighbours_are_stored(bench: Workbe
     assert run(bench, [broken]) == [Outcome(Verdict.POISON, reason="undecodable")]
 
 
+@pytest.mark.parametrize("batches", [1, 2], ids=["in one batch", "after it was stored"])
+def test_a_repeat_goes_to_nobody_who_joined_meanwhile(bench: Workbench, batches: int) -> None:
+    """A request whose answer was lost is sent again under its Idempotency-Key when Carla is a member, too."""
+    first = bench.message(bench.conversation(ALICE, BOB))
+    again = replace(first, recipients=(BOB, CARLA))
+    for some in ([first, again],) if batches == 1 else ([first], [again]):
+        assert set(run(bench, bench.append(topics.MESSAGES, some))) == {DONE}
+    assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
+    assert bench.store.message(first.message_id) == first
+
+
 def test_a_message_saved_under_an_id_that_exists_stays_as_it_was(bench: Workbench) -> None:
     conversation = bench.conversation()
     message: Message = bench.message(conversation, "first")

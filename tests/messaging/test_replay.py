@@ -242,6 +242,20 @@ def test_a_failed_send_is_replayed_as_a_new_attempt_and_its_status_moves_on(benc
     assert history == [(Status.SENT, 0), (Status.FAILED, 0), (Status.SENT, 1)]
 
 
+def test_a_send_that_failed_is_a_new_attempt_also_before_its_status_says_so(bench: Workbench) -> None:
+    """After a long outage thousands of them lag: the same attempt again would find that it ended, and send nothing."""
+    bench.outbound(bench.conversation(), "a1")
+    bench.clock.advance(MAX_AGE_MS / 1000 + 1)
+    work_off(bench, OUTBOUND)
+    assert run(bench, wanted(OUTBOUND)) == [Fate.REPLAYED]
+    assert [each.attempt for each in bench.on_log(OUTBOUND, Outbound)] == [0, 1]
+    work_off(bench, OUTBOUND)
+    work_off(bench, topics.STATUS_UPDATES)
+    assert bench.platform.texts == ["a1"]
+    [outbound, _] = bench.on_log(OUTBOUND, Outbound)
+    assert standing(bench, outbound.message) == [Status.SENT]
+
+
 def test_a_new_attempt_names_the_request_that_the_first_came_from(bench: Workbench) -> None:
     message, now_ms = bench.message(bench.conversation()), bench.clock.now_ms()
     bench.store.save_messages([message])

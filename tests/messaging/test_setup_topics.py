@@ -175,7 +175,7 @@ def test_only_a_setting_that_breaks_a_promise_fails(changed: dict[str, str], sta
     url = f"{needed('kafka')}/{uuid.uuid4().hex}"
     where = KafkaUrl.parse(url)
     admin = AdminClient({"bootstrap.servers": where.servers})
-    config = {"max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES), **changed}
+    config = {"max.message.bytes": str(MAX_MESSAGE_BYTES + OVERHEAD_BYTES), "segment.ms": "86400000", **changed}
     [made] = admin.create_topics([NewTopic(f"{where.prefix}{MESSAGES}", 3, 1, config=config)]).values()
     made.result(PATIENCE_S)
     done = subprocess.run(command(), **at(url), check=False)
@@ -192,8 +192,8 @@ def test_records_are_kept_as_long_as_the_environment_says(
     done = subprocess.run(command(), **at(url), check=True)
     assert "messages: 3 partitions, kept 2 days" in done.stdout
     assert {each.declared for each in log.drift(wiring.all_topics())} == {"7 days, 0:00:00"}
-    monkeypatch.setenv("RETENTION_DAYS", "15")
-    assert "RETENTION_DAYS is 1 to 14" in subprocess.run(command(), **at(url), check=False).stderr
+    monkeypatch.setenv("RETENTION_DAYS", "13")
+    assert "RETENTION_DAYS is 1 to 12" in subprocess.run(command(), **at(url), check=False).stderr
 
 
 def test_drained_topics_grow_and_take_records_on_their_new_partitions(

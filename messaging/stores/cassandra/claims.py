@@ -107,12 +107,17 @@ class Keys(Part):
     def _mark(self, update: str, *where: Any) -> None:
         revision = uuid4()
         with self._db.call() as call:
-            _took_key(call, where, Statement(update, (revision, *where)), revision)
+            if _try_key(call, where, Statement(update, (revision, *where)), revision) is None:
+                raise StoreUnavailable("what became of an Idempotency-Key was not written; try again")
 
 
 def _took_key(call: Call, where: Sequence[Any], write: Statement, revision: UUID) -> bool:
+    return bool(_try_key(call, where, write, revision))
+
+
+def _try_key(call: Call, where: Sequence[Any], write: Statement, revision: UUID) -> bool | None:
     [applied] = call.conditionally([Conditional(write, Statement(SELECT_KEY_REVISION, where), revision)])
-    return bool(applied)
+    return applied
 
 
 def _is_forgotten(row: Row, now_ms: int) -> bool:

@@ -18,6 +18,7 @@ MAX_CHANGES: Final = 50  # of one conversation's members that may get in between
 SLICE_ROWS: Final = 500  # of a person's list, read at a time
 
 SELECT: Final = "SELECT * FROM ks.conversations WHERE conversation_id = ?"
+SELECT_CREATED: Final = "SELECT created_at_ms FROM ks.conversations WHERE conversation_id = ?"
 SELECT_MEMBERS: Final = "SELECT conversation_id, workspace_id, members FROM ks.conversations WHERE conversation_id = ?"
 SELECT_REVISION: Final = "SELECT revision FROM ks.conversations WHERE conversation_id = ?"
 INSERT: Final = (
@@ -83,8 +84,10 @@ class Conversations(Part):
             return {row["conversation_id"]: row["members"] or () for rows in found for row in rows}
 
     def last_activity_ms(self, conversation_id: UUID) -> int:
+        """Who created it may have died before its activity was written."""
         with self._db.call() as call:
-            return _activity(call, conversation_id)
+            stored = call.row(SELECT_CREATED, conversation_id)
+            return max(stored["created_at_ms"] if stored else 0, _activity(call, conversation_id))
 
     def add_member(self, conversation_id: UUID, party: str, *, at_ms: int) -> None:  # noqa: ARG002 - the list is the order
         with self._db.call() as call:

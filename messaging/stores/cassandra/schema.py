@@ -25,7 +25,7 @@ _SHORT_LIVED: Final = (
     "'unchecked_tombstone_compaction': 'true'} AND gc_grace_seconds = 600 AND memtable_flush_period_in_ms = 600000"
 )
 KEY_TTL_S: Final = 25 * 3600  # an Idempotency-Key counts for 24 h by its own time, this only sweeps
-CLAIM_TTL_S: Final = 14 * 24 * 3600  # topics.MAX_RETENTION: as long as a record may stay on the log
+CLAIM_TTL_S: Final = 14 * 24 * 3600  # topics.CLAIM_LIFETIME
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
