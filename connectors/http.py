@@ -68,6 +68,12 @@ class Limits:
     idle_s: float = 4.0  # below the 5 s after which common servers close: fewer requests run into a closing socket
     answer_bytes: int = 1024 * 1024
 
+    @property
+    def awake_s(self) -> float:
+        """What a request may take beside its whole time, with a process that runs: to connect twice, to write, to wait
+        for an answer to begin."""
+        return 2 * self.connect_s + self.write_s + self.read_s
+
 
 class _TooLarge(Exception):
     """More bytes than asked for."""
@@ -156,10 +162,13 @@ class HttpClient:
         if read_s is not None:
             within_s += read_s - limits.read_s
             content["timeout"] = httpx.Timeout(read_s, connect=limits.connect_s, write=limits.write_s)
+        began_s = time.monotonic()
         answer = self._exchange(method, url, headers, content, max_bytes=limits.answer_bytes, within_s=within_s)
         found = _judge(answer, explain, where) if isinstance(answer, _Answer) else _silence(answer, where)
         if not isinstance(found, DeliveryError):
             return found
+        if not isinstance(answer, _Answer) and time.monotonic() - began_s > limits.awake_s + within_s:
+            found.outage = False  # we slept: that it let us go says nothing about the platform
         raise _repeatable(found) if repeatable or method in {"GET", "HEAD"} else found
 
     def download(self, url: str, *, headers: Mapping[str, str] | None = None, max_bytes: int) -> bytes:
@@ -346,7 +355,9 @@ def _refused(answer: _Answer, reason: str, detail: str) -> DeliveryError:
 
 def _repeatable(error: DeliveryError) -> DeliveryError:
     if isinstance(error, AmbiguousDeliveryError):
-        return TransientDeliveryError(error.reason, error.detail, retry_after_s=error.retry_after_s)
+        return TransientDeliveryError(
+            error.reason, error.detail, retry_after_s=error.retry_after_s, outage=error.outage
+        )
     return error
 
 

@@ -194,6 +194,24 @@ def test_a_late_answer_in_pieces_is_read_to_its_end(server: RealServer) -> None:
     client.close()
 
 
+@pytest.mark.parametrize(("method", "kind"), [("POST", AmbiguousDeliveryError), ("GET", TransientDeliveryError)])
+@pytest.mark.parametrize(("slept_s", "outage"), [(1.0, True), (60.0, False)])
+def test_a_platform_is_not_blamed_for_what_ended_while_we_slept(
+    monkeypatch: pytest.MonkeyPatch, method: str, kind: type[DeliveryError], slept_s: float, outage: bool
+) -> None:
+    """It closes connections of which it hears nothing: as many as a worker has would open its breaker."""
+    now_s = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+
+    def closes(_: httpx.Request) -> httpx.Response:
+        now_s[0] += slept_s
+        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+
+    with pytest.raises(kind) as caught:
+        HttpClient(transport=httpx.MockTransport(closes)).request(method, "https://graph.test/messages")
+    assert (caught.value.reason, caught.value.outage) == ("connection_lost", outage)
+
+
 def test_silence_to_something_repeatable_is_transient(server: RealServer, impatient: HttpClient) -> None:
     server.pages["/m"] = hang(server)
     with pytest.raises(TransientDeliveryError):
