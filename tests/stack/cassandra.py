@@ -104,8 +104,6 @@ class Cassandra(Server):
                 "-Dcassandra.superuser_setup_delay_ms=0",  # 10 s by default, for a cluster to come together
                 # At each start it measures what a row takes in memory: 100,000 of them, two of a start's ten seconds.
                 "-Dcassandra.memtable_row_overhead_computation_step=1000",
-                # Each change of a schema would wait for its tables to be written; the commit log has it already.
-                "-Dcassandra.test.flush_local_schema_changes=false",
                 *self._flags,
             ],
         )
