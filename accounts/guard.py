@@ -1,14 +1,16 @@
 """Against guessing: counts attempts in Redis, atomically, and says when it is enough.
 
-An attempt is counted before its password is checked and given back when it was right, so that a hundred guesses sent at
-once are a hundred counted ones. When Redis is away nobody is kept out: a warning is logged and the attempt goes on.
+An attempt is counted before its password is checked, so that a hundred guesses sent at once are a hundred counted ones,
+and given back when it was right or we could not tell. When Redis is away nobody is kept out: a warning is logged and
+the attempt goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -19,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from accounts.errors import TooManyAttempts
+from core.errors import Chat4AllError
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,14 @@ class Limit:
     whom: str = ""  # has to wait when it is used up
 
 
+@dataclass(slots=True)
+class Attempt:
+    """One that is under way; the limits that it used up, so that the next has to wait; whether it counts in the end."""
+
+    used_up: Sequence[Limit]
+    counts: bool = True
+
+
 class Guard:
     """Counters in one Redis. Connects on first use; safe to share between threads and to build before a fork."""
 
@@ -73,11 +84,24 @@ class Guard:
         self._count = self._redis.register_script(_COUNT)
         self._give_back = self._redis.register_script(_GIVE_BACK)
 
-    def count(self, limits: Sequence[Limit]) -> Sequence[Limit]:
-        """Count one attempt on each; those that it used up: the next attempt has to wait, unless it is given back.
+    @contextmanager
+    def attempt(self, limits: Sequence[Limit]) -> Iterator[Attempt]:
+        """Count one attempt on each limit; it is given back when it does not count after all.
 
-        Raises TooManyAttempts, and counts nothing, when one of them is used up already.
+        Raises TooManyAttempts, and counts nothing, when one of them is used up already. What ends in a failure of ours,
+        such as a database that is away, does not count: whoever is told to come again may.
         """
+        attempt = Attempt(self._counted(limits))
+        try:
+            yield attempt
+        except BaseException as error:
+            attempt.counts = isinstance(error, Chat4AllError) and error.http_status < 500
+            raise
+        finally:
+            if not attempt.counts:
+                self._take_back(limits)
+
+    def _counted(self, limits: Sequence[Limit]) -> Sequence[Limit]:
         arguments = [number for limit in limits for number in (limit.attempts, limit.window_s * 1000)]
         try:
             wait_ms, *used_up = map(int, self._count(keys=[limit.key for limit in limits], args=arguments))
@@ -88,8 +112,7 @@ class Guard:
             raise TooManyAttempts("Too many attempts. Try again later.", retry_after_s=wait_ms / 1000)
         return [limits[number - 1] for number in used_up]
 
-    def give_back(self, limits: Sequence[Limit]) -> None:
-        """The attempt was right: it does not count."""
+    def _take_back(self, limits: Sequence[Limit]) -> None:
         try:
             self._give_back(keys=[limit.key for limit in limits])
         except redis.RedisError as error:

@@ -39,7 +39,11 @@ class Credentials:
 
 def register(wanted: Registration, *, address: str) -> User:
     """A new user. Raises TooManyAttempts, RegistrationClosed, UsernameTaken, or InvalidRequest for a weak password."""
-    guard.guard().count(guard.registration_limits(address=address))
+    with guard.guard().attempt(guard.registration_limits(address=address)):
+        return _registered(wanted)
+
+
+def _registered(wanted: Registration) -> User:
     workspace = Workspace.objects.filter(slug=wanted.workspace, open_registration=True).first()
     if workspace is None:
         raise RegistrationClosed
@@ -79,15 +83,15 @@ def sign_in(given: Credentials, *, address: str, door: str) -> User:
     Takes one argon2id run whether or not the user exists, so that time does not tell who has an account.
     """
     limits = guard.sign_in_limits(workspace=given.workspace, username=given.username, address=address)
-    used_up = guard.guard().count(limits)
-    user = User.objects.named(workspace=given.workspace, username=given.username)
-    if user is None:
-        make_password(_DECOY_PASSWORD)
-    if user is None or not user.check_password(given.password) or not user.is_active:
-        if used_up:
-            _write_down_lock(user, used_up, address=address, door=door)
+    with guard.guard().attempt(limits) as attempt:
+        user = User.objects.named(workspace=given.workspace, username=given.username)
+        if user is None:
+            make_password(_DECOY_PASSWORD)
+        attempt.counts = user is None or not user.check_password(given.password) or not user.is_active
+    if user is None or attempt.counts:
+        if attempt.used_up:
+            _write_down_lock(user, attempt.used_up, address=address, door=door)
         raise InvalidCredentials
-    guard.guard().give_back(limits)
     if user.is_staff:
         audit.record(
             "operator.signed_in",

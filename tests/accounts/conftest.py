@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
 
 import pytest
 import redis
+from django.db import OperationalError, connection
 from django.test import Client
 from pytest_django import Settings
 
@@ -79,6 +81,15 @@ def get(client: Client) -> Callable[..., Any]:
         return client.get(path, query, headers=headers)
 
     return send
+
+
+def database_away() -> AbstractContextManager[None]:
+    """The accounts' database refuses whatever this thread asks it."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise OperationalError("the server closed the connection")
+
+    return connection.execute_wrapper(refuse)
 
 
 def assert_problem(response: Any, status: int, code: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from accounts.models import User, Workspace
-from tests.accounts.conftest import PASSWORD, Post, assert_problem
+from tests.accounts.conftest import PASSWORD, Post, assert_problem, database_away
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 URL = "/auth/register"
@@ -127,6 +127,13 @@ def test_refuses_too_many_registrations_from_one_address(post: Post, settings: S
     refused = post(URL, {**GOOD, "username": "user2"})
     assert_problem(refused, 429, "too_many_attempts")
     assert 0 < int(refused["Retry-After"]) <= 3600
+
+
+def test_counts_no_registration_that_a_database_that_is_away_keeps_out(post: Post, settings: Settings) -> None:
+    settings.REGISTRATIONS_PER_ADDRESS = 2
+    with database_away():
+        assert [post(URL, GOOD).status_code for _ in range(3)] == [503, 503, 503]
+    assert [post(URL, GOOD).status_code for _ in range(3)] == [201, 409, 429]  # what was refused with a reason counts
 
 
 def test_keeps_no_name_and_no_address_in_redis(post: Post, bus: redis.Redis) -> None:

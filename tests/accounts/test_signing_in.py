@@ -21,7 +21,7 @@ from accounts.hashers import Argon2id
 from accounts.models import Session, User
 from accounts.tokens import access_token, principal_from_token
 from demo.redis_server import BUS_RULES, RedisServer, free_port
-from tests.accounts.conftest import PASSWORD, Post, assert_problem
+from tests.accounts.conftest import PASSWORD, Post, assert_problem, database_away
 from tests.bounds import once_within
 from tests.conftest import redis_executables
 
@@ -281,8 +281,8 @@ def test_lets_exactly_as_many_guesses_through_as_allowed_however_many_come_at_on
             start.wait()
             for _ in range(5):
                 try:
-                    guard.count(limits)
-                    passed.append(1)
+                    with guard.attempt(limits):
+                        passed.append(1)
                 except TooManyAttempts:
                     pass
 
@@ -297,6 +297,13 @@ def test_lets_exactly_as_many_guesses_through_as_allowed_however_many_come_at_on
             assert 0 < client.pttl("user") <= 60_000
     finally:
         server.stop()
+
+
+def test_counts_nobody_whom_a_database_that_is_away_keeps_out(post: Post, alice: User, settings: Settings) -> None:
+    settings.LOGIN_FAILURES_PER_USER = 2
+    with database_away():
+        assert [post(URL, body).status_code for body in (WRONG, ALICE, ALICE)] == [503, 503, 503]
+    assert [post(URL, body).status_code for body in (WRONG, ALICE, WRONG, ALICE)] == [401, 200, 401, 429]
 
 
 def test_opens_again_when_the_window_ends(bus: redis.Redis, post: Post, alice: User, settings: Settings) -> None:
