@@ -27,28 +27,36 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 0.25
 _HOUR_S: Final = 3600
+_UNDER_WAY_MS: Final = 30_000  # longer than the database and the hash take; after that their process has died
+_SHORT_WAIT_MS: Final = 1_000
 
-# KEYS: one counter per limit; ARGV: limit and window in ms of each.
+# KEYS: of each limit what counts and, as a part of it, what is still under way. ARGV: limit and window in ms of each;
+# then how long what is under way is believed to be, and the wait when it is what fills a limit.
 # Answers how many ms to wait, or 0 and the numbers of those that this attempt used up.
 _COUNT: Final = """
 local wait = 0
-for i, key in ipairs(KEYS) do
-  if tonumber(redis.call('GET', key) or '0') >= tonumber(ARGV[2 * i - 1]) then
-    wait = math.max(wait, redis.call('PTTL', key), 1)
+for i = 1, #KEYS, 2 do
+  local count, limit = tonumber(redis.call('GET', KEYS[i]) or '0'), tonumber(ARGV[i])
+  if count >= limit then
+    local under_way = tonumber(redis.call('GET', KEYS[i + 1]) or '0')
+    local over = count - under_way < limit and tonumber(ARGV[#KEYS + 2]) or redis.call('PTTL', KEYS[i])
+    wait = math.max(wait, over, 1)
   end
 end
 if wait > 0 then return {wait} end
 local answer = {0}
-for i, key in ipairs(KEYS) do
-  local count = redis.call('INCR', key)
-  if count == 1 then redis.call('PEXPIRE', key, ARGV[2 * i]) end
-  if count == tonumber(ARGV[2 * i - 1]) then table.insert(answer, i) end
+for i = 1, #KEYS, 2 do
+  local count = redis.call('INCR', KEYS[i])
+  if count == 1 then redis.call('PEXPIRE', KEYS[i], ARGV[i + 1]) end
+  if count == tonumber(ARGV[i]) then table.insert(answer, (i + 1) / 2) end
+  redis.call('INCR', KEYS[i + 1])
+  redis.call('PEXPIRE', KEYS[i + 1], ARGV[#KEYS + 1])
 end
 return answer
 """
 
-# DECR keeps the time to live; a counter that ended meanwhile is not opened again.
-_GIVE_BACK: Final = """
+# KEYS: counters of one or both kinds. DECR keeps the time to live; one that ended meanwhile is not opened again.
+_TAKE_OFF: Final = """
 for _, key in ipairs(KEYS) do
   if tonumber(redis.call('GET', key) or '0') > 0 then redis.call('DECR', key) end
 end
@@ -64,6 +72,11 @@ class Limit:
     attempts: int
     window_s: int
     whom: str = ""  # has to wait when it is used up
+
+    @property
+    def under_way(self) -> str:
+        """The key of those attempts whose end nobody knows yet."""
+        return f"{self.key}:under-way"
 
 
 @dataclass(slots=True)
@@ -82,14 +95,15 @@ class Guard:
             url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
         self._count = self._redis.register_script(_COUNT)
-        self._give_back = self._redis.register_script(_GIVE_BACK)
+        self._take_off = self._redis.register_script(_TAKE_OFF)
 
     @contextmanager
     def attempt(self, limits: Sequence[Limit]) -> Iterator[Attempt]:
         """Count one attempt on each limit; it is given back when it does not count after all.
 
-        Raises TooManyAttempts, and counts nothing, when one of them is used up already. What ends in a failure of ours,
-        such as a database that is away, does not count: whoever is told to come again may.
+        Raises TooManyAttempts, and counts nothing, when one of them is used up already: until the window ends, or for a
+        second where some that use it up are still under way and may be given back. What ends in a failure of ours, such
+        as a database that is away, does not count: whoever is told to come again may.
         """
         attempt = Attempt(self._counted(limits))
         try:
@@ -98,13 +112,13 @@ class Guard:
             attempt.counts = isinstance(error, Chat4AllError) and error.http_status < 500
             raise
         finally:
-            if not attempt.counts:
-                self._take_back(limits)
+            self._over(limits, counts=attempt.counts)
 
     def _counted(self, limits: Sequence[Limit]) -> Sequence[Limit]:
-        arguments = [number for limit in limits for number in (limit.attempts, limit.window_s * 1000)]
+        keys = [key for limit in limits for key in (limit.key, limit.under_way)]
+        numbers = [number for limit in limits for number in (limit.attempts, limit.window_s * 1000)]
         try:
-            wait_ms, *used_up = map(int, self._count(keys=[limit.key for limit in limits], args=arguments))
+            wait_ms, *used_up = map(int, self._count(keys=keys, args=[*numbers, _UNDER_WAY_MS, _SHORT_WAIT_MS]))
         except redis.RedisError as error:
             logger.warning("attempts are not counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
             return ()
@@ -112,11 +126,12 @@ class Guard:
             raise TooManyAttempts("Too many attempts. Try again later.", retry_after_s=wait_ms / 1000)
         return [limits[number - 1] for number in used_up]
 
-    def _take_back(self, limits: Sequence[Limit]) -> None:
+    def _over(self, limits: Sequence[Limit], *, counts: bool) -> None:
+        keys = [limit.under_way for limit in limits] + ([] if counts else [limit.key for limit in limits])
         try:
-            self._give_back(keys=[limit.key for limit in limits])
+            self._take_off(keys=keys)
         except redis.RedisError as error:
-            logger.warning("an attempt stays counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
+            logger.warning("an attempt may stay counted: Redis at BUS_URL does not answer (%s)", type(error).__name__)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import guard as guard_module
-from accounts.guard import Guard, Limit
+from accounts.guard import Attempt, Guard, Limit
 from accounts.hashers import Argon2id
 from accounts.models import Session, User
 from accounts.tokens import access_token, principal_from_token
@@ -304,6 +305,45 @@ def test_counts_nobody_whom_a_database_that_is_away_keeps_out(post: Post, alice:
     with database_away():
         assert [post(URL, body).status_code for body in (WRONG, ALICE, ALICE)] == [503, 503, 503]
     assert [post(URL, body).status_code for body in (WRONG, ALICE, WRONG, ALICE)] == [401, 200, 401, 429]
+
+
+def test_asks_for_a_moment_while_attempts_under_way_fill_a_limit(post: Post, alice: User, settings: Settings) -> None:
+    """Workers of one account that sign in at once: each is counted, and none has failed."""
+    settings.LOGIN_FAILURES_PER_USER = 2
+    with under_way() as first:
+        post(URL, WRONG)
+        refused = post(URL, ALICE)
+        assert_problem(refused, 429, "too_many_attempts")
+        assert refused["Retry-After"] == "1"
+        first.counts = False
+    assert post(URL, ALICE).status_code == 200
+
+
+def test_asks_for_the_whole_window_once_failures_fill_a_limit(post: Post, alice: User, settings: Settings) -> None:
+    settings.LOGIN_FAILURES_PER_USER = 2
+    with under_way() as first:
+        post(URL, WRONG)
+        first.counts = True
+    with under_way(username="bob"):
+        assert int(post(URL, ALICE)["Retry-After"]) > settings.LOGIN_WINDOW_S - 60
+
+
+def test_believes_no_attempt_under_way_for_ever(post: Post, alice: User, settings: Settings, bus: redis.Redis) -> None:
+    """Its process may have died; it stays counted."""
+    settings.LOGIN_FAILURES_PER_USER = 1
+    with under_way():
+        keys = list(bus.scan_iter("*:under-way"))
+        assert len(keys) == 3
+        assert all(0 < bus.pttl(key) <= 30_000 for key in keys)
+        bus.delete(*keys)
+        assert int(post(URL, ALICE)["Retry-After"]) > settings.LOGIN_WINDOW_S - 60
+
+
+def under_way(username: str = "alice") -> AbstractContextManager[Attempt]:
+    """Somebody else's attempt at this user from here, which nobody knows the end of yet."""
+    return guard_module.guard().attempt(
+        guard_module.sign_in_limits(workspace="default", username=username, address="127.0.0.1")
+    )
 
 
 def test_opens_again_when_the_window_ends(bus: redis.Redis, post: Post, alice: User, settings: Settings) -> None:
