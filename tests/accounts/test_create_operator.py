@@ -61,6 +61,31 @@ def test_a_lost_database_gets_the_operator_of_the_file(tmp_path: Path) -> None:
     assert authenticate(**json.loads(path.read_text())) is not None
 
 
+@pytest.mark.parametrize("lost", [True, False], ids=["without a file", "with a file"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"is_staff": False, "is_superuser": False}, "no operator: "),  # anybody may register that name
+        ({"is_staff": False}, "no operator: "),  # the admin is for staff
+        ({"is_active": False}, "deactivated: activate them in the admin, or "),
+    ],
+)
+def test_a_name_of_somebody_who_could_not_sign_in_is_refused(
+    tmp_path: Path, change: dict[str, bool], said: str, lost: bool
+) -> None:
+    path = tmp_path / "operator.json"
+    create_operator(path)
+    if lost:
+        path.unlink()
+    User.objects.update(username="OPERATOR", **change)
+    before = User.objects.values().get()
+    with pytest.raises(CommandError) as refused:
+        create_operator(path)
+    file = "" if lost else f"remove {path} and "
+    assert str(refused.value) == f"OPERATOR is {said}{file}choose another --username. Nothing was changed."
+    assert (path.exists(), User.objects.values().get()) == (not lost, before)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"username": "operator"}'])
 def test_a_broken_file_is_told(tmp_path: Path, content: str) -> None:
     path = tmp_path / "operator.json"

@@ -29,8 +29,14 @@ class Command(LeanCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         path: Path = options["file"]
-        username, password = _read(path) if path.exists() else _write(path, options["username"])
+        kept = _read(path) if path.exists() else None
+        username = kept[0] if kept else options["username"]
         user = User.objects.named(workspace=DEFAULT_WORKSPACE_SLUG, username=username)
+        if user and not (user.is_staff and user.is_active):
+            state = "no operator: " if user.is_active else "deactivated: activate them in the admin, or "
+            file = f"remove {path} and " if kept else ""
+            raise CommandError(f"{user} is {state}{file}choose another --username. Nothing was changed.")
+        username, password = kept or _write(path, username)
         if user is None:
             User.objects.create_superuser(username, password)
             self.stdout.write(f"created {username}; the password is in {path}")
