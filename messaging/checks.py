@@ -20,6 +20,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 
 from accounts.checks import database_answers
+from accounts.models import Workspace
 from core import failpoints
 from core.database import remedy, unpooled
 from core.errors import Chat4AllError, Unavailable
@@ -142,6 +143,7 @@ def _accounts() -> Iterator[CheckMessage]:
         yield _migrate("default", pending, "E022")
     else:
         yield from agents_are_there()
+        yield from _registration()
     connection = unpooled("default")
     if connection.vendor == "postgresql":
         with closing(connection), connection.cursor() as cursor:
@@ -156,6 +158,18 @@ def agents_are_there() -> Iterator[CheckMessage]:
             f"The channel account {account} is active. {channels.UNATTENDED}",
             hint="Choose its agents in the admin, or name them with manage.py add_channel_account --agent.",
             id="chat4all.W023",
+        )
+
+
+def _registration() -> Iterator[CheckMessage]:
+    """Elsewhere than in production it is open on purpose: people try it out."""
+    if not settings.PRODUCTION:
+        return
+    for workspace in Workspace.objects.filter(open_registration=True).order_by("slug"):
+        yield Warning(
+            f"Anybody may register in the workspace {workspace}.",
+            hint="Unless it is for everybody, take Open registration away from it in the admin.",
+            id="chat4all.W024",
         )
 
 

@@ -6,6 +6,7 @@ most of what they take is waiting.
 
 from __future__ import annotations
 
+import secrets
 import socket
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from connectors import registry
 from demo.redis_server import RedisServer
@@ -166,6 +169,30 @@ PUBLIC: Final = {"API_URL": "https://chat.example.com", "GATEWAY_URL": "wss://ch
 
 def test_a_check_has_nothing_to_say_of_a_system_that_is_set_up(world: World) -> None:
     status, told = check(world, **PUBLIC)
+    assert (status, "no issues" in told) == (0, True), told
+
+
+def test_a_check_of_production_tells_a_workspace_in_which_anybody_may_register(tmp_path: Path, world: World) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    production = {
+        **PUBLIC,
+        "CHAT4ALL_ENV": "production",
+        "SECRET_KEY": secrets.token_urlsafe(48),
+        "CHANNEL_SECRETS_KEY": secrets.token_urlsafe(48),
+        "JWT_PRIVATE_KEY": key.decode(),
+        "ALLOWED_HOSTS": "chat.example.com",
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'accounts.sqlite3'}",
+    }
+    assert world.run("migrate", "-v0", "--database", "default", **production).returncode == 0
+    status, told = check(world, **production)
+    [line] = [line for line in told.splitlines() if "chat4all." in line]
+    assert (status, line) == (1, "?: (chat4all.W024) Anybody may register in the workspace default.")
+    assert "in the admin" in told
+    close = "from accounts.models import Workspace; Workspace.objects.update(open_registration=False)"
+    assert world.run("shell", "-c", close, **production).returncode == 0
+    status, told = check(world, **production)
     assert (status, "no issues" in told) == (0, True), told
 
 
