@@ -128,7 +128,9 @@ class RawFileView(APIView):
             signature=request.query_params.get("signature", ""),
             now_s=SYSTEM_CLOCK.now_ms() / 1000,
         )
-        answer = _bytes_answer(request, services.by_link(file_id))
+        info = services.by_link(file_id)
+        release_pooled()  # as an upload's body, the answer takes as long as the client likes
+        answer = _bytes_answer(request, info)
         DOWNLOADS.labels(answer.status_code).inc()
         return answer
 

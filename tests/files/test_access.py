@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.core.files.storage import default_storage
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import Client
 
 from files import links, services
@@ -130,6 +135,35 @@ def test_bytes_that_the_storage_lost_are_an_outage(alice: Person, upload: Send) 
     default_storage.delete(StoredFile.objects.get().path)
     answer = Client().get(link)
     assert (answer.status_code, answer.json()["code"]) == (503, "files_unavailable")
+
+
+@pytest.fixture
+def pooled(db: None, tmp_path: Path) -> Iterator[BaseDatabaseWrapper]:
+    """A database whose settings say that it is pooled. Each query to the accounts' takes a connection of it."""
+    path = str(tmp_path / "pooled.sqlite3")
+    connections.settings["pooled"] = {**connections.settings["default"], "NAME": path, "OPTIONS": {}}
+    wrapper = connections["pooled"]
+
+    def take(execute: Callable[..., Any], *query: Any) -> Any:
+        if wrapper.connection is None:
+            wrapper.connect()
+        return execute(*query)
+
+    with connection.execute_wrapper(take):
+        yield wrapper
+    wrapper.close()
+    del connections["pooled"], connections.settings["pooled"]
+
+
+def test_a_download_that_takes_its_time_keeps_no_connection(
+    alice: Person, upload: Send, pooled: BaseDatabaseWrapper
+) -> None:
+    link = link_of(alice, upload(CONTENT)["file_id"])
+    assert pooled.connection is not None
+    pooled.settings_dict["OPTIONS"]["pool"] = True
+    answer = Client().get(link)
+    assert pooled.connection is None
+    assert answer.getvalue() == CONTENT
 
 
 @pytest.mark.parametrize(
