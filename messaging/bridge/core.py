@@ -350,7 +350,9 @@ class BridgeCore:
 
     # how it is done
     def _lane(self, partition: _Partition, key: str) -> _Lane:
-        return partition.lanes[zlib.crc32(key.encode()) % len(partition.lanes)]
+        # The high bits: on Redis the whole hash modulo the partitions chose this one, so that modulo two lanes it would
+        # be the same for all keys of a partition wherever their number is even.
+        return partition.lanes[(zlib.crc32(key.encode()) >> 16) % len(partition.lanes)]
 
     def _lane_of(self, lane: LaneId) -> _Lane | None:
         partition = self._partitions.get(lane.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from core.clock import ManualClock
 from messaging.bridge import BridgeCore, BridgeLimits, Watermark
+from messaging.eventlog.records import key_hash
 from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, Completion, Outcome, Verdict
 
@@ -65,6 +67,19 @@ def test_a_lane_has_one_batch_in_flight() -> None:
     [second] = core.next_batches()
     assert [work.record.offset for work in second.works] == [5, 6, 7, 8, 9]
     assert second.epoch > first.epoch
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 4])
+@pytest.mark.parametrize("partitions", range(2, 13))
+def test_the_keys_of_each_partition_are_shared_out_among_all_lanes(partitions: int, lanes: int) -> None:
+    keys = [str(uuid5(NAMESPACE_URL, f"{number}")) for number in range(100 * partitions)]
+    for partition in range(partitions):
+        core, _ = core_of(BridgeLimits(lanes=lanes))
+        here = [key for key in keys if key_hash(key) % partitions == partition]
+        core.records(record(offset, key) for offset, key in enumerate(here))
+        shares = [len(batch.works) / len(here) for batch in core.next_batches()]
+        assert len(shares) == lanes
+        assert min(shares) > 0.5 / lanes
 
 
 def test_what_was_dispatched_just_now_is_not_asked_for() -> None:
