@@ -36,6 +36,8 @@ LEASE_MS: Final = 3_000
 RENEW_EVERY_S: Final = 1.0
 LEASE_VALID_S: Final = 2.0  # a worker trusts its lease for less than the bus does: it stops before another starts
 HANGS_S: Final = 45.0  # nothing begins after 5 s, and the longest call, an upload, may take 35 more
+HARD_LIMIT_S: Final = 60  # then its parent ends a worker: a record that hangs it counts as one that kills it
+FORSAKEN_S: Final = HARD_LIMIT_S + 5.0  # then nobody will: the parent itself was killed, or is frozen
 STACK_SHOWN: Final = 12  # calls of each thread
 LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
@@ -343,6 +345,9 @@ class BusWorker:
         pause = threading.Event()
         while not pause.wait(RENEW_EVERY_S):
             for held in tuple(self._held.values()):
+                if self._clock.monotonic_s() - held.since_s > FORSAKEN_S:
+                    held.lease.lose()
+                    continue
                 self._renew_one(held)
                 if not held.is_told and self._clock.monotonic_s() - held.since_s > HANGS_S:
                     held.is_told = True

@@ -27,7 +27,7 @@ from redis import RedisError
 
 from core.errors import Unavailable
 from messaging import metrics, topics, tracing, wiring
-from messaging.dispatch import BusWorker, Lease, WorkItem
+from messaging.dispatch import HARD_LIMIT_S, BusWorker, Lease, WorkItem
 from messaging.errors import LeaseLost
 from messaging.ports import ParkScope, TopicPartition
 from messaging.services import batches, deliver, inbound, persist, statuses
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_DEADLINE_S: Final = 5.0
 MAX_FAILURES: Final = 3
-HARD_LIMIT_S: Final = 60  # a record that hangs its worker counts as one that kills it
 RUN_BATCH: Final = "messaging.run_batch"
 RESUME_PARKED: Final = "messaging.resume_parked"
 _ALONE: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

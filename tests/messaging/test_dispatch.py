@@ -17,7 +17,7 @@ from core.clock import ManualClock
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import dispatch
-from messaging.dispatch import HANGS_S, LEASE_VALID_S, LONGEST_QUEUE, BusDispatcher, BusWorker, Lease
+from messaging.dispatch import FORSAKEN_S, HANGS_S, LEASE_VALID_S, LONGEST_QUEUE, BusDispatcher, BusWorker, Lease
 from messaging.errors import LeaseLost
 from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, LaneId, Outcome, Verdict, Work
@@ -173,6 +173,24 @@ def test_the_log_has_once_where_a_batch_hangs(bus: Bus, caplog: pytest.LogCaptur
     [line] = told()
     assert line.lane == str(bus.lane)
     assert any(each.endswith(" test_the_log_has_once_where_a_batch_hangs") for each in line.at["MainThread"])
+
+
+def test_a_batch_that_hangs_where_nobody_ends_its_worker_lets_its_lane_go(bus: Bus) -> None:
+    clock, other = ManualClock(), Bus(bus.server)
+    worker, batch = BusWorker(bus.server.url, clock=clock), bus.batch("a-1")
+    bus.dispatcher.dispatch(batch)
+    worker.start(bus.lane, "a-1")
+    with worker.lease(bus.lane, "a-1") as lease:
+        clock.advance(FORSAKEN_S)
+        bus.wait_for_renewal()
+        clock.advance(1)
+        _wait_until_lost(lease)
+        other.dispatcher.dispatch(other.batch("b-1"))
+        worker.start(other.lane, "b-1")
+        with worker.lease(other.lane, "b-1"):
+            bus.client.delete(f"chat4all:lane:{bus.lane}:lease")  # as when it ran out
+            other.wait_for_renewal()
+    assert bus.state(batch) is BatchState.LAPSED
 
 
 def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
