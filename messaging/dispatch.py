@@ -233,11 +233,14 @@ class BusDispatcher:
 
 
 class Lease:
-    """A worker's right to go on with a batch. `check` before every effect: append, push, send."""
+    """A worker's right to go on with a batch. `check` before every effect: append, push, send.
 
-    def __init__(self, clock: Clock) -> None:
+    ``asked_s``: when it was asked for, monotonic. From then on it is counted, as the bus does from some time after.
+    """
+
+    def __init__(self, clock: Clock, *, asked_s: float) -> None:
         self._clock = clock
-        self._renewed_s = clock.monotonic_s()
+        self._renewed_s = asked_s
         self._lost = threading.Event()
 
     def renewed(self, at_s: float) -> None:
@@ -250,6 +253,14 @@ class Lease:
         """Raise LeaseLost when another dispatch superseded this one, or when this process slept through its lease."""
         if self._lost.is_set() or self._clock.monotonic_s() - self._renewed_s > LEASE_VALID_S:
             raise LeaseLost("the batch is in other hands by now")
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A batch in a worker's hands; ``asked_s`` is for its `Lease`."""
+
+    items: list[WorkItem]
+    asked_s: float
 
 
 @dataclass(slots=True)
@@ -276,13 +287,14 @@ class BusWorker:
         self._held: dict[int, _Held] = {}
         self._keeper_pid = 0
 
-    def start(self, lane: LaneId, epoch: str) -> list[WorkItem] | None:
-        """The batch's records, or None when this dispatch is stale: then there is nothing to do and nothing to say."""
+    def start(self, lane: LaneId, epoch: str) -> Started | None:
+        """None when this dispatch is stale: then there is nothing to do and nothing to say."""
+        asked_s = self._clock.monotonic_s()
         with _bus_errors():
             payload: Any = self._start(keys=[_lane_key(lane)], args=[epoch, LEASE_MS])
         if payload is None:
             return None
-        return [
+        items = [
             WorkItem(
                 Record(lane.source, wire.offset, wire.key, wire.value, wire.headers, wire.appended_at_ms),
                 wire.attempts,
@@ -290,11 +302,12 @@ class BusWorker:
             )
             for wire in _decode_payload(payload)
         ]
+        return Started(items, asked_s)
 
     @contextmanager
-    def lease(self, lane: LaneId, epoch: str) -> Iterator[Lease]:
+    def lease(self, lane: LaneId, epoch: str, *, asked_s: float) -> Iterator[Lease]:
         """A lease renewed by a thread of the process until the block ends."""
-        held = _Held(lane, epoch, Lease(self._clock), self._clock.monotonic_s())
+        held = _Held(lane, epoch, Lease(self._clock, asked_s=asked_s), asked_s)
         self._held[id(held)] = held
         self._have_keeper()
         try:
@@ -305,7 +318,7 @@ class BusWorker:
     @contextmanager
     def solo_lease(self, lane: LaneId) -> Iterator[Lease | None]:
         """A lease on work that no bridge dispatched, None while another worker holds it."""
-        key, epoch = _lane_key(lane), secrets.token_hex(8)
+        key, epoch, asked_s = _lane_key(lane), secrets.token_hex(8), self._clock.monotonic_s()
         with _bus_errors():
             taken = self._client.set(f"{key}:lease", epoch, nx=True, px=LEASE_MS)
             if taken:
@@ -314,7 +327,7 @@ class BusWorker:
         if not taken:
             yield None
             return
-        with self.lease(lane, epoch) as lease:
+        with self.lease(lane, epoch, asked_s=asked_s) as lease:
             yield lease
         with _bus_errors():
             self._end_solo(keys=[key], args=[epoch])

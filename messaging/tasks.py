@@ -135,13 +135,13 @@ class _BatchTask(Task[Any, None]):
 def run_batch(topic: str, partition: int, lane: int, epoch: str, reply_to: str) -> None:
     """Process a lane's batch and answer per record; a stale dispatch does nothing and says nothing."""
     where = LaneId(TopicPartition(topic, partition), lane)
-    items = worker().start(where, epoch)
-    if items is None:
+    started = worker().start(where, epoch)
+    if started is None:
         return
-    with worker().lease(where, epoch) as lease, metrics.BATCH_SECONDS.labels(topic).time():
-        metrics.BATCH_RECORDS.labels(topic).observe(len(items))
+    with worker().lease(where, epoch, asked_s=started.asked_s) as lease, metrics.BATCH_SECONDS.labels(topic).time():
+        metrics.BATCH_RECORDS.labels(topic).observe(len(started.items))
         try:
-            outcomes = _outcomes(topic, items, owner=f"{where}@{epoch}", lease=lease)
+            outcomes = _outcomes(topic, started.items, owner=f"{where}@{epoch}", lease=lease)
         except LeaseLost:
             logger.warning("batch abandoned: its lease was lost", extra={"topic": topic})
             return

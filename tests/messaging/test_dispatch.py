@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,13 @@ class Bus:
         """A worker takes the task out of the queue."""
         self.client.rpop(self.queue)
 
+    def begun(self, epoch: str, worker: BusWorker | None = None) -> AbstractContextManager[Lease]:
+        """A worker at work on a batch."""
+        worker = worker or self.worker
+        started = worker.start(self.lane, epoch)
+        assert started is not None
+        return worker.lease(self.lane, epoch, asked_s=started.asked_s)
+
     def wait_for_renewal(self) -> None:
         """Returns once a worker's keeper came by again, and once more: what it did the first time is done."""
         for _ in range(2):
@@ -82,10 +90,10 @@ def bus(bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Bus:
 def test_a_batch_arrives_as_it_was_and_its_outcomes_come_back(bus: Bus) -> None:
     bus.dispatcher.dispatch(bus.batch("a-1", 7, 9))
     [(lane, epoch, reply_to)] = bus.sent
-    items = bus.worker.start(lane, epoch)
-    assert items is not None
-    assert [(item.record.offset, item.attempts) for item in items] == [(7, 2), (9, 2)]
-    assert items[0].record == Record(bus.lane.source, 7, "alice", b"\xff\x00 any bytes", {"trace": "t"}, 17)
+    started = bus.worker.start(lane, epoch)
+    assert started is not None
+    assert [(item.record.offset, item.attempts) for item in started.items] == [(7, 2), (9, 2)]
+    assert started.items[0].record == Record(bus.lane.source, 7, "alice", b"\xff\x00 any bytes", {"trace": "t"}, 17)
     outcomes = {7: DONE, 9: Outcome(Verdict.RETRY, after_s=1.5, reason="throttled")}
     bus.worker.finish(lane, epoch, reply_to=reply_to, outcomes=outcomes)
     [completion] = bus.dispatcher.completions(5)
@@ -135,8 +143,7 @@ def test_a_finished_batch_whose_answer_is_on_its_way_does_not_look_lapsed(bus: B
 def test_a_flushed_bus_shows_everything_as_gone_and_stops_the_worker(bus: Bus) -> None:
     batch = bus.batch("a-1")
     bus.dispatcher.dispatch(batch)
-    bus.worker.start(bus.lane, "a-1")
-    with bus.worker.lease(bus.lane, "a-1") as lease:
+    with bus.begun("a-1") as lease:
         bus.client.flushall()
         assert bus.state(batch) is BatchState.GONE
         _wait_until_lost(lease)
@@ -146,8 +153,7 @@ def test_a_worker_keeps_its_lease_batch_after_batch(bus: Bus) -> None:
     key = f"chat4all:lane:{bus.lane}:lease"
     for epoch in ("a-1", "a-2"):
         bus.dispatcher.dispatch(bus.batch(epoch))
-        bus.worker.start(bus.lane, epoch)
-        with bus.worker.lease(bus.lane, epoch) as lease:
+        with bus.begun(epoch) as lease:
             bus.client.delete(key)  # as when it ran out: only a renewal brings it back
             _until(lambda: bus.client.exists(key))
             lease.check()
@@ -162,8 +168,7 @@ def test_the_log_has_once_where_a_batch_hangs(bus: Bus, caplog: pytest.LogCaptur
         return [each for each in caplog.records if each.message.startswith("a batch hangs")]
 
     bus.dispatcher.dispatch(bus.batch("a-1"))
-    worker.start(bus.lane, "a-1")
-    with worker.lease(bus.lane, "a-1"):
+    with bus.begun("a-1", worker):
         clock.advance(HANGS_S)
         bus.wait_for_renewal()
         assert told() == []
@@ -179,15 +184,13 @@ def test_a_batch_that_hangs_where_nobody_ends_its_worker_lets_its_lane_go(bus: B
     clock, other = ManualClock(), Bus(bus.server)
     worker, batch = BusWorker(bus.server.url, clock=clock), bus.batch("a-1")
     bus.dispatcher.dispatch(batch)
-    worker.start(bus.lane, "a-1")
-    with worker.lease(bus.lane, "a-1") as lease:
+    with bus.begun("a-1", worker) as lease:
         clock.advance(FORSAKEN_S)
         bus.wait_for_renewal()
         clock.advance(1)
         _wait_until_lost(lease)
         other.dispatcher.dispatch(other.batch("b-1"))
-        worker.start(other.lane, "b-1")
-        with worker.lease(other.lane, "b-1"):
+        with other.begun("b-1", worker):
             bus.client.delete(f"chat4all:lane:{bus.lane}:lease")  # as when it ran out
             other.wait_for_renewal()
     assert bus.state(batch) is BatchState.LAPSED
@@ -195,8 +198,7 @@ def test_a_batch_that_hangs_where_nobody_ends_its_worker_lets_its_lane_go(bus: B
 
 def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
     bus.dispatcher.dispatch(bus.batch("a-1"))
-    bus.worker.start(bus.lane, "a-1")
-    with bus.worker.lease(bus.lane, "a-1") as lease:
+    with bus.begun("a-1") as lease:
         lease.check()
         bus.dispatcher.dispatch(bus.batch("a-2"))
         _wait_until_lost(lease)
@@ -204,12 +206,35 @@ def test_a_superseded_worker_loses_its_lease(bus: Bus) -> None:
 
 def test_a_process_that_slept_through_its_lease_knows_by_its_own_clock() -> None:
     clock = ManualClock()
-    lease = Lease(clock)
+    lease = Lease(clock, asked_s=clock.monotonic_s())
     clock.advance(LEASE_VALID_S)
     lease.check()
     clock.advance(0.01)
     with pytest.raises(LeaseLost):
         lease.check()
+
+
+def test_a_worker_that_slept_before_it_heard_that_it_may_start_has_no_lease(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "RENEW_EVERY_S", 60)
+    clock = ManualClock()
+    worker = BusWorker(bus.server.url, clock=clock)
+    monkeypatch.setattr(worker, "_start", _then_asleep(worker._start, clock))
+    bus.dispatcher.dispatch(bus.batch("a-1"))
+    with bus.begun("a-1", worker) as lease, pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_nor_has_one_at_work_on_what_nobody_dispatched(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "RENEW_EVERY_S", 60)
+    clock = ManualClock()
+    worker = BusWorker(bus.server.url, clock=clock)
+    monkeypatch.setattr(worker._client, "set", _then_asleep(worker._client.set, clock))
+    with worker.solo_lease(bus.lane) as lease:
+        assert lease is not None
+        with pytest.raises(LeaseLost):
+            lease.check()
 
 
 def test_a_dead_worker_is_reported(bus: Bus) -> None:
@@ -282,6 +307,17 @@ def test_a_bus_that_is_away_is_said_so_in_time(tmp_path_factory: pytest.TempPath
     ):
         with pytest.raises(Unavailable, match="BUS_URL"):
             attempt()
+
+
+def _then_asleep(call: Callable[..., Any], clock: ManualClock) -> Callable[..., Any]:
+    """The bus does it, and the process sleeps for as long as a lease lasts before it reads the answer."""
+
+    def asleep(*arguments: Any, **named: Any) -> Any:
+        answer = call(*arguments, **named)
+        clock.advance(3)
+        return answer
+
+    return asleep
 
 
 def _until(true: Callable[[], object], timeout_s: float = 10) -> None:
