@@ -44,8 +44,8 @@ def persist(
     recent.remember(messages)
     failpoint("persist.stored")
     statuses = _standing(messages, before, store)
-    lease.check()
     seen_by = _audiences(messages, store, clock.now_ms())
+    lease.check()
     notify([push for each in messages for push in _pushes(each, statuses[each.message_id], seen_by[each.message_id])])
     outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
     if outbound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,7 +24,7 @@ IRIS = "instagram:17841400000000000"
 
 
 def run(
-    bench: Workbench, records: list[Record], fuse: Fuse | None = None, checks: int | None = None
+    bench: Workbench, records: list[Record], fuse: Fuse | None = None, lease: FreeLease | None = None
 ) -> list[Outcome | None]:
     fuse = fuse or Fuse(0)
     outcomes = persist(
@@ -31,7 +32,7 @@ def run(
         store=fuse.through(bench.store),
         log=fuse.through(bench.log),
         notify=fuse.around(bench.sockets, "notify"),
-        lease=FreeLease(checks),
+        lease=lease or FreeLease(),
         recent=RecentMessages(),
         clock=bench.clock,
     )
@@ -160,10 +161,28 @@ def test_who_lost_the_lease_has_no_further_effect(bench: Workbench, checks: int)
     message = bench.message(bench.conversation())
     records = bench.append(topics.MESSAGES, [message])
     with pytest.raises(LeaseLost):
-        run(bench, records, checks=checks)
+        run(bench, records, lease=FreeLease(checks))
     assert (bench.store.message(message.message_id) is not None) == (checks > 0)
     assert bool(bench.sockets.pushes) == (checks > 1)
     assert bench.on_log(topics.outbound("whatsapp"), Outbound) == []
+
+
+@pytest.mark.parametrize("asked", ["statuses", "members"])
+def test_who_loses_the_lease_while_the_store_answers_shows_nobody(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    records = bench.append(topics.MESSAGES, [bench.message(bench.conversation(ALICE, BOB))])
+    bench.clock.advance(LATE_MS / 1000 + 1)
+    lease, answer = FreeLease(), getattr(bench.store, asked)
+
+    def slowly(*arguments: Any) -> Any:
+        lease.lose()
+        return answer(*arguments)
+
+    monkeypatch.setattr(bench.store, asked, slowly)
+    with pytest.raises(LeaseLost):
+        run(bench, records, lease=lease)
+    assert bench.sockets.pushes == []
 
 
 def test_a_poisonous_record_is_named_and_its_neighbours_are_stored(bench: Workbench) -> None:

@@ -142,6 +142,9 @@ class FreeLease:
     def __init__(self, checks: int | None = None) -> None:
         self._left = checks
 
+    def lose(self) -> None:
+        self._left = 0
+
     def check(self) -> None:
         if self._left == 0:
             raise LeaseLost("the batch is in other hands by now")
