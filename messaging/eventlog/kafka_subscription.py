@@ -97,10 +97,10 @@ class KafkaSubscription:
         deadline_s = time.monotonic() + timeout_s
         self._notice_a_nap()
         while True:
+            self._ask_if_in_doubt()
             self._start_over_if_refused()
             if self._may_join():
-                waits = not (self._in_doubt or self._has_records())
-                self._fetch(max(0.0, deadline_s - time.monotonic()) if waits else 0)
+                self._fetch(0 if self._has_records() else max(0.0, deadline_s - time.monotonic()))
             else:
                 threading.Event().wait(max(0.0, deadline_s - time.monotonic()))
             self._ask_if_in_doubt()
@@ -216,8 +216,13 @@ class KafkaSubscription:
     def _ask_if_in_doubt(self) -> None:
         """Raises LogUnavailable while nobody answers: until then nothing is returned, and nothing that came is lost."""
         if self._in_doubt and self._owned and self._refused is None:
-            with suppress(LeaseLost):
+            try:
                 self._commit({source: (owned.epoch, owned.committed) for source, owned in self._owned.items()})
+            except LeaseLost:
+                pass
+            except LogUnavailable:
+                self._fetch(0)  # the group agrees on nothing without us
+                raise
         self._in_doubt = False
 
     def _probe(self) -> None:

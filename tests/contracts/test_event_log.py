@@ -690,6 +690,7 @@ def test_every_call_says_so_in_time_when_the_log_is_away(under_test: LogUnderTes
         each.ping()
     under_test.stop()
     bound_s = under_test.append_timeout_s + 0.5
+    away_within(lambda: member.subscription.commit(after(found)), bound_s)
     calls: list[tuple[Callable[[], object], float]] = [
         (lambda: log.append(records(1)), bound_s),
         (lambda: asked[0].committed("bridge", SOURCES[0]), bound_s),
@@ -705,7 +706,6 @@ def test_every_call_says_so_in_time_when_the_log_is_away(under_test: LogUnderTes
     with pytest.raises(LogUnavailable, match=r"(?i)event log.*(runs|set_available)"):  # the part and the remedy
         log.ping()
     away_within(lambda: member.poll(0.1), bound_s)
-    away_within(lambda: member.subscription.commit(after(found)), bound_s)
     member.subscription.close()  # what cannot be released lapses: leaving never fails
 
 
