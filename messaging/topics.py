@@ -28,7 +28,7 @@ class Topic:
     name: str
     partitions: int = PARTITIONS
     retention: timedelta = RETENTION
-    max_bytes: int = PARTITION_BYTES  # per partition; Redis Streams trims by it, never past the watermark
+    max_bytes: int | None = PARTITION_BYTES  # per partition, None for any; Redis trims by it, never past the watermark
     replicas: int | None = None  # where the log has any; None: as many as it keeps by itself
 
 
@@ -57,7 +57,10 @@ def all_topics(
     max_bytes: int = PARTITION_BYTES,
     retention: timedelta = RETENTION,
 ) -> tuple[Topic, ...]:
-    """Every topic of a system with these channels; dead letters have one partition: they are few and read by people."""
+    """Every topic of a system with these channels. Dead letters have one partition, as people read them, and go by age
+    alone: nobody has done with them."""
     work = work_topics(channels)
-    counts = {**dict.fromkeys(work, partitions), **{dead_letters(name): 1 for name in work}}
-    return tuple(Topic(name, count, retention, max_bytes) for name, count in counts.items())
+    return (
+        *(Topic(name, partitions, retention, max_bytes) for name in work),
+        *(Topic(dead_letters(name), 1, retention, max_bytes=None) for name in work),
+    )

@@ -310,8 +310,8 @@ def _trim(state: _State, now_ms: int, source: TopicPartition) -> int:
     oldest_kept_ms = now_ms - int(topic.retention.total_seconds() * 1000)
     dropped = 0
     for record in partition.records:
-        fits = record.appended_at_ms >= oldest_kept_ms and partition.bytes <= topic.max_bytes
-        if record.offset >= watermark or fits:
+        fits = topic.max_bytes is None or partition.bytes <= topic.max_bytes
+        if record.offset >= watermark or (fits and record.appended_at_ms >= oldest_kept_ms):
             break
         partition.bytes -= weight(record)
         dropped += 1

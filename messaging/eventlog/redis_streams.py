@@ -76,9 +76,9 @@ class RedisStreamsLog:
             retention = timedelta(milliseconds=found["retention_ms"])
             compared: tuple[tuple[str, object, object], ...] = (
                 ("retention", topic.retention, retention),
-                ("bytes", topic.max_bytes, found["max_bytes"]),
+                ("bytes", topic.max_bytes, found.get("max_bytes")),
             )
-            drift += [Drift(topic.name, what, str(due), str(is_)) for what, due, is_ in compared if due != is_]
+            drift += [Drift(topic.name, what, _told(due), _told(is_)) for what, due, is_ in compared if due != is_]
         return drift
 
     def lacking(self, topics: Sequence[Topic]) -> list[Drift]:
@@ -98,7 +98,8 @@ class RedisStreamsLog:
         arguments: list[Argument] = []
         for topic in topics:
             retention_ms = int(topic.retention.total_seconds() * 1000)
-            arguments += [topic.name, topic.partitions, retention_ms, topic.max_bytes]
+            max_bytes = "" if topic.max_bytes is None else topic.max_bytes
+            arguments += [topic.name, topic.partitions, retention_ms, max_bytes]
         self._link.script(_ENSURE_TOPICS, self._prefix, int(grow), *arguments)
 
     def _topics(self, timeout_s: float | None = None) -> list[tuple[str, bytes]]:
@@ -280,6 +281,10 @@ def _chunks(records: Sequence[NewRecord]) -> Iterator[list[NewRecord]]:
         chunk.append(record)
     if chunk:
         yield chunk
+
+
+def _told(bound: object) -> str:
+    return "unlimited" if bound is None else str(bound)
 
 
 def _name(source: TopicPartition) -> str:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -21,9 +22,10 @@ import redis
 from core.clock import ManualClock
 from demo.redis_server import LOG_RULES, RedisServer
 from messaging.errors import LeaseLost, LogUnavailable
+from messaging.eventlog.memory import MemoryLog
 from messaging.eventlog.redis_streams import RedisStreamsLog
 from messaging.ports import NewRecord, Record, TopicPartition
-from messaging.topics import Topic
+from messaging.topics import Topic, all_topics
 from tests.bounds import once_within, refused_s
 from tests.conftest import redis_executables
 
@@ -367,6 +369,28 @@ def test_a_partition_above_its_size_drops_the_oldest_down_to_it(log: RedisStream
     log.append([record(b"x" * 997)])
     read_and_commit(log, count=1, upto=1201)
     assert log.trim(int(time.time() * 1000)) == 1
+
+
+def test_dead_letters_go_by_age_alone(log: RedisStreamsLog) -> None:
+    """Nobody has done with them, and what expires with an outage may be more than a partition keeps."""
+    declared = all_topics(("whatsapp",), 1, max_bytes=10_000)
+    model = MemoryLog()
+    for each in (log, model):
+        each.ensure_topics(declared)
+        each.append([record(b"x" * 1000, topic="whatsapp-outbound-dead-letters") for _ in range(100)])
+        assert (each.trim(int(time.time() * 1000)), each.trim(FAR_FUTURE_MS)) == (0, 100)
+
+
+def test_the_bound_that_dead_letters_had_is_told_and_taken_away(log: RedisStreamsLog) -> None:
+    declared = all_topics(("whatsapp",), 1, max_bytes=10_000)
+    log.ensure_topics([replace(topic, max_bytes=10_000) for topic in declared])
+    drift = log.drift(declared)
+    assert {(each.topic, each.what, each.declared, each.found) for each in drift} == {
+        (topic.name, "bytes", "unlimited", "10000") for topic in declared if topic.name.endswith("-dead-letters")
+    }
+    assert not any(each.is_shortage for each in drift)
+    log.ensure_topics(declared)
+    assert log.drift(declared) == []
 
 
 def test_a_group_that_comes_after_trimming_begins_at_the_logs_start(log: RedisStreamsLog) -> None:

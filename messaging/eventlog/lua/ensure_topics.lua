@@ -1,5 +1,5 @@
 -- Create topics, or retune those that exist: their partitions stay as they are unless growing, and never shrink.
--- KEYS: prefix. ARGV: grow (0 or 1), (topic, partitions, retention_ms, max_bytes)...
+-- KEYS: prefix. ARGV: grow (0 or 1), (topic, partitions, retention_ms, max_bytes or '')...
 for i = 2, #ARGV, 4 do
   local known = redis.call('HGET', KEYS[1] .. 'topics', ARGV[i])
   local partitions = tonumber(ARGV[i + 1])

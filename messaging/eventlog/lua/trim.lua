@@ -1,5 +1,5 @@
 -- One bounded step of retention: drop the oldest records that are too old, or too many bytes, and that every group
--- has done with. Records of a topic that no group reads count as done with.
+-- has done with. Records of a topic that no group reads count as done with. A topic may have no bound of bytes.
 -- KEYS: prefix. ARGV: topic, partition, now_ms. Returns records dropped, and 1 when there may be more to drop.
 local prefix, source = KEYS[1], ARGV[1] .. '/' .. ARGV[2]
 local stream = prefix .. 'records:' .. source
@@ -26,8 +26,8 @@ local dropped, freed, last = 0, 0, nil
 for _, entry in ipairs(entries) do
   local offset = tonumber(string.match(entry[1], '^%d+')) - 1
   local fields = entry[2]
-  local fits = tonumber(fields[2]) >= oldest_kept_ms and bytes - freed <= known.max_bytes
-  if offset >= watermark or fits then
+  local fits = not known.max_bytes or bytes - freed <= known.max_bytes
+  if offset >= watermark or (fits and tonumber(fields[2]) >= oldest_kept_ms) then
     break
   end
   dropped, last = dropped + 1, offset

@@ -161,6 +161,7 @@ def _remedy(drift: Sequence[Drift]) -> str:
     remedies = {
         "partitions": "PARTITIONS must be what is there, or grow with everything stopped: setup_topics --drained "
         "(they never shrink)",
+        "bytes": "setup_topics takes LOG_PARTITION_BYTES over (dead letters have no bound)",
         "retention": "change a topic's retention.ms with Kafka's own tools, or RETENTION_DAYS",
         "replicas": "change replicas with Kafka's own tools, or declare them (?replication=N, --replication-factor N)",
     }
