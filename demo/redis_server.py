@@ -17,8 +17,8 @@ LOG_RULES = (
     # appendfsync always: with everysec a kill -9 under disk load was seen to lose acknowledged records
     "appendonly yes",
     "appendfsync always",
-    # A full log refuses appends (the API answers 503) and is emptied by being read; without a bound the kernel would
-    # choose a process to kill.
+    # A full log refuses entries (the API answers 503) and is emptied by the workers behind it; without a bound the
+    # kernel would choose a process to kill.
     "maxmemory 2gb",
     "maxmemory-policy noeviction",
     "user default on nopass ~* &* +@all -flushall -flushdb -swapdb",

@@ -262,7 +262,7 @@ class LocalSystem:
 
     def _log_memory(self) -> int:
         """Bytes for all partitions, and half as much for what Redis adds to them. Of dead letters, which have one a
-        topic and no bound, there may be more."""
+        topic and no bound, there may be more: then less is kept of what was done with."""
         work_topics = 3 + len(channel_names())
         streams = work_topics * (int(self.env.get("PARTITIONS", "3")) + 1)
         return streams * int(self.env.get("LOG_PARTITION_BYTES", str(64 * 1024 * 1024))) * 3 // 2

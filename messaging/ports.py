@@ -59,12 +59,15 @@ class EventLog(Protocol):
     def ensure_topics(self, topics: Sequence[Topic]) -> None:
         """Create what is missing; may be called again. Never changes a number of partitions. Raises LogUnavailable."""
 
-    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
         """Return once all are durable: each one's partition and offset, in the order given.
 
         Records of one call that share a key keep the order given. A value may hold up to MAX_RECORD_BYTES, else
         RecordTooLarge and nothing is appended. Raises LogUnavailable when they were not all acknowledged within the
         adapter's time-out (5 s unless configured); any of them may still appear, so readers accept duplicates.
+
+        ``onward``: they follow from records that are on the log. One that is full, and refuses what comes from outside,
+        takes them all the same, else it could never get room again.
         """
 
     def subscribe(self, topics: Sequence[str], *, group: str, member: str, listener: RebalanceListener) -> Subscription:

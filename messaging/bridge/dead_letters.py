@@ -50,7 +50,7 @@ class DeadLetters:
             self._tell_that_it_waits(topic, now_s)
             return False
         try:
-            self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())])
+            self._log.append([dead_letter(work, reason, now_ms=self._clock.now_ms())], onward=True)
         except Unavailable:
             rest.begin()
             return False

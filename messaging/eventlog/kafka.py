@@ -46,7 +46,7 @@ class KafkaLog:
 
     # --- records ---
 
-    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:  # noqa: ARG002 - never full
         _check_sizes(records)
         if not records:
             return []

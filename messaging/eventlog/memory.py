@@ -102,7 +102,7 @@ class MemoryLog:
                 for each in range(partitions):
                     self._state.partitions.setdefault(TopicPartition(topic.name, each), _Partition())
 
-    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:  # noqa: ARG002 - never full
         check_sizes(records)
         with self._state.changed:
             self._state.check()

@@ -105,12 +105,12 @@ class RedisStreamsLog:
     def _topics(self, timeout_s: float | None = None) -> list[tuple[str, bytes]]:
         return _pairs(self._link.call("HGETALL", f"{self._prefix}topics", timeout_s=timeout_s))
 
-    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
         check_sizes(records)
         deadline_s = time.monotonic() + self._append_timeout_s
         places: list[tuple[TopicPartition, int]] = []
         for chunk in _chunks(records):
-            places += self._append_chunk(chunk, timeout_s=deadline_s - time.monotonic())
+            places += self._append_chunk(chunk, onward=onward, timeout_s=deadline_s - time.monotonic())
         return places
 
     def subscribe(
@@ -161,8 +161,10 @@ class RedisStreamsLog:
     def close(self) -> None:
         self._link.close()
 
-    def _append_chunk(self, records: Sequence[NewRecord], *, timeout_s: float) -> list[tuple[TopicPartition, int]]:
-        arguments: list[Argument] = []
+    def _append_chunk(
+        self, records: Sequence[NewRecord], *, onward: bool, timeout_s: float
+    ) -> list[tuple[TopicPartition, int]]:
+        arguments: list[Argument] = [int(onward)]
         for record in records:
             headers = _encode_headers(dict(record.headers)) if record.headers else b""
             arguments += [record.topic, key_hash(record.key), record.key, record.value, headers]

@@ -547,7 +547,7 @@ class _Run:
     def _report(self, news: Sequence[NewRecord]) -> None:
         if news:
             self._lease.check()
-            self._delivery.log.append(news)
+            self._delivery.log.append(news, onward=True)
 
     def _outcome(self, send: _Send) -> Outcome:
         match send.error:

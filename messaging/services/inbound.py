@@ -131,7 +131,7 @@ def _append(found: Sequence[NewRecord], log: EventLog) -> None:
     again = [each for each in found if each.topic == topics.INBOUND]
     onward = [each for each in found if each.topic != topics.INBOUND]
     for records in filter(None, (again, onward)):
-        log.append(records)
+        log.append(records, onward=True)
 
 
 @dataclass(frozen=True, slots=True)

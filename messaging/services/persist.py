@@ -50,7 +50,7 @@ def persist(
     outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
     if outbound:
         lease.check()
-        log.append(outbound)
+        log.append(outbound, onward=True)
     _count(messages, clock.now_ms())
     return outcomes | all_of(values, DONE)
 

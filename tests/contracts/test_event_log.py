@@ -159,9 +159,10 @@ def test_a_record_is_read_as_it_was_appended(log: EventLog) -> None:
     assert before_ms < record.appended_at_ms < time.time() * 1000 + 1000
 
 
-def test_append_answers_with_each_records_place_in_the_order_given(log: EventLog) -> None:
+@pytest.mark.parametrize("onward", [False, True])
+def test_append_answers_with_each_records_place_in_the_order_given(log: EventLog, onward: bool) -> None:
     batch = records(50)
-    places = log.append(batch)
+    places = log.append(batch, onward=onward)
     for new, (source, offset) in zip(batch, places, strict=True):
         [record] = log.read(source, start=offset, limit=1)
         assert (record.offset, record.key, record.value) == (offset, new.key, new.value)

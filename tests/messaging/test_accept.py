@@ -98,7 +98,7 @@ class Notes:
 class DeadlyLog(MemoryLog):
     """Whoever appends to it dies before anything is written."""
 
-    def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
         raise Killed
 
 

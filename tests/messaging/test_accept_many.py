@@ -139,7 +139,7 @@ def test_wherever_a_process_ends_a_retry_sends_each_once(counter: Counter, error
 @pytest.mark.parametrize(("part", "error"), [("log", LogUnavailable), ("store", StoreUnavailable)])
 def test_a_part_that_is_away_refuses_the_whole_request(counter: Counter, part: str, error: type[Exception]) -> None:
     class AwayLog(DeadlyLog):
-        def append(self, records: Any) -> Any:
+        def append(self, records: Any, **options: Any) -> Any:
             raise LogUnavailable("away")
 
     away = AwayAfter("", counter.bench.store)

@@ -54,7 +54,7 @@ def test_a_topic_that_is_away_is_not_tried_for_each_of_a_hundred_records() -> No
     class Away(MemoryLog):
         asked = 0
 
-        def append(self, records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+        def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
             self.asked += 1
             raise LogUnavailable("away")
 

@@ -110,8 +110,8 @@ def append_until_refused(log: RedisStreamsLog) -> str:
 def test_a_full_server_refuses_records_and_heals_by_being_read(
     server: RedisServer, admin: redis.Redis, log: RedisStreamsLog
 ) -> None:
-    """Leases and commits must go through while appends are refused, or a full log could never be emptied again."""
-    log.ensure_topics([Topic("messages", partitions=1, retention=timedelta(0))])
+    """Leases, commits and what follows from what is read must go through while entries are refused, or a full log could
+    never be emptied again. Records are young, and fit their partition: they go because the server is full."""
     subscription = log.subscribe(["messages"], group="bridge", member="a", listener=Listener())
     admin.config_set("maxmemory", int(admin.info("memory")["used_memory"]) + 4 * 1024 * 1024)
     try:
@@ -119,14 +119,53 @@ def test_a_full_server_refuses_records_and_heals_by_being_read(
         count = log.end_offset(ONE)
         assert count == len(log.read(ONE, start=0, limit=100)) > 0  # what was refused left no trace
         admin.config_set("maxmemory", int(admin.info("memory")["used_memory"]) - 1024 * 1024)  # and no byte less
-        found = collect(subscription.poll, count)
-        subscription.commit({ONE: found[-1].offset + 1})
+        assert log.append([record(b"y" * 500_000)], onward=True) == [(ONE, count)]
+        found = collect(subscription.poll, count + 1)
+        subscription.commit({ONE: found[-1].offset})
         assert log.committed("bridge", ONE) == count
-        assert log.trim(FAR_FUTURE_MS) == count
-        assert log.append([record()]) == [(ONE, count)]
+        assert 0 < log.trim(int(time.time() * 1000)) <= count
+        assert log.append([record()]) == [(ONE, count + 1)]
     finally:
         admin.config_set("maxmemory", 0)
-    assert [each.offset for each in collect(subscription.poll, 1)] == [count]
+    assert [each.offset for each in collect(subscription.poll, 1)] == [count + 1]
+
+
+def test_a_full_server_keeps_what_nobody_has_done_with(
+    server: RedisServer, admin: redis.Redis, log: RedisStreamsLog
+) -> None:
+    letters = TopicPartition("messages-dead-letters", 0)
+    log.ensure_topics(all_topics((), 1))
+    log.append([record(b"x" * 500_000, topic=topic) for topic in ("messages", letters.topic) for _ in range(3)])
+    read_and_commit(log, count=3, upto=2)
+    admin.config_set("maxmemory", 1)
+    try:
+        assert log.trim(int(time.time() * 1000)) == 2
+    finally:
+        admin.config_set("maxmemory", 0)
+    assert [len(log.read(source, start=0, limit=9)) for source in (ONE, letters)] == [1, 3]
+
+
+def test_a_server_that_does_not_tell_how_full_it_is_is_trimmed_all_the_same(
+    admin: redis.Redis, log: RedisStreamsLog
+) -> None:
+    log.append([record() for _ in range(20)])
+    read_and_commit(log, count=20, upto=20)
+    admin.acl_setuser("default", enabled=True, nopass=True, commands=["-info"])
+    try:
+        assert (log.trim(int(time.time() * 1000)), log.trim(FAR_FUTURE_MS)) == (0, 20)
+    finally:
+        admin.acl_setuser("default", enabled=True, nopass=True, commands=["+info"])
+
+
+def test_topics_are_made_and_retuned_on_a_full_server(admin: redis.Redis, log: RedisStreamsLog) -> None:
+    """Or a system that stopped with its log full would not start again."""
+    topics = [Topic("messages", 1, retention=timedelta(days=1)), Topic("new", 1)]
+    admin.config_set("maxmemory", 1)
+    try:
+        log.ensure_topics(topics)
+    finally:
+        admin.config_set("maxmemory", 0)
+    assert log.drift(topics) == []
 
 
 def test_a_read_only_server_is_unavailable(server: RedisServer, admin: redis.Redis, log: RedisStreamsLog) -> None:

@@ -1,5 +1,6 @@
 -- One bounded step of retention: drop the oldest records that are too old, or too many bytes, and that every group
--- has done with. Records of a topic that no group reads count as done with. A topic may have no bound of bytes.
+-- has done with. Records of a topic that no group reads count as done with. A topic may have no bound of bytes; of
+-- the others nothing is kept while more than nine tenths of the server's memory are taken.
 -- KEYS: prefix. ARGV: topic, partition, now_ms. Returns records dropped, and 1 when there may be more to drop.
 local prefix, source = KEYS[1], ARGV[1] .. '/' .. ARGV[2]
 local stream = prefix .. 'records:' .. source
@@ -9,6 +10,15 @@ if not known or length == 0 then
   return { 0, 0 }
 end
 known = cjson.decode(known)
+
+local max_bytes = known.max_bytes
+local info = redis.pcall('INFO', 'memory') -- some 25 us; an ACL may refuse it, and then it is no string
+info = type(info) == 'string' and info or ''
+local taken = tonumber(string.match(info, '\nused_memory:(%d+)') or 0)
+local limit = tonumber(string.match(info, '\nmaxmemory:(%d+)') or 0)
+if max_bytes and limit > 0 and taken > 0.9 * limit then
+  max_bytes = -1
+end
 
 local watermark = tonumber(redis.call('HGET', prefix .. 'end', source))
 for _, group in ipairs(redis.call('SMEMBERS', prefix .. 'readers:' .. ARGV[1])) do
@@ -26,7 +36,7 @@ local dropped, freed, last = 0, 0, nil
 for _, entry in ipairs(entries) do
   local offset = tonumber(string.match(entry[1], '^%d+')) - 1
   local fields = entry[2]
-  local fits = not known.max_bytes or bytes - freed <= known.max_bytes
+  local fits = not max_bytes or bytes - freed <= max_bytes
   if offset >= watermark or (fits and tonumber(fields[2]) >= oldest_kept_ms) then
     break
   end
