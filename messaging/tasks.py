@@ -189,7 +189,13 @@ def _process(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> 
     match topic:
         case topics.MESSAGES:
             return persist.persist(
-                items, store=store, log=wiring.event_log(), notify=wiring.notify(), lease=lease, recent=recent
+                items,
+                store=store,
+                log=wiring.event_log(),
+                notify=wiring.notify(),
+                lease=lease,
+                recent=recent,
+                deadline_s=_deadline_s(),
             )
         case topics.STATUS_UPDATES:
             return statuses.apply_statuses(items, store=store, notify=wiring.notify(), lease=lease, recent=recent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 from uuid import UUID
 
@@ -11,15 +13,21 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.failpoints import failpoint
 from messaging import codec, metrics, topics, tracing
 from messaging.domain import Message, Outbound, Party, RecipientStatus, Status, rank
+from messaging.errors import LogUnavailable
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
-from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
+from messaging.services.batches import AWAY, Item, Lease, Outcomes, all_of, decoded
 from messaging.services.recent import RecentMessages
 from messaging.services.render import message_json
 from messaging.work import DONE
 
+logger = logging.getLogger(__name__)
+
 Value = tuple[Item, Message]
+Values = Sequence[Value]
 LATE_MS: Final = 5_000
 """After its acceptance a message that was held up, or replayed, is shown to whoever of its audience is still there."""
+PORTION_BYTES: Final = 4 * 1024 * 1024
+"""Of one append: a batch to large groups becomes 65 MiB, which no log acknowledges within the time-out of one."""
 
 
 def persist(
@@ -31,8 +39,12 @@ def persist(
     lease: Lease,
     recent: RecentMessages,
     clock: Clock = SYSTEM_CLOCK,
+    deadline_s: float = math.inf,
 ) -> Outcomes:
-    """Raises Unavailable (nothing is done then, all may be repeated) and LeaseLost."""
+    """After ``deadline_s`` (monotonic) what goes to channels is left to the next batch, but for the first message's.
+
+    Raises Unavailable (nothing is done then, all may be repeated) and LeaseLost.
+    """
     values, outcomes = decoded(Message, items)
     messages = [message for _, message in values]
     if not messages:
@@ -47,15 +59,50 @@ def persist(
     seen_by = _audiences(messages, store, clock.now_ms())
     lease.check()
     notify([push for each in messages for push in _pushes(each, statuses[each.message_id], seen_by[each.message_id])])
-    outbound = [record for item, message in values for record in _outbound(item, message, clock.now_ms())]
-    if outbound:
+    done, left = _handed_on(values, log=log, lease=lease, clock=clock, deadline_s=deadline_s)
+    _count(messages[: len(done)], clock.now_ms())
+    return outcomes | done | left
+
+
+def _handed_on(
+    values: Values, *, log: EventLog, lease: Lease, clock: Clock, deadline_s: float
+) -> tuple[Outcomes, Outcomes]:
+    """Outcomes of the messages that the channels' topics have, and of those behind them: the next try must not begin
+    with what this one got done, or a batch that is too much for one try would never be. Raises LogUnavailable when
+    none is, and LeaseLost.
+    """
+    done = 0
+    for through, records in _portions(values, clock.now_ms()):
+        if done and clock.monotonic_s() >= deadline_s:
+            return all_of(values[:done], DONE), {}
         lease.check()
-        log.append(outbound, onward=True)
-    _count(messages, clock.now_ms())
-    return outcomes | all_of(values, DONE)
+        try:
+            log.append(records, onward=True)
+        except LogUnavailable as error:
+            if not done:
+                raise
+            logger.warning("the log is away, a part of a batch waits", extra={"error": error.detail})
+            return all_of(values[:done], DONE), all_of(values[done:], AWAY)
+        done = through
+    return all_of(values, DONE), {}
 
 
-def _as_stored(values: Sequence[Value], before: Set[UUID], store: MessageStore) -> list[Value]:
+def _portions(values: Values, now_ms: int) -> Iterator[tuple[int, list[NewRecord]]]:
+    """What goes on to the channels, in order and some at a time, and how many messages are through with it."""
+    portion: list[NewRecord] = []
+    size = 0
+    for number, (item, message) in enumerate(values):
+        for record in _outbound(item, message, now_ms):
+            if size >= PORTION_BYTES:
+                yield number, portion
+                portion, size = [], 0
+            portion.append(record)
+            size += len(record.value)
+    if portion:
+        yield len(values), portion
+
+
+def _as_stored(values: Values, before: Set[UUID], store: MessageStore) -> list[Value]:
     """Of records with one id the first counts: a retry of a request may name people who joined meanwhile."""
     first = {message.message_id: message for _, message in reversed(values)}
     if before:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from core.clock import iso_utc
+from core.clock import ManualClock, iso_utc
 from core.errors import Unavailable
-from messaging import topics
+from messaging import codec, topics
 from messaging.domain import Message, Outbound, Status, StatusChange
-from messaging.errors import LeaseLost
-from messaging.ports import NewRecord, Record
+from messaging.errors import LeaseLost, LogUnavailable
+from messaging.eventlog.memory import MemoryLog
+from messaging.ports import NewRecord, Record, TopicPartition
+from messaging.services.batches import AWAY
 from messaging.services.persist import LATE_MS, persist
 from messaging.services.recent import RecentMessages
 from messaging.work import DONE, Outcome, Verdict
@@ -24,7 +28,11 @@ IRIS = "instagram:17841400000000000"
 
 
 def run(
-    bench: Workbench, records: list[Record], fuse: Fuse | None = None, lease: FreeLease | None = None
+    bench: Workbench,
+    records: list[Record],
+    fuse: Fuse | None = None,
+    lease: FreeLease | None = None,
+    within_s: float = math.inf,
 ) -> list[Outcome | None]:
     fuse = fuse or Fuse(0)
     outcomes = persist(
@@ -35,6 +43,7 @@ def run(
         lease=lease or FreeLease(),
         recent=RecentMessages(),
         clock=bench.clock,
+        deadline_s=bench.clock.monotonic_s() + within_s,
     )
     return [outcomes.get(record.offset) for record in records]
 
@@ -183,6 +192,89 @@ def test_who_loses_the_lease_while_the_store_answers_shows_nobody(
     with pytest.raises(LeaseLost):
         run(bench, records, lease=lease)
     assert bench.sockets.pushes == []
+
+
+GROUP = [f"whatsapp:+55119{number:08}" for number in range(100)]
+
+
+class TakesSome(MemoryLog):
+    """Each try so many records; what goes beyond is not acknowledged in time, though a part of it is there."""
+
+    left = 0
+
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
+        taken = records[: self.left]
+        self.left -= len(taken)
+        places = super().append(taken, onward=onward)
+        if len(taken) < len(records):
+            raise LogUnavailable("did not acknowledge in time")
+        return places
+
+
+class TakesTime(MemoryLog):
+    """Three seconds for each append."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.clock = clock
+
+    def append(self, records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
+        self.clock.advance(3)
+        return super().append(records, onward=onward)
+
+
+def to_groups(bench: Workbench, log: MemoryLog, *, count: int, chars: int) -> tuple[list[Message], list[Record]]:
+    """Messages in turn to two groups of a hundred people, each some ``chars`` a hundred times on the way to them."""
+    log.ensure_topics(topics.all_topics(("whatsapp",), 1))
+    groups = [bench.conversation(ALICE, *GROUP) for _ in range(2)]
+    messages = [bench.message(groups[number % 2], f"{number} {'x' * chars}") for number in range(count)]
+    return messages, bench.append(topics.MESSAGES, messages)
+
+
+def routed(log: MemoryLog, recipient: str) -> list[UUID]:
+    """What goes to somebody, each once."""
+    records = log.read(TopicPartition(topics.outbound("whatsapp"), 0), start=0, limit=10_000)
+    found = [codec.decode(Outbound, each.value) for each in records]
+    return list(dict.fromkeys(each.message.message_id for each in found if each.recipient == recipient))
+
+
+def test_what_is_too_much_for_the_log_at_once_gets_on_from_try_to_try(bench: Workbench) -> None:
+    log = TakesSome(clock=bench.clock)
+    messages, left = to_groups(bench, log, count=12, chars=8_000)
+    bench.log, tries = log, 0
+    while left:
+        assert (tries := tries + 1) < 6
+        log.left = 500
+        outcomes = run(bench, left)
+        done = outcomes.count(DONE)
+        assert done
+        assert outcomes == [DONE] * done + [AWAY] * (len(left) - done)
+        left = left[done:]
+    assert tries > 2
+    for recipient in (GROUP[0], GROUP[-1]):
+        assert routed(log, recipient) == [each.message_id for each in messages]
+    log.left = 0
+    with pytest.raises(LogUnavailable):
+        run(bench, to_groups(bench, MemoryLog(), count=1, chars=1)[1])
+
+
+def test_who_loses_the_lease_between_two_portions_appends_no_more(bench: Workbench) -> None:
+    log = MemoryLog(clock=bench.clock)
+    messages, records = to_groups(bench, log, count=12, chars=8_000)
+    bench.log = log
+    with pytest.raises(LeaseLost):
+        run(bench, records, lease=FreeLease(3))
+    assert 0 < len(routed(log, GROUP[0])) < len(messages)
+
+
+def test_a_slow_log_leaves_the_rest_to_the_next_batch_and_finishes_one_message_at_least(bench: Workbench) -> None:
+    log = TakesTime(bench.clock)
+    messages, records = to_groups(bench, log, count=3, chars=60_000)
+    bench.log = log
+    assert run(bench, records, within_s=1) == [DONE, None, None]
+    assert run(bench, records[1:], within_s=1) == [DONE, None]
+    assert run(bench, records[2:], within_s=1) == [DONE]
+    assert routed(log, GROUP[-1]) == [each.message_id for each in messages]
 
 
 def test_a_poisonous_record_is_named_and_its_neighbours_are_stored(bench: Workbench) -> None:
