@@ -524,9 +524,9 @@ def test_a_command_that_is_stopped_says_that_more_is_left(bench: Workbench, comm
     bury(bench, bench.append(topics.MESSAGES, [bench.message(bench.conversation()) for _ in range(45)]))
     append = bench.log.append
 
-    def asked_meanwhile(records: Sequence[NewRecord]) -> list[tuple[TopicPartition, int]]:
+    def asked_meanwhile(records: Sequence[NewRecord], *, onward: bool = False) -> list[tuple[TopicPartition, int]]:
         os.kill(os.getpid(), signal.SIGTERM)
-        return append(records)
+        return append(records, onward=onward)
 
     bench.log.append = asked_meanwhile  # type: ignore[method-assign]
     with pytest.raises(CommandError, match="stopped; 20 replayed so far, run it again to go on") as stopped:
