@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
 WAITING: Final = "~waiting"
 # A file that our storage could not take waits like that, too: its message went on with the id that the file will have.
-LATE_FILE: Final = "~file"
+LATE_FILE: Final = "~file"  # and the number of the attachment: one that takes long, or fails, holds up no other
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it
 FILE_LATE_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
@@ -287,9 +287,10 @@ def _put(
 ) -> Outcome:
     """Where it belongs."""
     event = letter.event
+    _, late, number = letter.item.record.key.rpartition(LATE_FILE)
     match letter.news:
-        case InboundText() as text if letter.item.record.key.endswith(LATE_FILE):
-            return _late_files(letter, text, inbox=inbox, inbound=inbound, found=found)
+        case InboundText() as text if late:
+            return _late_file(letter, text, int(number), inbox=inbox, inbound=inbound, found=found)
         case InboundText() as text:
             return _receive(letter.item, event, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
         case StatusReport() as report:
@@ -332,11 +333,10 @@ def _receive(
     A storage that is away holds nobody up, nor does a platform that gives no file for long: the file is fetched later,
     by a record of its own.
     """
-    late = False
     conversation = _conversation(event, text, inbox, inbound)
     reply_to = _replied(event, text, inbound)
     for number, attachment in enumerate(text.attachments or (None,)):
-        external_id = text.external_id if number == 0 else f"{text.external_id}#{number}"
+        external_id = _numbered(text, number)
         ref = _claimed(external_id, event, text, conversation, inbound)
         if inbound.store.message(ref.message_id) is not None:
             metrics.INBOUND.labels(event.channel, "duplicate").inc()
@@ -355,9 +355,8 @@ def _receive(
                 delay_s = error.retry_after_s or inbound.retry_delay_s(item.attempts)
                 return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
             file_id = inbound.file_id(inbox, str(ref.message_id))
-            if not late:  # at once: before the item is through it may have to wait, and then this one is stored
-                found.append(_again(item, LATE_FILE))
-            late = True
+            # At once: before the item is through it may have to wait, and then this one is stored.
+            found.append(_again(item, f"{LATE_FILE}{number}"))
         home = conversation
         if ref.conversation_id != conversation.conversation_id:  # claimed before the contact moved on: it stays there
             home = inbound.store.conversation(ref.conversation_id) or conversation
@@ -384,28 +383,32 @@ def _receive(
     return DONE
 
 
-def _late_files(
-    letter: _Letter, text: InboundText, *, inbox: Inbox, inbound: Inbound, found: list[NewRecord]
+def _late_file(
+    letter: _Letter, text: InboundText, number: int, *, inbox: Inbox, inbound: Inbound, found: list[NewRecord]
 ) -> Outcome:
-    """Fetch what the messages of this item wait for. One that is there already is kept once all the same."""
+    """Fetch what one message of this item waits for. If it is there already it is kept once all the same."""
     item, event = letter.item, letter.event
-    for number, attachment in enumerate(text.attachments):
-        ref = _external(event, text.external_id if number == 0 else f"{text.external_id}#{number}", inbound)
-        message = inbound.store.message(ref.message_id) if ref else None
-        conversation = inbound.store.conversation(message.conversation_id) if message else None
-        if ref is None or message is None or conversation is None:
-            return _later(item, "not_stored_yet", inbound, found)
-        if message.file_id != inbound.file_id(inbox, str(ref.message_id)):
-            continue  # it went without
-        try:
-            _fetched(attachment, ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
-        except DeliveryError as error:
-            if inbound.clock.now_ms() - event.received_at_ms <= LATE_FILE_GIVEN_UP_MS:
-                return _later(item, error.reason, inbound, found)
-            _lost(item, ref, error)
-        except StorageUnavailable:
-            return _later(item, "storage_away", inbound, found)
+    ref = _external(event, _numbered(text, number), inbound)
+    message = inbound.store.message(ref.message_id) if ref else None
+    conversation = inbound.store.conversation(message.conversation_id) if message else None
+    if ref is None or message is None or conversation is None:
+        return _later(item, "not_stored_yet", inbound, found)
+    if message.file_id != inbound.file_id(inbox, str(ref.message_id)):
+        return DONE  # it went without
+    try:
+        _fetched(text.attachments[number], ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
+    except DeliveryError as error:
+        if inbound.clock.now_ms() - event.received_at_ms <= LATE_FILE_GIVEN_UP_MS:
+            return _later(item, error.reason, inbound, found)
+        _lost(item, ref, error)
+    except StorageUnavailable:
+        return _later(item, "storage_away", inbound, found)
     return DONE
+
+
+def _numbered(text: InboundText, number: int) -> str:
+    """What the platform would call the message of one of several attachments."""
+    return f"{text.external_id}#{number}" if number else text.external_id
 
 
 def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord]) -> Outcome:

@@ -168,7 +168,7 @@ class Desk:
     def late(self) -> list[Record]:
         """Files that are to be fetched later."""
         source = TopicPartition(topics.INBOUND, 0)
-        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~file")]
+        return [each for each in self.bench.log.read(source, start=0, limit=1000) if "~file" in each.key]
 
     def store_all(self) -> list[Message]:
         """What `messages` holds, persisted; each message once."""
@@ -555,6 +555,37 @@ def test_the_first_of_several_files_is_not_forgotten_when_the_second_has_to_wait
     assert desk.resolve(desk.late()) == [DONE]
     assert desk.kept.keys() == {each.file_id for each in hers}
     assert len(hers) == 2
+
+
+def test_late_files_of_one_message_are_fetched_in_as_many_batches_as_they_need(desk: Desk) -> None:
+    """One after the other would take longer than a task may, each time anew."""
+    fetched: list[float] = []
+
+    def slow() -> None:
+        fetched.append(desk.bench.clock.monotonic_s())
+        desk.bench.clock.advance(6)
+
+    desk.refuses = StorageUnavailable()
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO, VOICE, replace(PHOTO, media_id="media-3")))))
+    messages = desk.store_all()
+    desk.refuses, desk.webhooks.takes = None, slow
+    late = desk.late()
+    for number in range(1, 4):
+        [outcome, *unbegun] = desk.resolve(late)
+        assert (outcome, set(unbegun) - {None}, len(fetched)) == (DONE, set(), number)
+        late = late[1:]
+    assert late == []
+    assert desk.kept.keys() == {each.file_id for each in messages}
+
+
+def test_a_late_file_that_is_not_to_be_had_holds_up_no_other_of_its_message(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO, VOICE))))
+    [_, voice] = sorted(desk.store_all(), key=lambda message: message.message_id)
+    desk.refuses = None
+    desk.webhooks.files["media-1"] = [TransientDeliveryError("refused")]
+    assert desk.resolve(desk.late()) == [Outcome(Verdict.RETRY, after_s=1.0, reason="refused"), DONE]
+    assert desk.kept.keys() == {voice.file_id}
 
 
 def test_wherever_a_batch_dies_a_late_file_is_fetched_in_the_end(desk: Desk) -> None:
