@@ -104,6 +104,12 @@ class StorageUnavailable(Unavailable):
     title = "The file storage does not answer"
 
 
+class StorageTooSlow(StorageUnavailable):
+    """It answers, and did not take the whole file in time: that is too large for its speed."""
+
+    title = "The file storage did not take the file in time"
+
+
 class BucketMissing(StorageUnavailable):
     """The server is there, our bucket is not."""
 

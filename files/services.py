@@ -11,6 +11,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, cast
@@ -27,7 +28,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.database import release_pooled
 from core.ids import file_id as new_file_id
 from files import content_types, filenames
-from files.errors import EmptyFile, FileNotFound, FileTooLarge, QuotaExceeded, StorageUnavailable
+from files.errors import EmptyFile, FileNotFound, FileTooLarge, QuotaExceeded, StorageTooSlow, StorageUnavailable
 from files.incoming import Upload, incoming_dir
 from files.metrics import UPLOAD_BYTES
 from files.models import FileGrant, StoredFile
@@ -38,6 +39,7 @@ UNSENT_LIFETIME_S = 24 * 3600
 FROM_OUTSIDE = ""  # the uploader of what people sent us over a platform
 SAVES_AT_ONCE = 16  # of a process's 32 threads: a storage that hangs must leave some for all that needs none
 SAVE_WAIT_S = 2.0
+PING_WITHIN_S = 3.0  # a storage promises 2, a disk that hangs does not keep to it
 _SPOOL_BYTES = 1024 * 1024
 _saving = threading.BoundedSemaphore(SAVES_AT_ONCE)
 
@@ -255,15 +257,19 @@ def store_bytes(
     filename: str,
     content_type: str,
     file_id: str | None = None,
+    deadline_s: float | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> FileInfo:
     """Keep what a platform sent us. With a ``file_id`` made by the caller a replay reads and stores nothing.
 
     The stream is drawn chunk by chunk; past 1 MiB it waits on disk. Raises FileTooLarge, EmptyFile,
-    StorageUnavailable; what the stream itself raises passes through, and nothing is kept then.
+    StorageUnavailable, and StorageTooSlow when the storage has not taken it by ``deadline_s`` (monotonic); what the
+    stream itself raises passes through, and nothing is kept then.
     """
     if file_id and (known := get(file_id, workspace_id=placement.workspace_id)):
         return known
+    if deadline_s is not None and clock.monotonic_s() >= deadline_s:
+        raise StorageTooSlow
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES, dir=str(incoming_dir())) as spool:
         measured = _spooled(stream, spool)
         spool.seek(0)
@@ -276,6 +282,7 @@ def store_bytes(
             file_id=file_id or new_file_id(),
             source="inbound",
             now_ms=clock.now_ms(),
+            within_s=None if deadline_s is None else deadline_s - clock.monotonic_s(),
         )
 
 
@@ -310,13 +317,14 @@ def _keep(
     file_id: str,
     source: str,
     now_ms: int,
+    within_s: float | None = None,
 ) -> FileInfo:
     """Bytes first, then the row: a crash in between leaves bytes that nobody points at, never a row without bytes."""
     kind = content_types.detect(measured.head, filename=filename, declared=declared)
     content.content_type = kind  # type: ignore[attr-defined]  # the S3 backend stores it with the object
     folder = placement.conversation_id or "unsent"
     path = f"{placement.workspace_id}/{folder}/{file_id}{filenames.extension(filename)}"
-    _save(path, content)
+    _save(path, content, within_s=within_s)
     row, _ = StoredFile.objects.get_or_create(
         public_id=file_id,
         defaults={
@@ -336,17 +344,56 @@ def _keep(
     return _info(row)
 
 
-def _save(path: str, content: File[Any]) -> None:
+def _save(path: str, content: File[Any], *, within_s: float | None = None) -> None:
     release_pooled()  # a large file takes its time
+    try:
+        if within_s is None:
+            _handed_over(path, content)
+        else:
+            _handed_over_in_time(path, content, within_s)
+    except StorageUnavailable as error:
+        log.warning("a file was not stored", extra={"error": error.detail})
+        raise
+    except Exception as error:  # each backend raises classes of its own when it is away or full
+        log.exception("a file could not be stored")
+        raise StorageUnavailable from error
+
+
+def _handed_over(path: str, content: File[Any]) -> None:
     if not _saving.acquire(timeout=SAVE_WAIT_S):
         raise StorageUnavailable("The file storage is too slow for more uploads at once.")
     try:
         default_storage.save(path, content)
-    except Exception as error:  # each backend raises classes of its own when it is away or full
-        log.exception("a file could not be stored")
-        raise StorageUnavailable from error
     finally:
         _saving.release()
+
+
+def _handed_over_in_time(path: str, content: File[Any], within_s: float) -> None:
+    if not _ended(lambda: _handed_over(path, content), within_s):
+        raise StorageTooSlow if _ended(storage().ping, PING_WITHIN_S) else StorageUnavailable
+
+
+def _ended(work: Callable[[], None], within_s: float) -> bool:
+    """Whether it did in time; what is under way then fails soon, as its file is closed.
+
+    On a thread: a look at the clock as the file is read would come too late. S3's client holds two parts of 16 MiB
+    that are sent after the last read, and waits for answers; a disk may hang.
+    """
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=run, name="files", daemon=True).start()
+    if not wait([ended], within_s).done:
+        return False
+    ended.result()
+    return True
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

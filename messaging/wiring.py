@@ -208,14 +208,20 @@ def inbox_for(channel: str, account_id: str) -> Inbox | None:
 
 
 def keep_file(
-    inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
+    inbox: Inbox,
+    conversation: Conversation,
+    name: str,
+    attachment: InboundAttachment,
+    content: bytes,
+    *,
+    deadline_s: float,
 ) -> str:
     """Store what a person sent, once: the id is derived from ``name``, and the conversation's members may see it.
 
-    Raises StorageUnavailable.
+    Raises StorageUnavailable, and StorageTooSlow at ``deadline_s`` (monotonic).
     """
     with parties.list_of_files():
-        return _kept(inbox, conversation, file_id_of(inbox, name), attachment, content)
+        return _kept(inbox, conversation, file_id_of(inbox, name), attachment, content, deadline_s=deadline_s)
 
 
 def file_id_of(inbox: Inbox, name: str) -> str:
@@ -223,7 +229,15 @@ def file_id_of(inbox: Inbox, name: str) -> str:
     return f"file_{derived_id(inbox.workspace_id, name).hex}"
 
 
-def _kept(inbox: Inbox, conversation: Conversation, file_id: str, attachment: InboundAttachment, content: bytes) -> str:
+def _kept(
+    inbox: Inbox,
+    conversation: Conversation,
+    file_id: str,
+    attachment: InboundAttachment,
+    content: bytes,
+    *,
+    deadline_s: float,
+) -> str:
     stored = files.store_bytes(
         iter([content]),
         placement=files.Placement(
@@ -235,6 +249,7 @@ def _kept(inbox: Inbox, conversation: Conversation, file_id: str, attachment: In
         filename=attachment.filename,
         content_type=attachment.content_type,
         file_id=file_id,
+        deadline_s=deadline_s,
     )
     files.grant(stored.file_id, conversation_id=conversation.conversation_id)
     return stored.file_id

@@ -18,7 +18,7 @@ from core.clock import Clock
 from core.failpoints import WAITS, failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from core.text import storable
-from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
+from files.errors import EmptyFile, FileTooLarge, StorageTooSlow, StorageUnavailable
 from messaging import codec, metrics, topics, tracing
 from messaging.domain import (
     MAX_ADDRESS_CHARS,
@@ -50,7 +50,8 @@ WAITING: Final = "~waiting"
 # A file that our storage could not take waits like that, too: its message went on with the id that the file will have.
 LATE_FILE: Final = "~file"  # and the number of the attachment: one that takes long, or fails, holds up no other
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
-LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while it is the platform that does not give it
+LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while the platform does not give it, or it is too much for our storage
+KEEP_WITHIN_S: Final = 35.0  # of a batch's deadline: a task that takes longer counts as hanging, and is killed
 FILE_LATE_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
 UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # set apart: a receipt may come before the send call returned
 # One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
@@ -58,6 +59,7 @@ UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # set apart: a receipt may come before t
 EARLY_MS: Final = int(2_000 * WAITS)
 UNREADABLE_AGAIN_S: Final = 5.0
 EARLY_AGAIN_S: Final = 0.5
+NOT_BEFORE: Final = "not-before-ms"  # a header
 
 
 class Translator(Protocol):
@@ -77,17 +79,32 @@ class Inbox:
     agents: tuple[str, ...]  # user ids that become members of a conversation that an unknown sender opens
 
 
+class KeepFile(Protocol):
+    """Stores a file once under `Inbound.file_id` of its name. Raises StorageUnavailable, and StorageTooSlow at
+    ``deadline_s`` (monotonic)."""
+
+    def __call__(
+        self,
+        inbox: Inbox,
+        conversation: Conversation,
+        name: str,
+        attachment: InboundAttachment,
+        content: bytes,
+        *,
+        deadline_s: float,
+    ) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """Everything that resolving needs. ``keep_file`` stores a file once under `file_id` of its name; it raises
-    StorageUnavailable."""
+    """Everything that resolving needs."""
 
     store: MessageStore
     log: EventLog
     notify: Notify
     translator_for: Callable[[str], Translator]
     inbox_for: Callable[[str, str], Inbox | None]  # channel, account id
-    keep_file: Callable[[Inbox, Conversation, str, InboundAttachment, bytes], str]
+    keep_file: KeepFile
     file_id: Callable[[Inbox, str], str]
     names: Callable[[UUID, Collection[str]], Mapping[str, str]]  # display names of parties of a workspace
     retry_delay_s: Callable[[int], float]
@@ -290,9 +307,11 @@ def _put(
     _, late, number = letter.item.record.key.rpartition(LATE_FILE)
     match letter.news:
         case InboundText() as text if late:
-            return _late_file(letter, text, int(number), inbox=inbox, inbound=inbound, found=found)
+            return _late_file(
+                letter, text, int(number), inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s
+            )
         case InboundText() as text:
-            return _receive(letter.item, event, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+            return _receive(letter, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
         case StatusReport() as report:
             return _report(letter, report, inbound, refs, found)
         case Ignored(kind):
@@ -319,8 +338,7 @@ def _storable_texts(thing: InboundText | StatusReport | InboundAttachment) -> di
 
 
 def _receive(
-    item: Item,
-    event: InboundEvent,
+    letter: _Letter,
     text: InboundText,
     *,
     inbox: Inbox,
@@ -333,6 +351,7 @@ def _receive(
     A storage that is away holds nobody up, nor does a platform that gives no file for long: the file is fetched later,
     by a record of its own.
     """
+    item, event = letter.item, letter.event
     conversation = _conversation(event, text, inbox, inbound)
     reply_to = _replied(event, text, inbound)
     for number, attachment in enumerate(text.attachments or (None,)):
@@ -346,7 +365,7 @@ def _receive(
             return Outcome(Verdict.PAUSED, after_s=1.0, reason="out_of_time")
         try:
             file_id = (
-                _fetched(attachment, ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
+                _fetched(letter, attachment, ref, conversation, inbox=inbox, inbound=inbound, deadline_s=deadline_s)
                 if attachment
                 else None
             )
@@ -384,10 +403,19 @@ def _receive(
 
 
 def _late_file(
-    letter: _Letter, text: InboundText, number: int, *, inbox: Inbox, inbound: Inbound, found: list[NewRecord]
+    letter: _Letter,
+    text: InboundText,
+    number: int,
+    *,
+    inbox: Inbox,
+    inbound: Inbound,
+    found: list[NewRecord],
+    deadline_s: float,
 ) -> Outcome:
     """Fetch what one message of this item waits for. If it is there already it is kept once all the same."""
     item, event = letter.item, letter.event
+    if (not_before_ms := int(item.record.headers.get(NOT_BEFORE, 0))) > inbound.clock.now_ms():
+        return _later(item, "storage_slow", inbound, found, not_before_ms=not_before_ms)
     ref = _external(event, _numbered(text, number), inbound)
     message = inbound.store.message(ref.message_id) if ref else None
     conversation = inbound.store.conversation(message.conversation_id) if message else None
@@ -396,11 +424,19 @@ def _late_file(
     if message.file_id != inbound.file_id(inbox, str(ref.message_id)):
         return DONE  # it went without
     try:
-        _fetched(text.attachments[number], ref, conversation, item=item, inbox=inbox, event=event, inbound=inbound)
+        attachment = text.attachments[number]
+        _fetched(letter, attachment, ref, conversation, inbox=inbox, inbound=inbound, deadline_s=deadline_s)
     except DeliveryError as error:
-        if inbound.clock.now_ms() - event.received_at_ms <= LATE_FILE_GIVEN_UP_MS:
+        if _age_ms(event, inbound) <= LATE_FILE_GIVEN_UP_MS:
             return _later(item, error.reason, inbound, found)
         _lost(item, ref, error)
+    except StorageTooSlow as error:
+        if (age_ms := _age_ms(event, inbound)) <= LATE_FILE_GIVEN_UP_MS:
+            # Each try takes a worker, and all that wait for it, as long as a task may take: ever more rarely.
+            not_before_ms = inbound.clock.now_ms() + max(age_ms, LATE_FILE_AGAIN_MS)
+            found.append(_again(item, not_before_ms=not_before_ms))
+        else:
+            _lost(item, ref, error)
     except StorageUnavailable:
         return _later(item, "storage_away", inbound, found)
     return DONE
@@ -411,17 +447,24 @@ def _numbered(text: InboundText, number: int) -> str:
     return f"{text.external_id}#{number}" if number else text.external_id
 
 
-def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord]) -> Outcome:
-    if item.first_failed_ms and inbound.clock.now_ms() - item.first_failed_ms > LATE_FILE_AGAIN_MS:
-        found.append(_again(item))
+def _age_ms(event: InboundEvent, inbound: Inbound) -> int:
+    return inbound.clock.now_ms() - event.received_at_ms
+
+
+def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord], *, not_before_ms: int = 0) -> Outcome:
+    now_ms = inbound.clock.now_ms()
+    if item.first_failed_ms and now_ms - item.first_failed_ms > LATE_FILE_AGAIN_MS:
+        found.append(_again(item, not_before_ms=not_before_ms))
         return DONE
-    return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason=reason)
+    wait_s = min(not_before_ms - now_ms, LATE_FILE_AGAIN_MS) / 1000
+    return Outcome(Verdict.RETRY, after_s=max(wait_s, inbound.retry_delay_s(item.attempts)), reason=reason)
 
 
-def _again(item: Item, suffix: str = "") -> NewRecord:
+def _again(item: Item, suffix: str = "", *, not_before_ms: int = 0) -> NewRecord:
     """The same item at the end of the log, where it holds nobody up."""
     record = item.record
-    return NewRecord(topics.INBOUND, record.key + suffix, record.value, tracing.onward(record))
+    headers = {NOT_BEFORE: str(not_before_ms)} if not_before_ms else {}
+    return NewRecord(topics.INBOUND, record.key + suffix, record.value, {**tracing.onward(record), **headers})
 
 
 def _claimed(
@@ -507,22 +550,23 @@ def _tell_users(
 
 
 def _fetched(
+    letter: _Letter,
     attachment: InboundAttachment,
     ref: ExternalRef,
     conversation: Conversation,
     *,
-    item: Item,
     inbox: Inbox,
-    event: InboundEvent,
     inbound: Inbound,
+    deadline_s: float,
 ) -> str | None:
     """The id of the stored file; None when it is not to be had or kept. Raises a DeliveryError to try again, and
     StorageUnavailable."""
     try:
-        content = inbound.translator_for(event.channel).fetch_media(inbox.account, attachment)
-        return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content)
+        content = inbound.translator_for(letter.event.channel).fetch_media(inbox.account, attachment)
+        keep_by_s = deadline_s + KEEP_WITHIN_S
+        return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content, deadline_s=keep_by_s)
     except (PermanentDeliveryError, EmptyFile, FileTooLarge) as error:
-        _lost(item, ref, error)
+        _lost(letter.item, ref, error)
         return None
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from django.core.files.base import File
 from django.core.files.storage import default_storage
+from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID
 from core.clock import ManualClock
 from files import services
-from files.errors import EmptyFile, FileNotFound, FileTooLarge
+from files.errors import EmptyFile, FileNotFound, FileTooLarge, StorageTooSlow, StorageUnavailable
 from files.models import StoredFile
 from files.services import Placement
+from files.storage import LocalStorage
 from tests.files.conftest import SHARED, Person
 
 FROM_WHATSAPP = Placement(
@@ -87,6 +91,59 @@ def test_a_stream_that_breaks_keeps_nothing(db: None) -> None:
         services.store_bytes(broken(), placement=FROM_WHATSAPP, filename="a", content_type="", file_id="file_half")
     assert services.get("file_half", workspace_id=DEFAULT_WORKSPACE_ID) is None
     assert not list(Path(default_storage.path("")).rglob("file_half*"))
+
+
+class Slow(LocalStorage):
+    """Takes nothing until told."""
+
+    goes_on: ClassVar = threading.Event()
+    away: ClassVar = False
+
+    def ping(self) -> None:
+        if self.away:
+            raise StorageUnavailable
+
+    def _save(self, name: str, content: File[Any]) -> str:
+        assert self.goes_on.wait(10)
+        return super()._save(name, content)
+
+
+class Away(Slow):
+    away = True
+
+
+@pytest.mark.parametrize(("storage", "told"), [(Slow, StorageTooSlow), (Away, StorageUnavailable)])
+def test_a_storage_is_waited_for_until_the_deadline(
+    storage: type[LocalStorage], told: type[Exception], db: None, settings: Settings, tmp_path: Path
+) -> None:
+    slow = {"BACKEND": f"{__name__}.{storage.__name__}", "OPTIONS": {"location": str(tmp_path / "files")}}
+    settings.STORAGES = {**settings.STORAGES, "default": slow}
+    clock = ManualClock()
+
+    def keep(within_s: float) -> services.FileInfo:
+        return services.store_bytes(
+            chunks(b"x"),
+            placement=FROM_WHATSAPP,
+            filename="a",
+            content_type="",
+            file_id="file_slow",
+            deadline_s=clock.monotonic_s() + within_s,
+            clock=clock,
+        )
+
+    for _ in range(services.SAVES_AT_ONCE + 1):
+        Slow.goes_on.clear()
+        with pytest.raises(StorageUnavailable) as raised:
+            keep(0.01)
+        assert type(raised.value) is told
+        Slow.goes_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "files":
+                thread.join(10)
+    assert [each for each in tmp_path.rglob("*") if "file_slow" in each.name] == []
+    with pytest.raises(StorageTooSlow):
+        keep(0)
+    assert keep(10) == services.by_link("file_slow")
 
 
 class Unreadable(io.BytesIO):

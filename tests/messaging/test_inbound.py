@@ -18,11 +18,12 @@ from chat4all_project.parts import file_storage
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
 from connectors.errors import DeliveryError, PausedDeliveryError, PermanentDeliveryError, TransientDeliveryError
 from connectors.http import Limits
+from core.clock import SYSTEM_CLOCK
 from core.errors import Chat4AllError, Unavailable
 from core.ids import derived_id, uuid7, uuid7_ms
-from files.errors import EmptyFile, FileTooLarge, StorageUnavailable
-from messaging import codec, tasks, topics, tracing, wiring
-from messaging.dispatch import HARD_LIMIT_S
+from files.errors import EmptyFile, FileTooLarge, StorageTooSlow, StorageUnavailable
+from files.services import PING_WITHIN_S
+from messaging import codec, dispatch, tasks, topics, tracing, wiring
 from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
 from messaging.errors import LeaseLost, SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
@@ -30,8 +31,10 @@ from messaging.services.inbound import (
     EARLY_AGAIN_S,
     EARLY_MS,
     FILE_LATE_MS,
+    KEEP_WITHIN_S,
     LATE_FILE_AGAIN_MS,
     LATE_FILE_GIVEN_UP_MS,
+    NOT_BEFORE,
     UNKNOWN_STATUS_WAIT_MS,
     Inbound,
     Inbox,
@@ -89,6 +92,7 @@ class Desk:
         self.bench = bench
         self.webhooks = Webhooks()
         self.kept: dict[str, bytes] = {}
+        self.keep_by_s: list[float] = []
         self.changed: list[UUID] = []
         self.headers: Mapping[str, str] = {}  # of the records of what arrives
         self.refuses: Chat4AllError | None = None
@@ -150,8 +154,16 @@ class Desk:
         return self.inboxes.get((channel, account_id))
 
     def _keep(
-        self, inbox: Inbox, conversation: Conversation, name: str, attachment: InboundAttachment, content: bytes
+        self,
+        inbox: Inbox,
+        conversation: Conversation,
+        name: str,
+        attachment: InboundAttachment,
+        content: bytes,
+        *,
+        deadline_s: float,
     ) -> str:
+        self.keep_by_s.append(deadline_s)
         if self.refuses:
             raise self.refuses
         self.kept[f"file_{name}"] = content
@@ -526,7 +538,16 @@ def test_a_file_that_is_gone_leaves_the_message_at_once(desk: Desk) -> None:
 def test_a_look_at_a_file_ends_before_its_task_is_killed() -> None:
     limits = Limits()
     look_up_s = limits.total_s + limits.read_s
-    assert tasks.BATCH_DEADLINE_S + look_up_s + limits.download_s + limits.read_s < HARD_LIMIT_S
+    assert tasks.BATCH_DEADLINE_S + look_up_s + limits.download_s + limits.read_s < dispatch.HARD_LIMIT_S
+    assert tasks.BATCH_DEADLINE_S + KEEP_WITHIN_S + PING_WITHIN_S < dispatch.HANGS_S < dispatch.HARD_LIMIT_S
+
+
+def test_however_late_in_its_batch_a_file_was_begun_it_is_kept_by_the_same_time(desk: Desk) -> None:
+    desk.webhooks.takes = lambda: desk.bench.clock.advance(4)
+    records = desk.arrives(says("1", attachments=(PHOTO,)), says("2", id_="wamid.in2", attachments=(PHOTO,)))
+    until_s = desk.bench.clock.monotonic_s() + 5
+    desk.resolve(records, deadline_s=until_s)
+    assert desk.keep_by_s == [until_s + KEEP_WITHIN_S] * 2
 
 
 def test_a_storage_that_is_away_holds_nobody_up_and_loses_no_file(desk: Desk) -> None:
@@ -622,6 +643,51 @@ def test_a_late_file_goes_to_the_end_of_the_log_and_is_never_given_up_for_our_ow
         assert len(desk.late()) == 1 + times
     desk.refuses = None
     assert desk.resolve(desk.late()) == [DONE] * 4
+    assert list(desk.kept.values()) == [b"bytes"]
+
+
+def test_a_file_that_takes_the_storage_too_long_is_tried_ever_more_rarely_and_left_out_after_a_day(desk: Desk) -> None:
+    """Each try takes a worker for as long as a task may take."""
+    clock = desk.bench.clock
+    begun_ms, tries_ms = clock.now_ms(), list[int]()
+
+    def slow() -> None:
+        tries_ms.append(clock.now_ms() - begun_ms)
+        clock.advance(35)
+
+    desk.refuses, desk.webhooks.takes = StorageTooSlow(), slow
+    assert desk.resolve(desk.arrives(says("look", attachments=(PHOTO,)))) == [DONE]
+    assert [bool(each.file_id) for each in desk.store_all()] == [True]
+    seen = 0
+    while late := desk.late()[seen:]:
+        seen += 1
+        if not_before := late[0].headers.get(NOT_BEFORE):
+            wait_ms = int(not_before) - clock.now_ms()
+            again = Outcome(Verdict.RETRY, after_s=min(wait_ms, LATE_FILE_AGAIN_MS) / 1000, reason="storage_slow")
+            assert desk.resolve(late) == [again]
+            clock.advance(wait_ms / 1000)
+        assert desk.resolve(late) == [DONE]
+    *others, last = tries_ms
+    assert max(others) <= LATE_FILE_GIVEN_UP_MS < last
+    pauses_ms = [later - sooner for sooner, later in itertools.pairwise(tries_ms)]
+    assert pauses_ms == sorted(pauses_ms)
+    assert len(tries_ms) < 13
+
+
+def test_a_late_file_that_waits_for_its_next_try_holds_no_watermark(desk: Desk) -> None:
+    desk.refuses = StorageTooSlow()
+    desk.resolve(desk.arrives(says("look", attachments=(PHOTO,))))
+    desk.store_all()
+    desk.resolve(desk.late())
+    [_, late] = desk.late()
+    long_ago_ms = desk.bench.clock.now_ms() - LATE_FILE_AGAIN_MS - 1
+    assert desk.resolve([late], first_failed_ms=long_ago_ms) == [DONE]
+    [_, _, again] = desk.late()
+    assert (again.key, again.value) == (late.key, late.value)
+    assert again.headers[NOT_BEFORE] == late.headers[NOT_BEFORE]
+    desk.refuses = None
+    desk.bench.clock.advance(LATE_FILE_AGAIN_MS / 1000)
+    assert desk.resolve([again]) == [DONE]
     assert list(desk.kept.values()) == [b"bytes"]
 
 
@@ -888,7 +954,7 @@ def test_whatever_step_it_ends_at_the_next_worker_completes_it(desk: Desk, error
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("away", ["storage", "database"])
+@pytest.mark.parametrize("away", ["storage", "database", "time"])
 def test_whichever_part_of_the_storage_is_away_is_told_as_that(away: str, settings: Settings) -> None:
     inbox = Inbox(WHATSAPP, WORKSPACE, (ALICE,))
     home = Conversation(
@@ -908,6 +974,8 @@ def test_whichever_part_of_the_storage_is_away_is_told_as_that(away: str, settin
         nobody_there = file_storage("s3://key:secret@bucket?endpoint=http://127.0.0.1:1")
         settings.STORAGES = {**settings.STORAGES, "default": nobody_there}
     broken = connection.execute_wrapper(refuse) if away == "database" else nullcontext()
-    with broken, pytest.raises(StorageUnavailable):
-        wiring.keep_file(inbox, home, "name", PHOTO, b"bytes")
+    deadline_s = SYSTEM_CLOCK.monotonic_s() + (0 if away == "time" else 10)
+    with broken, pytest.raises(StorageUnavailable) as told:
+        wiring.keep_file(inbox, home, "name", PHOTO, b"bytes", deadline_s=deadline_s)
+    assert isinstance(told.value, StorageTooSlow) is (away == "time")
     assert wiring.file_id_of(inbox, "name").startswith("file_")
