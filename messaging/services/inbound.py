@@ -420,23 +420,16 @@ def _late_file(
     message = inbound.store.message(ref.message_id) if ref else None
     conversation = inbound.store.conversation(message.conversation_id) if message else None
     if ref is None or message is None or conversation is None:
-        return _later(item, "not_stored_yet", inbound, found)
+        return _later_today(letter, ref, "not_stored_yet", inbound, found)
     if message.file_id != inbound.file_id(inbox, str(ref.message_id)):
         return DONE  # it went without
     try:
         attachment = text.attachments[number]
         _fetched(letter, attachment, ref, conversation, inbox=inbox, inbound=inbound, deadline_s=deadline_s)
     except DeliveryError as error:
-        if _age_ms(event, inbound) <= LATE_FILE_GIVEN_UP_MS:
-            return _later(item, error.reason, inbound, found)
-        _lost(item, ref, error)
-    except StorageTooSlow as error:
-        if (age_ms := _age_ms(event, inbound)) <= LATE_FILE_GIVEN_UP_MS:
-            # Each try takes a worker, and all that wait for it, as long as a task may take: ever more rarely.
-            not_before_ms = inbound.clock.now_ms() + max(age_ms, LATE_FILE_AGAIN_MS)
-            found.append(_again(item, not_before_ms=not_before_ms))
-        else:
-            _lost(item, ref, error)
+        return _later_today(letter, ref, error.reason, inbound, found)
+    except StorageTooSlow:
+        _more_rarely(letter, ref, inbound, found)
     except StorageUnavailable:
         return _later(item, "storage_away", inbound, found)
     return DONE
@@ -447,8 +440,27 @@ def _numbered(text: InboundText, number: int) -> str:
     return f"{text.external_id}#{number}" if number else text.external_id
 
 
-def _age_ms(event: InboundEvent, inbound: Inbound) -> int:
-    return inbound.clock.now_ms() - event.received_at_ms
+def _age_ms(event: InboundEvent, ref: ExternalRef | None, inbound: Inbound) -> int:
+    """Since somebody of us first looked at it: before that nobody could ask, as `inbound` may have waited for long."""
+    return inbound.clock.now_ms() - (uuid7_ms(ref.message_id) if ref else event.received_at_ms)
+
+
+def _later_today(
+    letter: _Letter, ref: ExternalRef | None, reason: str, inbound: Inbound, found: list[NewRecord]
+) -> Outcome:
+    if _age_ms(letter.event, ref, inbound) <= LATE_FILE_GIVEN_UP_MS:
+        return _later(letter.item, reason, inbound, found)
+    _lost(letter, ref, reason)
+    return DONE
+
+
+def _more_rarely(letter: _Letter, ref: ExternalRef, inbound: Inbound, found: list[NewRecord]) -> None:
+    """Each try takes a worker, and all that wait for it, as long as a task may take."""
+    if (age_ms := _age_ms(letter.event, ref, inbound)) <= LATE_FILE_GIVEN_UP_MS:
+        not_before_ms = inbound.clock.now_ms() + max(age_ms, LATE_FILE_AGAIN_MS)
+        found.append(_again(letter.item, not_before_ms=not_before_ms))
+    else:
+        _lost(letter, ref, "storage_slow")
 
 
 def _later(item: Item, reason: str, inbound: Inbound, found: list[NewRecord], *, not_before_ms: int = 0) -> Outcome:
@@ -566,14 +578,15 @@ def _fetched(
         keep_by_s = deadline_s + KEEP_WITHIN_S
         return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content, deadline_s=keep_by_s)
     except (PermanentDeliveryError, EmptyFile, FileTooLarge) as error:
-        _lost(letter.item, ref, error)
+        _lost(letter, ref, type(error).__name__)
         return None
 
 
-def _lost(item: Item, ref: ExternalRef, error: Exception) -> None:
-    with tracing.about(item.record, ref.message_id):
-        logger.warning("attachment lost", extra={"channel": ref.channel, "error": type(error).__name__})
-    metrics.INBOUND.labels(ref.channel, "attachment_gone").inc()
+def _lost(letter: _Letter, ref: ExternalRef | None, error: str) -> None:
+    channel = letter.event.channel
+    with tracing.about(letter.item.record, ref and ref.message_id):
+        logger.warning("attachment lost", extra={"channel": channel, "error": error})
+    metrics.INBOUND.labels(channel, "attachment_gone").inc()
 
 
 def _asked_long(item: Item, inbound: Inbound) -> bool:

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import OperationalError, connection
+from prometheus_client import REGISTRY
 from pytest_django import Settings
 
 from chat4all_project.parts import file_storage
@@ -177,6 +178,9 @@ class Desk:
         source = TopicPartition(topics.INBOUND, 0)
         return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~waiting")]
 
+    def wait_until(self, ms: int) -> None:
+        self.bench.clock.advance((ms - self.bench.clock.now_ms()) / 1000)
+
     def late(self) -> list[Record]:
         """Files that are to be fetched later."""
         source = TopicPartition(topics.INBOUND, 0)
@@ -205,6 +209,12 @@ def desk(bench: Workbench) -> Desk:
 
 def says(text: str = "oi", *, id_: str = "wamid.in1", sender: str = "+5511999998888", **more: Any) -> InboundText:
     return InboundText(external_id=id_, sender=sender, text=text, sender_name="Carla", **more)
+
+
+def lost() -> float:
+    """How many files were left out."""
+    labels = {"channel": "whatsapp", "kind": "attachment_gone"}
+    return REGISTRY.get_sample_value("chat4all_inbound_events_total", labels) or 0
 
 
 def reports(status: str, external_id: str, **more: Any) -> StatusReport:
@@ -649,6 +659,7 @@ def test_a_late_file_goes_to_the_end_of_the_log_and_is_never_given_up_for_our_ow
 def test_a_file_that_takes_the_storage_too_long_is_tried_ever_more_rarely_and_left_out_after_a_day(desk: Desk) -> None:
     """Each try takes a worker for as long as a task may take."""
     clock = desk.bench.clock
+    desk.wait_until(SYSTEM_CLOCK.now_ms())  # ids know no other time
     begun_ms, tries_ms = clock.now_ms(), list[int]()
 
     def slow() -> None:
@@ -697,13 +708,41 @@ def test_a_late_file_waits_for_its_message_and_for_the_platform_no_longer_than_a
     desk.refuses = None
     [late] = desk.late()
     assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="not_stored_yet")]
-    desk.store_all()
+    [message] = desk.store_all()
     desk.webhooks.files["media-1"] = [TransientDeliveryError("refused")] * 2
-    desk.bench.clock.advance(LATE_FILE_GIVEN_UP_MS / 1000)
+    desk.wait_until(uuid7_ms(message.message_id) + LATE_FILE_GIVEN_UP_MS - 500)
     assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="refused")]
     desk.bench.clock.advance(1)
     assert desk.resolve([late]) == [DONE]
     assert desk.kept == {}
+
+
+@pytest.mark.parametrize("claimed", [True, False], ids=["a dead letter", "forgotten"])
+def test_a_late_file_does_not_wait_for_ever_for_a_message_that_is_never_stored(desk: Desk, claimed: bool) -> None:
+    desk.refuses = StorageUnavailable()
+    [record] = desk.arrives(says("look", attachments=(PHOTO,)))
+    late, since_ms = replace(record, key=f"{record.key}~file0"), desk.bench.clock.now_ms()
+    if claimed:
+        desk.resolve([record])
+        [late] = desk.late()
+        [ref] = desk.bench.store.externals("whatsapp", "1055", ["wamid.in1"]).values()
+        since_ms = uuid7_ms(ref.message_id)
+    desk.wait_until(since_ms + LATE_FILE_GIVEN_UP_MS - 500)
+    assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="not_stored_yet")]
+    counted, seen = lost(), len(desk.late())
+    desk.bench.clock.advance(1)
+    assert desk.resolve([late]) == [DONE]
+    assert (lost() - counted, len(desk.late()) - seen) == (1, 0)
+
+
+def test_a_day_for_a_late_file_begins_when_somebody_looked_at_its_message(desk: Desk) -> None:
+    """Not when it arrived: it may have waited on the log for longer."""
+    desk.refuses = StorageUnavailable()
+    records = desk.arrives(says("look", attachments=(PHOTO,)))
+    desk.wait_until(SYSTEM_CLOCK.now_ms())
+    desk.resolve(records)
+    desk.refuses = None
+    assert desk.resolve(desk.late()) == [Outcome(Verdict.RETRY, after_s=1.0, reason="not_stored_yet")]
 
 
 def test_what_was_not_begun_in_time_waits_for_the_next_batch(desk: Desk) -> None:
