@@ -36,6 +36,7 @@ from files.storage import FileStorage
 
 LINK_LIFETIME_S = 3600
 UNSENT_LIFETIME_S = 24 * 3600
+FAILING_S = 30.0  # of a round of deleting: after that it ends with the next one that fails
 FROM_OUTSIDE = ""  # the uploader of what people sent us over a platform
 SAVES_AT_ONCE = 16  # of a process's 32 threads: a storage that hangs must leave some for all that needs none
 SAVE_WAIT_S = 2.0
@@ -188,19 +189,16 @@ def check_quota(viewer: Viewer, new_bytes: int) -> None:
 def prune_unsent(limit: int, *, clock: Clock = SYSTEM_CLOCK) -> int:
     """Remove up to ``limit`` files that users uploaded and that no message carried within a day; how many.
 
-    Also what broken uploads left behind for a day in this machine's UPLOAD_TEMP_DIR, which does not count. Raises
-    StorageUnavailable; what is left then is removed by the next call.
+    Also what broken uploads left behind for a day in this machine's UPLOAD_TEMP_DIR, which does not count. A file that
+    cannot be deleted (a bucket may hold it) stops no other. Raises StorageUnavailable when none could be; what is left
+    is tried by the next call.
     """
     _remove_leftovers(before_s=clock.now_ms() / 1000 - UNSENT_LIFETIME_S)
     before_ms = clock.now_ms() - UNSENT_LIFETIME_S * 1000
     unsent = _stored().filter(created_at_ms__lt=before_ms, grants__isnull=True).exclude(uploader_id=FROM_OUTSIDE)
     for pk in list(unsent.order_by("created_at_ms").values_list("pk", flat=True)[:limit]):
         _give_up(pk)
-    removed = StoredFile.objects.filter(state=StoredFile.State.REMOVED).exclude(path="")
-    doomed = list(removed.order_by("created_at_ms")[:limit])
-    for row in doomed:
-        _delete_bytes(row)
-    return len(doomed)
+    return _delete_removed(limit, until_s=clock.monotonic_s() + FAILING_S, clock=clock)
 
 
 def _give_up(pk: int) -> None:
@@ -212,15 +210,25 @@ def _give_up(pk: int) -> None:
             row.save(update_fields=["state"])
 
 
-def _delete_bytes(row: StoredFile) -> None:
-    """The path goes last: as long as it stands there may be bytes."""
-    try:
-        default_storage.delete(row.path)
-    except Exception as error:  # as in `_save`
-        log.exception("a file could not be deleted")
-        raise StorageUnavailable from error
-    row.path = ""
-    row.save(update_fields=["path"])
+def _delete_removed(limit: int, *, until_s: float, clock: Clock) -> int:
+    removed = StoredFile.objects.filter(state=StoredFile.State.REMOVED).exclude(path="")
+    deleted, failed, fault = 0, 0, None
+    for row in list(removed.order_by("?")[:limit]):  # by age those that cannot be deleted would always come first
+        try:
+            default_storage.delete(row.path)
+        except Exception as error:  # as in `_save`
+            failed, fault = failed + 1, error
+            if clock.monotonic_s() > until_s:
+                break
+        else:
+            row.path = ""  # last: as long as it stands there may be bytes
+            row.save(update_fields=["path"])
+            deleted += 1
+    if fault:
+        log.warning("files could not be deleted", exc_info=fault, extra={"count": failed})
+        if not deleted:
+            raise StorageUnavailable(f"The file storage deletes none of {failed} files, see the log.") from fault
+    return deleted
 
 
 def _remove_leftovers(*, before_s: float) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from django.core.files.storage import default_storage
@@ -19,6 +21,7 @@ from files import services
 from files.errors import FileNotFound, StorageUnavailable
 from files.incoming import incoming_dir
 from files.models import StoredFile
+from files.storage import LocalStorage
 from tests.files.conftest import SHARED, Person, Send
 
 DAY_S = 24 * 3600
@@ -28,6 +31,10 @@ DAY_S = 24 * 3600
 def tomorrow() -> ManualClock:
     """A little more than a day after everything that a test uploads."""
     return ManualClock(SYSTEM_CLOCK.now_ms() + (DAY_S + 60) * 1000)
+
+
+def place(file_id: object) -> Path:
+    return Path(default_storage.path(StoredFile.objects.get(public_id=file_id).path))
 
 
 def post(client: Client, size: int) -> int:
@@ -86,16 +93,55 @@ def test_goes_in_steps(upload: Send, tomorrow: ManualClock) -> None:
     assert [services.prune_unsent(2, clock=tomorrow) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_bytes_that_could_not_be_deleted_go_the_next_time(upload: Send, tomorrow: ManualClock) -> None:
-    path = Path(default_storage.path(StoredFile.objects.get(public_id=upload()["file_id"]).path))
+def block(path: Path) -> None:
+    """No storage deletes that."""
     path.unlink()
     path.mkdir()
-    (path / "in the way").touch()  # no storage deletes that
-    with pytest.raises(StorageUnavailable):
+    (path / "in the way").touch()
+
+
+def test_bytes_that_could_not_be_deleted_go_a_later_time_and_stop_no_others(
+    upload: Send, tomorrow: ManualClock
+) -> None:
+    first, *others = [place(upload()["file_id"]) for _ in range(3)]
+    block(first)
+    assert services.prune_unsent(10, clock=tomorrow) == 2
+    assert [path.exists() for path in (first, *others)] == [True, False, False]
+    with pytest.raises(StorageUnavailable, match="none of 1 files"):
         services.prune_unsent(10, clock=tomorrow)
-    (path / "in the way").unlink()
+    (first / "in the way").unlink()
     assert services.prune_unsent(10, clock=tomorrow) == 1
-    assert not path.exists()
+    assert not first.exists()
+
+
+def test_however_many_cannot_be_deleted_others_have_their_turn(upload: Send, tomorrow: ManualClock) -> None:
+    *stuck, free = [place(upload()["file_id"]) for _ in range(4)]
+    for path in stuck:
+        block(path)
+    deleted = 0
+    for _ in range(100):
+        with suppress(StorageUnavailable):
+            deleted += services.prune_unsent(1, clock=tomorrow)
+    assert (deleted, free.exists()) == (1, False)
+
+
+class Away(LocalStorage):
+    clock: ClassVar = ManualClock()
+
+    def delete(self, name: str) -> None:
+        self.clock.advance(20)
+        raise TimeoutError
+
+
+def test_a_storage_that_is_away_is_not_asked_for_each_file(
+    upload: Send, tomorrow: ManualClock, settings: Settings
+) -> None:
+    for _ in range(5):
+        upload()
+    settings.STORAGES = {**settings.STORAGES, "default": {"BACKEND": f"{__name__}.Away"}}
+    Away.clock = tomorrow
+    with pytest.raises(StorageUnavailable, match="none of 2 files"):
+        services.prune_unsent(10, clock=tomorrow)
 
 
 def test_leftovers_of_broken_uploads_go_after_a_day(db: None) -> None:
