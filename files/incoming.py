@@ -17,6 +17,14 @@ def incoming_dir() -> Path:
     return path
 
 
+def remove_older(folder: Path, *, before_s: float) -> None:
+    """Files in it that nobody has touched since then (Unix time): whoever wrote them is gone."""
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            if path.is_file() and path.stat().st_mtime < before_s:
+                path.unlink()
+
+
 class Upload(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs only
     """A file as received: on disk under a name of ours, with what was measured while it streamed in."""
 

@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, cast
 from uuid import UUID
@@ -29,7 +28,7 @@ from core.database import release_pooled
 from core.ids import file_id as new_file_id
 from files import content_types, filenames
 from files.errors import EmptyFile, FileNotFound, FileTooLarge, QuotaExceeded, StorageTooSlow, StorageUnavailable
-from files.incoming import Upload, incoming_dir
+from files.incoming import Upload, incoming_dir, remove_older
 from files.metrics import UPLOAD_BYTES
 from files.models import FileGrant, StoredFile
 from files.storage import FileStorage
@@ -189,12 +188,13 @@ def check_quota(viewer: Viewer, new_bytes: int) -> None:
 def prune_unsent(limit: int, *, clock: Clock = SYSTEM_CLOCK) -> int:
     """Remove up to ``limit`` files that users uploaded and that no message carried within a day; how many.
 
-    Also what broken uploads left behind for a day in this machine's UPLOAD_TEMP_DIR, which does not count. A file that
-    cannot be deleted (a bucket may hold it) stops no other. Raises StorageUnavailable when none could be; what is left
-    is tried by the next call.
+    Also what broken uploads left behind for a day in this machine's UPLOAD_TEMP_DIR and in the storage, which does not
+    count. A file that cannot be deleted (a bucket may hold it) stops no other. Raises StorageUnavailable when none
+    could be; what is left is tried by the next call.
     """
-    _remove_leftovers(before_s=clock.now_ms() / 1000 - UNSENT_LIFETIME_S)
     before_ms = clock.now_ms() - UNSENT_LIFETIME_S * 1000
+    remove_older(incoming_dir(), before_s=before_ms / 1000)
+    storage().remove_leftovers(before_s=before_ms / 1000)
     unsent = _stored().filter(created_at_ms__lt=before_ms, grants__isnull=True).exclude(uploader_id=FROM_OUTSIDE)
     for pk in list(unsent.order_by("created_at_ms").values_list("pk", flat=True)[:limit]):
         _give_up(pk)
@@ -229,13 +229,6 @@ def _delete_removed(limit: int, *, until_s: float, clock: Clock) -> int:
         if not deleted:
             raise StorageUnavailable(f"The file storage deletes none of {failed} files, see the log.") from fault
     return deleted
-
-
-def _remove_leftovers(*, before_s: float) -> None:
-    for path in incoming_dir().iterdir():
-        with suppress(FileNotFoundError):  # finished meanwhile
-            if path.is_file() and path.stat().st_mtime < before_s:
-                path.unlink()
 
 
 # --- storing ------------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
 
 from files.errors import StorageRefused, StorageUnavailable
+from files.incoming import remove_older
 from files.links import signed_query
 
 DEFAULT_EXPIRE_S = 3600
 MIN_FREE_BYTES: Final = 64 * 1024 * 1024
+DRAFTS: Final = ".incoming"  # in the folder: where they are found when whoever wrote them was killed
 
 
 class FileStorage(Protocol):
@@ -29,6 +31,9 @@ class FileStorage(Protocol):
 
     def ping(self) -> None:
         """Raise StorageUnavailable, naming the part and the remedy, when it cannot take files; within 2 s."""
+
+    def remove_leftovers(self, *, before_s: float) -> None:
+        """What saves left behind that broke off before then (Unix time), where the storage does not do so by itself."""
 
     def set_up(self, *, cors_origins: Sequence[str], dry_run: bool) -> Iterator[str]:
         """Create what is missing; may be repeated. A line for each step. Raises StorageUnavailable."""
@@ -65,6 +70,13 @@ class LocalStorage(FileSystemStorage):
         if free < MIN_FREE_BYTES:
             raise StorageUnavailable(f"The file storage (folder {self.location}) has no room left: make some.")
 
+    def remove_leftovers(self, *, before_s: float) -> None:
+        remove_older(self._drafts, before_s=before_s)
+
+    @property
+    def _drafts(self) -> Path:
+        return Path(self.location) / DRAFTS
+
     def set_up(self, *, cors_origins: Sequence[str], dry_run: bool) -> Iterator[str]:
         """``cors_origins`` are not needed: links lead to our own API."""
         del cors_origins
@@ -84,7 +96,8 @@ class LocalStorage(FileSystemStorage):
         target.parent.mkdir(parents=True, exist_ok=True)
         if (uploaded := getattr(content, "temporary_file_path", None)) and _renamed(Path(uploaded()), target):
             return name
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".incoming-", delete=False) as draft:
+        self._drafts.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._drafts, delete=False) as draft:
             try:
                 _copy(content, draft)
                 Path(draft.name).replace(target)

@@ -13,6 +13,7 @@ from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from accounts.tokens import access_token
+from chat4all_project.parts import file_storage
 from core.errors import NotFound
 from core.ids import derived_id
 from files import services
@@ -58,9 +59,10 @@ def trent(db: None) -> Person:
 
 
 @pytest.fixture(autouse=True)
-def own_incoming(settings: Settings, tmp_path: Path) -> None:
-    """Tests that run at the same time must not sweep one another's uploads away."""
+def own_folders(settings: Settings, tmp_path: Path) -> None:
+    """Tests that run at the same time must not sweep one another's uploads and drafts away."""
     settings.UPLOAD_TEMP_DIR = str(tmp_path / "incoming")
+    settings.STORAGES = {**settings.STORAGES, "default": file_storage((tmp_path / "files").as_uri())}
 
 
 @pytest.fixture(autouse=True)

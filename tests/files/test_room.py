@@ -138,7 +138,8 @@ def test_a_storage_that_is_away_is_not_asked_for_each_file(
 ) -> None:
     for _ in range(5):
         upload()
-    settings.STORAGES = {**settings.STORAGES, "default": {"BACKEND": f"{__name__}.Away"}}
+    away = {**settings.STORAGES["default"], "BACKEND": f"{__name__}.Away"}
+    settings.STORAGES = {**settings.STORAGES, "default": away}
     Away.clock = tomorrow
     with pytest.raises(StorageUnavailable, match="none of 2 files"):
         services.prune_unsent(10, clock=tomorrow)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +24,7 @@ from files.models import StoredFile
 from files.services import Placement
 from files.storage import LocalStorage
 from tests.files.conftest import SHARED, Person
+from tests.forks import a_child_can
 
 FROM_WHATSAPP = Placement(
     workspace_id=DEFAULT_WORKSPACE_ID, uploader_id="whatsapp:+5511", conversation_id=SHARED, conversation="shared"
@@ -41,6 +44,10 @@ def store(*parts: bytes, file_id: str | None = None, filename: str = "photo.jpg"
         file_id=file_id,
         clock=ManualClock(1_234_567),
     )
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_inbound_media_is_stored_and_read_again(db: None) -> None:
@@ -77,9 +84,7 @@ def test_a_replay_after_a_crash_between_bytes_and_row_ends_with_one_of_each(db: 
     StoredFile.objects.all().delete()
     assert store(b"bytes", file_id="file_fixed") == first
     folder = Path(default_storage.path(first.path)).parent
-    assert [each.name for each in folder.iterdir() if each.name.startswith(("file_fixed", ".incoming"))] == [
-        "file_fixed.jpg"
-    ]
+    assert [each.name for each in folder.iterdir() if each.name.startswith("file_fixed")] == ["file_fixed.jpg"]
 
 
 def test_a_stream_that_breaks_keeps_nothing(db: None) -> None:
@@ -116,7 +121,7 @@ class Away(Slow):
 def test_a_storage_is_waited_for_until_the_deadline(
     storage: type[LocalStorage], told: type[Exception], db: None, settings: Settings, tmp_path: Path
 ) -> None:
-    slow = {"BACKEND": f"{__name__}.{storage.__name__}", "OPTIONS": {"location": str(tmp_path / "files")}}
+    slow = {**settings.STORAGES["default"], "BACKEND": f"{__name__}.{storage.__name__}"}
     settings.STORAGES = {**settings.STORAGES, "default": slow}
     clock = ManualClock()
 
@@ -140,7 +145,7 @@ def test_a_storage_is_waited_for_until_the_deadline(
         for thread in threading.enumerate():
             if thread.name == "files":
                 thread.join(10)
-    assert [each for each in tmp_path.rglob("*") if "file_slow" in each.name] == []
+    assert files_in(tmp_path) == []
     with pytest.raises(StorageTooSlow):
         keep(0)
     assert keep(10) == services.by_link("file_slow")
@@ -151,10 +156,26 @@ class Unreadable(io.BytesIO):
         raise OSError("the disk has a hole")
 
 
-def test_a_write_that_fails_leaves_no_draft(db: None) -> None:
+def test_a_write_that_fails_leaves_no_draft(db: None, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="hole"):
         default_storage.save("somewhere/file_x.bin", File(Unreadable(b"x")))
-    assert list(Path(default_storage.path("somewhere")).iterdir()) == []
+    assert files_in(tmp_path) == []
+
+
+class Killed(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        os._exit(0)
+
+
+def test_the_draft_of_a_writer_that_was_killed_goes_after_a_day(db: None, tmp_path: Path) -> None:
+    a_child_can(lambda: default_storage.save("somewhere/file_x.bin", File(Killed(b"x"))))
+    [draft] = files_in(tmp_path)
+    services.prune_unsent(1)
+    assert draft.exists()
+    then_s = time.time() - services.UNSENT_LIFETIME_S - 60
+    os.utime(draft, (then_s, then_s))
+    services.prune_unsent(1)
+    assert not draft.exists()
 
 
 def test_limits_hold_for_inbound_too(db: None, limit_bytes: int) -> None:

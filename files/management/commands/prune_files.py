@@ -15,7 +15,8 @@ from files.errors import StorageUnavailable
 class Command(LeanCommand):
     help = (
         "Delete files that no message carried within a day of their upload, and what broken uploads left in this "
-        "machine's UPLOAD_TEMP_DIR. Bridges do this every hour; it may be stopped at any moment."
+        "machine's UPLOAD_TEMP_DIR and in the folder of files. Bridges do this every hour; it may be stopped at any "
+        "moment."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
