@@ -10,8 +10,10 @@ from typing import Any, Final
 from django.conf import settings
 
 from core.health import Check, Page, Readiness, health_page, metrics_page, ready_page
+from realtime.consumers import PATHS
 
 SERVICE: Final = "gateway"
+PAGES: Final = PATHS | {"/health", "/ready", "/metrics"}
 
 
 class HealthApp:
@@ -38,7 +40,7 @@ class HealthApp:
 
     async def _answer(self, method: str, path: str) -> Page:
         """Checks block: they are waited for on another thread than the one that serves the sockets."""
-        if path not in {"/", "/ws", "/health", "/ready", "/metrics"}:
+        if path not in PAGES:
             return _problem(404, "not_found", "Not found")
         if method not in {"GET", "HEAD"}:
             return _problem(405, "method_not_allowed", "Only GET here")

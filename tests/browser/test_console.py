@@ -56,6 +56,23 @@ def test_a_wrong_password_is_told_where_it_is_typed(page: Page, alice: Person) -
     expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
 
 
+def test_its_socket_is_at_the_very_address_that_proxies_know(page: Page, alice: Person, system: LocalSystem) -> None:
+    address = f"{system.gateway_url}/ws"
+    with page.expect_websocket() as socket:
+        page.evaluate(
+            """async ([address, token]) => {
+                const { Live } = await import("/static/web/live.js");
+                await new Promise((live) => {
+                    const api = { signedIn: true, token: async () => token };
+                    const state = (now) => now === "live" && live();
+                    new Live(api, address, { frame() {}, resync() {}, state }).connect();
+                });
+            }""",
+            [address, alice.api.headers["Authorization"].removeprefix("Bearer ")],
+        )
+    assert socket.value.url == address
+
+
 def test_a_reply_comes_in_live_and_the_ticks_turn(console: Page, shared: str, bob: Person) -> None:
     open_shared(console)
     write(console, "Did you get the parcel?")

@@ -365,8 +365,9 @@ def test_the_ingress_and_the_settings_agree(manifests: tuple[Manifest, ...]) -> 
     environment = told(manifests)
     assert environment["ALLOWED_HOSTS"] == rule["host"] == ingress["spec"]["tls"][0]["hosts"][0]
     assert environment["API_URL"] == f"https://{rule['host']}"
-    gateway = next(p for p in rule["http"]["paths"] if p["backend"]["service"]["name"] == "gateway")
-    assert environment["GATEWAY_URL"] == f"wss://{rule['host']}{gateway['path']}"
+    sockets = [p["path"] for p in rule["http"]["paths"] if p["backend"]["service"]["name"] == "gateway"]
+    assert sockets == ["/ws", "/ws/"]
+    assert environment["GATEWAY_URL"] == f"wss://{rule['host']}/ws"
     assert ingress["metadata"]["annotations"]["nginx.org/websocket-services"] == "gateway"
 
 

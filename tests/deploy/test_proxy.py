@@ -17,6 +17,7 @@ import pytest
 import yaml
 from websockets.sync.client import connect
 from websockets.sync.server import Server, ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from tests.deploy.conftest import Backend, Pages
 from tests.deploy.programs import BIN, DOCKER, ROOT
@@ -59,7 +60,7 @@ def gateway() -> Iterator[Server]:
         for text in socket:
             socket.send(f"{socket.request.path if socket.request else ''} {text!s}")
 
-    with serve(echo, "127.0.0.1", 0) as server:
+    with serve(echo, "127.0.0.1", 0, subprotocols=[Subprotocol("chat4all")]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -183,10 +184,18 @@ def test_links_to_files_go_to_the_bucket_with_the_host_that_was_signed(proxy: Pr
     assert proxy.api.seen == []
 
 
-def test_sockets_pass_through_to_the_gateway(proxy: Proxy) -> None:
-    with connect(f"ws://127.0.0.1:{proxy.port}/ws?token=abc", additional_headers={"X-Other": "1"}) as socket:
+@pytest.mark.parametrize("path", ["/ws", "/ws?epoch=9f86d081&since=41", "/ws?token=abc", "/ws/", "/ws/?token=abc"])
+def test_sockets_pass_through_to_the_gateway(proxy: Proxy, path: str) -> None:
+    protocols = [Subprotocol("chat4all"), Subprotocol("bearer.abc")]  # as the console's
+    with connect(f"ws://127.0.0.1:{proxy.port}{path}", subprotocols=protocols) as socket:
+        assert socket.subprotocol == "chat4all"
         socket.send("hello")
-        assert socket.recv(timeout=5) == "/ws?token=abc hello"
+        assert socket.recv(timeout=5) == f"{path} hello"
+
+
+def test_what_only_begins_like_a_socket_goes_to_the_api(proxy: Proxy) -> None:
+    assert proxy.ask("GET", "/wsx")[2] == "/wsx"
+    assert proxy.ask("GET", "/ws/x")[2] == "/ws/x"
 
 
 def test_an_upload_that_never_ends_does_not_reach_the_api(proxy: Proxy) -> None:

@@ -624,7 +624,7 @@ async def test_health_and_metrics_are_on_the_same_port(gateway: GatewayProcess) 
         await hello(socket)
         assert await until(lambda: gateway.metric("chat4all_gateway_connections") == 1)
     assert await until(lambda: gateway.metric("chat4all_gateway_connections") == 0)
-    assert gateway.get("/")[0] == 426
+    assert {gateway.get(path)[0] for path in ("/", "/ws", "/ws/")} == {426}
     assert gateway.get("/admin/")[0] == 404
 
 

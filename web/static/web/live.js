@@ -42,7 +42,7 @@ export class Live {
     if (this.#stopped || this.#socket) return;
     const resume = this.#position ? `?epoch=${encodeURIComponent(this.#position.epoch)}&since=${this.#position.seq}` : "";
     // The token travels as a subprotocol: addresses end up in logs.
-    const socket = new WebSocket(`${this.#url}/${resume}`, ["chat4all", `bearer.${token}`]);
+    const socket = new WebSocket(`${this.#url}${resume}`, ["chat4all", `bearer.${token}`]);
     this.#socket = socket;
     socket.onmessage = (event) => this.#receive(JSON.parse(event.data));
     socket.onclose = (event) => this.#closed(socket, event.code);
