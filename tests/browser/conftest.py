@@ -95,6 +95,14 @@ def bob(system: LocalSystem) -> Iterator[Person]:
 
 
 @pytest.fixture
+def carol(system: LocalSystem) -> Iterator[Person]:
+    """Somebody else whom Bob knows."""
+    person = _person(system, "carol")
+    yield person
+    person.api.close()
+
+
+@pytest.fixture
 def shared(alice: Person, bob: Person) -> str:
     """A conversation of the two."""
     conversation_id: str = alice.post("/v1/conversations", members=[bob.user_id])["conversation_id"]

@@ -102,6 +102,24 @@ def test_what_is_not_on_the_screen_stays_unread(console: Page, shared: str, bob:
     assert bob.get(f"/v1/messages/{message_id}")["status"] in {"SENT", "DELIVERED"}
 
 
+def test_what_was_said_before_one_was_added_is_nothing_to_read(
+    console: Page, alice: Person, bob: Person, carol: Person
+) -> None:
+    told: list[str] = []
+    console.on("request", lambda request: told.append(request.url) if request.url.endswith("/read") else None)
+    group = bob.post("/v1/conversations", members=[carol.user_id], title="The group")["conversation_id"]
+    bob.say(group, "Before she came")
+    eventually(lambda: bob.get(f"/v1/conversations/{group}/messages")["items"])
+    bob.post(f"/v1/conversations/{group}/members", member_id=alice.user_id)
+    console.get_by_role("navigation").get_by_role("button", name=re.compile("The group")).click()
+    bubble(console, "Before she came")
+    with console.expect_response(re.compile("/read$")):
+        welcome = bob.say(group, "Welcome")
+    bubble(console, "Welcome")
+    expect(console).to_have_title("Chat4All")
+    assert [url.split("/")[-2] for url in told] == [welcome]
+
+
 def test_the_way_of_a_message_is_shown_behind_its_ticks(console: Page, shared: str, bob: Person) -> None:
     open_shared(console)
     write(console, "Trace me")

@@ -122,9 +122,10 @@ export class Conversation {
   }
 }
 
+/** Pages and frames bring a message with a status for each recipient: whoever has none, it was not sent to. */
 export function isUnread(message, userId) {
   if (message.sender_id === userId || !message.message_id) return false;
-  return message.statuses.find((each) => each.recipient_id === userId)?.status !== "READ";
+  return message.statuses.some((each) => each.recipient_id === userId && each.status !== "READ");
 }
 
 export class Store extends EventTarget {
