@@ -327,6 +327,21 @@ def test_statuses_only_move_forward_in_whatever_order_they_come(
     assert result == shown
 
 
+def test_a_conversation_does_not_fall_back_in_the_list(page: Page) -> None:
+    """A page may be older than the frames before it, and a frame may know only when the conversation began."""
+    assert page.evaluate(
+        """async () => {
+            const { Conversation } = await import("/static/web/store.js");
+            const at = (day) => ({ last_activity_at: `2026-01-0${day}T00:00:00.000Z` });
+            const conversation = new Conversation({ conversation_id: "c", ...at(2) });
+            return [at(1), {}, at(3)].map((fields) => {
+                conversation.update({ conversation_id: "c", ...fields });
+                return conversation.last_activity_at.slice(0, 10);
+            });
+        }"""
+    ) == ["2026-01-02", "2026-01-02", "2026-01-03"]
+
+
 def _eventually(condition: object, page: Page) -> None:
     """Wait for something outside of the page, while the page goes on living."""
     assert callable(condition)

@@ -43,7 +43,9 @@ export class Conversation {
   }
 
   update(fields) {
+    const known = this.last_activity_at ?? "";
     Object.assign(this, { title: "", members: [] }, this.#known(), fields);
+    if (this.last_activity_at < known) this.last_activity_at = known; // what comes last may be older
   }
 
   #known() {
