@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, WebSocketRoute, expect, sync_playwright
 
 from demo.supervisor import LocalSystem
 from tests.stack.servers import needed
@@ -134,11 +136,40 @@ def page(context: BrowserContext, system: LocalSystem) -> Iterator[Page]:
     assert faults == []
 
 
+class Line:
+    """A socket of the console's of which the test is the other end."""
+
+    def __init__(self, route: WebSocketRoute) -> None:
+        self._route = route
+        self.url = route.url
+        self.said: list[dict[str, Any]] = []
+        route.on_message(lambda text: self.said.append(json.loads(text)))
+
+    def tell(self, type_: str, **fields: Any) -> None:
+        self._route.send(json.dumps({"type": type_, **fields}))
+
+    def greet(self, seq: int = 0, *, heartbeat_s: float = 20) -> None:
+        self.tell("hello", epoch="e", seq=seq, heartbeat_s=heartbeat_s)
+
+
+@pytest.fixture
+def lines(page: Page) -> list[Line]:
+    """Each socket that the console will open, in the order of it: none reaches the gateway."""
+    opened: list[Line] = []
+    page.route_web_socket(re.compile("^ws"), lambda route: opened.append(Line(route)))
+    page.reload()
+    return opened
+
+
+def sign_in(page: Page, person: Person) -> None:
+    page.get_by_label("Username").fill(person.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+
 @pytest.fixture
 def console(page: Page, alice: Person) -> Page:
     """Alice's console, live."""
-    page.get_by_label("Username").fill(alice.username)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
+    sign_in(page, alice)
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
     return page

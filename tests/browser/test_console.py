@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ import redis
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from demo.supervisor import LocalSystem
-from tests.browser.conftest import PASSWORD, Person
+from tests.browser.conftest import PASSWORD, Line, Person, sign_in
 from tests.town import eventually
 
 
@@ -109,7 +110,7 @@ def test_what_was_said_before_one_was_added_is_nothing_to_read(
     console.on("request", lambda request: told.append(request.url) if request.url.endswith("/read") else None)
     group = bob.post("/v1/conversations", members=[carol.user_id], title="The group")["conversation_id"]
     bob.say(group, "Before she came")
-    eventually(lambda: bob.get(f"/v1/conversations/{group}/messages")["items"])
+    stored(bob, group, "Before she came")
     bob.post(f"/v1/conversations/{group}/members", member_id=alice.user_id)
     console.get_by_role("navigation").get_by_role("button", name=re.compile("The group")).click()
     bubble(console, "Before she came")
@@ -218,6 +219,62 @@ def test_what_could_not_be_fetched_after_a_resync_is_fetched_when_it_is_opened(
     console.unroute(history)
     open_shared(console)
     bubble(console, "meanwhile")
+
+
+LISTS, HISTORIES = re.compile(r"/v1/conversations\?"), re.compile(r"/v1/conversations/[^/]+/messages")
+
+
+def test_a_page_from_before_a_resync_leaves_no_hole(
+    page: Page, lines: list[Line], alice: Person, bob: Person, shared: str
+) -> None:
+    bob.say(shared, "before")
+    stored(bob, shared, "before")
+    history = held(page, HISTORIES)
+    sign_in(page, alice)
+    _eventually(lambda: history and lines, page)
+    bob.say(shared, "meanwhile")
+    stored(bob, shared, "meanwhile")
+    listed = held(page, LISTS)
+    lines[0].greet()
+    _eventually(lambda: listed, page)
+    shown = page.get_by_role("navigation")
+    history[0]()
+    expect(shown.get_by_text("before")).to_be_visible()
+    listed[0]()
+    expect(shown.get_by_text("meanwhile")).to_be_visible()
+
+
+def test_a_list_from_before_a_resync_does_not_stand_for_that_after_it(
+    page: Page, lines: list[Line], alice: Person, bob: Person
+) -> None:
+    listed = held(page, LISTS)
+    sign_in(page, alice)
+    _eventually(lambda: listed and lines, page)
+    bob.post("/v1/conversations", members=[alice.user_id], title="Meanwhile")
+    lines[0].greet()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    listed[0]()
+    expect(page.get_by_role("navigation").get_by_text("Meanwhile")).to_be_visible()
+
+
+def held(page: Page, address: re.Pattern[str]) -> list[Callable[[], None]]:
+    """The first answer from there, as it is at the time of the request, is given when it is called."""
+    answers: list[Callable[[], None]] = []
+
+    def hold(route: Route) -> None:
+        if answers:
+            route.continue_()
+            return
+        answer = route.fetch()
+        answers.append(lambda: route.fulfill(response=answer))
+
+    page.route(address, hold)
+    return answers
+
+
+def stored(person: Person, conversation: str, text: str) -> None:
+    history = f"/v1/conversations/{conversation}/messages"
+    eventually(lambda: text in {each["content"] for each in person.get(history)["items"]})
 
 
 def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) -> None:

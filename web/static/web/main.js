@@ -24,7 +24,7 @@ class Console {
   #me = { user_id: api.userId, username: "", display_name: "" };
   #open = null;
   #cursor = undefined; // of the list: undefined before the first page, null after the last
-  #listing = false;
+  #listing = null; // the page of the list that is under way
   #files = new Map();
   #reads = new Set();
   #readQueue = Promise.resolve();
@@ -165,10 +165,11 @@ class Console {
   }
 
   /** History is the truth: fetch all that was loaded again, what is shown first. What fails stays marked until it is
-   * shown, or the next resync. */
+   * shown, or the next resync. Pages that are under way may be from before it. */
   async #resync() {
-    for (const each of this.#store.conversations.values()) if (each.older !== undefined) each.mayHaveMissed();
+    for (const each of this.#store.conversations.values()) each.mayHaveMissed();
     this.#cursor = undefined;
+    this.#listing = null;
     await this.#more().catch((error) => toast(error.message, "bad"));
     if (this.#open && !this.#open.isWhole) await this.#latest(this.#open).catch(() => {});
     this.#previews.push(...[...this.#store.conversations.values()].filter((each) => each.missed));
@@ -177,16 +178,16 @@ class Console {
 
   async #more() {
     if (this.#listing || this.#cursor === null) return;
-    this.#listing = true;
+    const listing = (this.#listing = {});
     try {
       const page = await api.get(`/v1/conversations?limit=${LIST_PAGE}${this.#cursor ? `&cursor=${encodeURIComponent(this.#cursor)}` : ""}`);
       for (const fields of page.items) {
         const conversation = this.#store.put(fields);
         if (conversation.older === undefined) this.#previews.push(conversation);
       }
-      this.#cursor = page.next_cursor ?? null;
+      if (listing === this.#listing) this.#cursor = page.next_cursor ?? null;
     } finally {
-      this.#listing = false;
+      if (listing === this.#listing) this.#listing = null;
     }
     this.#store.changed(); // also when there is nothing: the list says so
     this.#fetchPreviews();
@@ -211,16 +212,16 @@ class Console {
     const newestKnown = missed ? missed.since : conversation.newestId;
     const first = conversation.older === undefined;
     let cursor = "";
-    for (;;) {
+    let met = first || !newestKnown;
+    do {
       const page = await this.#page(conversation, cursor);
-      const met = !newestKnown || page.items.some((message) => message.message_id <= newestKnown);
-      if (first || !page.next_cursor || met) {
-        if (first) conversation.older = page.next_cursor ?? null;
-        break;
-      }
-      cursor = page.next_cursor;
+      met ||= page.items.some((message) => message.message_id <= newestKnown);
+      cursor = page.next_cursor ?? null;
+    } while (cursor && !met);
+    if (conversation.missed === missed) { // no later resync came meanwhile
+      if (conversation.older === undefined) conversation.older = cursor;
+      conversation.missed = null;
     }
-    if (conversation.missed === missed) conversation.missed = null; // no later resync came meanwhile
     this.#store.changed();
   }
 
