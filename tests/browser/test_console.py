@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -275,6 +276,22 @@ def held(page: Page, address: re.Pattern[str]) -> list[Callable[[], None]]:
 def stored(person: Person, conversation: str, text: str) -> None:
     history = f"/v1/conversations/{conversation}/messages"
     eventually(lambda: text in {each["content"] for each in person.get(history)["items"]})
+
+
+def test_a_conversation_that_one_was_removed_from_is_gone(
+    console: Page, alice: Person, bob: Person, carol: Person
+) -> None:
+    members = [alice.user_id, carol.user_id]
+    group = bob.post("/v1/conversations", members=members, title="The group")["conversation_id"]
+    bob.say(group, "For members only")
+    console.get_by_role("navigation").get_by_role("button", name=re.compile("The group")).click()
+    bubble(console, "For members only")
+    assert bob.api.delete(f"/v1/conversations/{group}/members/{alice.user_id}").is_success
+    expect(console.get_by_role("heading", name="Pick a conversation")).to_be_visible()
+    expect(console.get_by_role("textbox", name="Message")).to_be_hidden()
+    expect(console.get_by_text("For members only")).to_have_count(0)
+    expect(console.get_by_role("navigation").get_by_role("button")).to_have_count(0)
+    assert not urlsplit(console.url).fragment
 
 
 def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) -> None:

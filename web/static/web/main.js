@@ -233,9 +233,25 @@ class Console {
 
   async #page(conversation, cursor) {
     const id = encodeURIComponent(conversation.conversation_id);
-    const page = await api.get(`/v1/conversations/${id}/messages?limit=${PAGE}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+    const page = await api.get(`/v1/conversations/${id}/messages?limit=${PAGE}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`).catch((error) => {
+      if (error.code !== "conversation_not_found") throw error;
+      this.#drop(conversation);
+      return { items: [] };
+    });
     for (const message of page.items) conversation.add(message);
     return page;
+  }
+
+  /** We were removed from it: nothing of it is ours to show any more. */
+  #drop(conversation) {
+    this.#store.drop(conversation);
+    if (this.#open !== conversation) return;
+    this.#open = this.list.openId = null;
+    this.thread.root.hidden = true;
+    this.placeholder.hidden = false;
+    this.thread.open(null);
+    this.close();
+    toast(`You are not in “${conversation.nameFor(api.userId)}” any more.`);
   }
 
   // --- what goes out
@@ -296,7 +312,7 @@ class Console {
     this.#readQueue = this.#readQueue.then(async () => {
       try {
         await api.post(`/v1/messages/${id}/read`);
-        this.#store.get(message.conversation_id).apply({ message_id: id, recipient_id: api.userId, status: "READ", at: new Date().toISOString() });
+        this.#store.get(message.conversation_id)?.apply({ message_id: id, recipient_id: api.userId, status: "READ", at: new Date().toISOString() });
         this.#store.changed();
       } catch {
         this.#reads.delete(id);

@@ -146,6 +146,12 @@ export class Store extends EventTarget {
     return this.conversations.get(fields.conversation_id);
   }
 
+  drop(conversation) {
+    const id = conversation.conversation_id;
+    if (this.get(id) === conversation) this.conversations.delete(id);
+    this.changed();
+  }
+
   get byActivity() {
     const when = (each) => each.last_activity_at ?? each.created_at ?? "";
     return [...this.conversations.values()].sort((a, b) => (when(a) < when(b) ? 1 : -1));

@@ -58,6 +58,7 @@ export class Thread {
     document.addEventListener("visibilitychange", () => this.#lookAgain());
   }
 
+  /** null: none any more. */
   open(conversation) {
     if (this.#conversation) this.#drafts.set(this.#conversation, { text: this.text.value, reply: this.#reply, file: this.#file });
     this.#conversation = conversation;
@@ -164,7 +165,7 @@ export class Thread {
   #visible(entries) {
     if (document.hidden || !document.hasFocus()) return;
     for (const { target, isIntersecting } of entries) {
-      const message = isIntersecting && this.#conversation.messages.get(target.dataset.messageId);
+      const message = isIntersecting && this.#conversation?.messages.get(target.dataset.messageId);
       if (!message || !isUnread(message, this.#userId)) continue;
       this.#seen.unobserve(target);
       this.#actions.read(message);
