@@ -137,13 +137,14 @@ def page(context: BrowserContext, system: LocalSystem) -> Iterator[Page]:
 
 
 class Line:
-    """A socket of the console's of which the test is the other end."""
+    """A socket of the console's of which the test is the other end. It answers nothing by itself, not even a close."""
 
     def __init__(self, route: WebSocketRoute) -> None:
         self._route = route
         self.url = route.url
         self.said: list[dict[str, Any]] = []
         route.on_message(lambda text: self.said.append(json.loads(text)))
+        route.on_close(lambda _code, _reason: None)
 
     def tell(self, type_: str, **fields: Any) -> None:
         self._route.send(json.dumps({"type": type_, **fields}))

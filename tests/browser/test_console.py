@@ -294,6 +294,32 @@ def test_a_conversation_that_one_was_removed_from_is_gone(
     assert not urlsplit(console.url).fragment
 
 
+def test_a_line_that_fell_silent_is_given_up_without_its_answer(page: Page, lines: list[Line], alice: Person) -> None:
+    sign_in(page, alice)
+    _eventually(lambda: lines, page)
+    lines[0].greet(heartbeat_s=0.1)
+    _eventually(lambda: lines[1:], page)
+
+
+def test_who_looks_again_finds_out_whether_the_line_lives(page: Page, lines: list[Line], alice: Person) -> None:
+    page.clock.install()
+    sign_in(page, alice)
+    _eventually(lambda: lines, page)
+    lines[0].greet()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    for answers in (True, False):
+        page.evaluate("dispatchEvent(new Event('online'))")
+        _eventually(lambda: lines[0].said == [{"type": "ping"}], page)
+        lines[0].said.clear()
+        if answers:
+            with page.expect_request(LISTS):
+                lines[0].tell("pong")
+                lines[0].tell("resync", epoch="e", seq=0)  # shows that the one before it was heard
+        page.clock.fast_forward(6_000)
+        expect(page.get_by_text("Live" if answers else "Reconnecting…", exact=True)).to_be_visible()
+    _eventually(lambda: lines[1:], page)
+
+
 def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) -> None:
     console.evaluate(
         """() => {

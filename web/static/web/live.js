@@ -3,6 +3,8 @@
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 20_000;
 const ACK_AFTER_MS = 50;
+const ANSWER_WITHIN_MS = 5_000;
+const SILENT = 4000; // our own close code
 const TOKEN_REFUSED = 4401;
 const TOO_MANY_SOCKETS = 4409; // this user has opened newer ones: coming back would close one of those
 
@@ -17,6 +19,7 @@ export class Live {
   #ackTimer = 0;
   #heartbeat = 0;
   #lastHeard = 0;
+  #pings = []; // without an answer yet, oldest first: the timer that ends the wait for it, if it has an end
   #stopped = false;
 
   /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline"). */
@@ -44,7 +47,7 @@ export class Live {
     // The token travels as a subprotocol: addresses end up in logs.
     const socket = new WebSocket(`${this.#url}${resume}`, ["chat4all", `bearer.${token}`]);
     this.#socket = socket;
-    socket.onmessage = (event) => this.#receive(JSON.parse(event.data));
+    socket.onmessage = (event) => socket === this.#socket && this.#receive(JSON.parse(event.data));
     socket.onclose = (event) => this.#closed(socket, event.code);
   }
 
@@ -53,9 +56,14 @@ export class Live {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#send({ type: "auth", token: await this.#api.token() });
   }
 
-  /** Do not wait for the timer: the network is back, or somebody looks at the page again. */
+  /** Do not wait for the timers: the network is back, or somebody looks at the page again. A socket may have died
+   * meanwhile without a word. */
   wake() {
-    if (this.#stopped || document.hidden || this.#socket) return;
+    if (this.#stopped || document.hidden) return;
+    if (this.#socket) {
+      this.#ping(ANSWER_WITHIN_MS);
+      return;
+    }
     clearTimeout(this.#timer);
     this.#attempt = 0;
     this.connect();
@@ -64,7 +72,7 @@ export class Live {
   stop() {
     this.#stopped = true;
     clearTimeout(this.#timer);
-    clearInterval(this.#heartbeat);
+    this.#quiet();
     removeEventListener("online", this.wake);
     document.removeEventListener("visibilitychange", this.wake);
     this.#socket?.close(1000);
@@ -79,6 +87,9 @@ export class Live {
       case "resync":
         this.#position = { epoch: frame.epoch, seq: frame.seq };
         this.#handlers.resync();
+        break;
+      case "pong":
+        clearTimeout(this.#pings.shift());
         break;
       case "token_expiring":
         this.#api.refresh().catch(() => {});
@@ -110,8 +121,22 @@ export class Live {
   }
 
   #beat(everyMs) {
-    if (Date.now() - this.#lastHeard > 2.5 * everyMs) this.#socket?.close(4000, "silent");
-    else this.#send({ type: "ping" });
+    if (Date.now() - this.#lastHeard > 2.5 * everyMs) this.#giveUp();
+    else this.#ping();
+  }
+
+  /** withinMs: without an answer until then the socket is given up. */
+  #ping(withinMs) {
+    if (this.#socket.readyState !== WebSocket.OPEN) return;
+    this.#send({ type: "ping" });
+    this.#pings.push(withinMs && setTimeout(() => this.#giveUp(), withinMs));
+  }
+
+  /** At once: a dead line does not answer a close either, and a browser waits for that. */
+  #giveUp() {
+    const socket = this.#socket;
+    this.#closed(socket, SILENT);
+    socket.close(SILENT, "silent");
   }
 
   #send(message) {
@@ -121,12 +146,18 @@ export class Live {
   async #closed(socket, code) {
     if (socket !== this.#socket) return;
     this.#socket = null;
-    clearInterval(this.#heartbeat);
+    this.#quiet();
     if (this.#stopped) return;
     this.#handlers.state("offline");
     if (code === TOO_MANY_SOCKETS) return;
     if (code === TOKEN_REFUSED) await this.#api.refresh().catch(() => {});
     if (this.#api.signedIn) this.#later();
+  }
+
+  /** The timers of a socket end with it. */
+  #quiet() {
+    clearInterval(this.#heartbeat);
+    for (const timer of this.#pings.splice(0)) clearTimeout(timer);
   }
 
   #later() {
