@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import redis
-from playwright.sync_api import BrowserContext, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, WebSocketRoute, expect
 
 from demo.supervisor import LocalSystem
 from tests.browser.conftest import PASSWORD, Line, Person, sign_in
@@ -318,6 +318,65 @@ def test_who_looks_again_finds_out_whether_the_line_lives(page: Page, lines: lis
         page.clock.fast_forward(6_000)
         expect(page.get_by_text("Live" if answers else "Reconnecting…", exact=True)).to_be_visible()
     _eventually(lambda: lines[1:], page)
+
+
+def test_an_acknowledgement_that_was_lost_with_its_socket_is_made_good(
+    page: Page, alice: Person, bob: Person, shared: str
+) -> None:
+    sockets: list[WebSocketRoute] = []
+    lost: list[str | bytes] = []
+
+    def opened(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        if not sockets:
+            socket.on_message(lambda said: lost.append(said) if lost or "ack" in str(said) else server.send(said))
+        sockets.append(socket)
+
+    page.route_web_socket(re.compile("^ws"), opened)
+    page.reload()
+    sign_in(page, alice)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    message_id = bob.say(shared, "Did it arrive?")
+    _eventually(lambda: lost, page)
+    assert bob.get(f"/v1/messages/{message_id}")["status"] == "SENT"
+    sockets[0].close(code=1012)
+    _eventually(lambda: bob.get(f"/v1/messages/{message_id}")["status"] == "DELIVERED", page)
+
+
+def test_it_comes_back_behind_what_it_surely_acknowledged(page: Page, lines: list[Line], alice: Person) -> None:
+    sign_in(page, alice)
+    _eventually(lambda: lines, page)
+    lines[0].greet()
+    lines[0].tell("news", epoch="e", seq=1)
+    first, second = ({"type": "ack", "epoch": "e", "seq": seq} for seq in (1, 2))
+    _eventually(lambda: lines[0].said == [first, {"type": "ping"}], page)
+    lines[0].tell("pong")
+    lines[0].tell("news", epoch="e", seq=2)
+    _eventually(lambda: second in lines[0].said, page)
+    lines[0].close()
+    _eventually(lambda: lines[1:], page)
+    assert urlsplit(lines[1].url).query == "epoch=e&since=1"
+    lines[1].greet(seq=2)
+    lines[1].tell("news", epoch="e", seq=2)
+    _eventually(lambda: lines[1].said[:1] == [second], page)
+
+
+def test_a_stream_that_was_set_back_is_loaded_again(
+    page: Page, lines: list[Line], alice: Person, bob: Person, shared: str
+) -> None:
+    sign_in(page, alice)
+    _eventually(lambda: lines, page)
+    lines[0].greet(seq=7)
+    lines[0].tell("news", epoch="e", seq=8)
+    _eventually(lambda: lines[0].said, page)
+    lines[0].close()
+    _eventually(lambda: lines[1:], page)
+    with page.expect_request(LISTS):
+        lines[1].greet(seq=7)
+    message = {"message_id": "m", "conversation_id": shared, "sender_id": bob.user_id, "content": "Another eighth"}
+    told = {"status": "SENT", "statuses": [], "accepted_at": "2026-01-01T00:00:00.000Z"}
+    lines[1].tell("message", epoch="e", seq=8, message={**message, **told})
+    expect(page.get_by_role("navigation").get_by_text("Another eighth")).to_be_visible()
 
 
 def test_signing_out_while_a_token_is_refreshed_stays_signed_out(console: Page) -> None:

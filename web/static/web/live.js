@@ -3,6 +3,7 @@
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 20_000;
 const ACK_AFTER_MS = 50;
+const CONFIRM_AFTER_MS = 1_000; // one ping for all acks of a second: who says more than 50 things in one is cut off
 const ANSWER_WITHIN_MS = 5_000;
 const SILENT = 4000; // our own close code
 const TOKEN_REFUSED = 4401;
@@ -14,12 +15,16 @@ export class Live {
   #handlers;
   #socket = null;
   #position = null; // the last frame seen: {epoch, seq}
+  #confirmed = null; // the last one whose acknowledgement came through: what is behind it has to come again
+  #heard = null; // the last one on this socket
+  #acked = null; // the last one acknowledged on it
   #attempt = 0;
   #timer = 0;
   #ackTimer = 0;
+  #confirmTimer = 0;
   #heartbeat = 0;
   #lastHeard = 0;
-  #pings = []; // without an answer yet, oldest first: the timer that ends the wait for it, if it has an end
+  #pings = []; // without an answer yet, oldest first: {acked: at its time, timer: ends the wait for it, if anything}
   #stopped = false;
 
   /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline"). */
@@ -43,7 +48,7 @@ export class Live {
       return;
     }
     if (this.#stopped || this.#socket) return;
-    const resume = this.#position ? `?epoch=${encodeURIComponent(this.#position.epoch)}&since=${this.#position.seq}` : "";
+    const resume = this.#confirmed ? `?epoch=${encodeURIComponent(this.#confirmed.epoch)}&since=${this.#confirmed.seq}` : "";
     // The token travels as a subprotocol: addresses end up in logs.
     const socket = new WebSocket(`${this.#url}${resume}`, ["chat4all", `bearer.${token}`]);
     this.#socket = socket;
@@ -85,11 +90,10 @@ export class Live {
         this.#greeted(frame);
         break;
       case "resync":
-        this.#position = { epoch: frame.epoch, seq: frame.seq };
-        this.#handlers.resync();
+        this.#beginAt(frame);
         break;
       case "pong":
-        clearTimeout(this.#pings.shift());
+        this.#answered(this.#pings.shift() ?? {});
         break;
       case "token_expiring":
         this.#api.refresh().catch(() => {});
@@ -105,19 +109,39 @@ export class Live {
     clearInterval(this.#heartbeat);
     const everyMs = (frame.heartbeat_s || 25) * 1000;
     this.#heartbeat = setInterval(() => this.#beat(everyMs), everyMs);
-    if (this.#position) return; // what was missed follows, or a resync
-    this.#position = { epoch: frame.epoch, seq: frame.seq };
+    const setBack = this.#position?.epoch === frame.epoch && this.#position.seq > frame.seq; // to an older copy
+    if (!this.#position || setBack) this.#beginAt(frame); // else what was missed follows, or a resync
+  }
+
+  #beginAt({ epoch, seq }) {
+    this.#position = this.#confirmed = { epoch, seq };
     this.#handlers.resync();
   }
 
   #take(frame) {
-    if (this.#position?.epoch === frame.epoch && frame.seq <= this.#position.seq) return;
-    this.#position = { epoch: frame.epoch, seq: frame.seq };
-    this.#handlers.frame(frame);
-    this.#ackTimer ||= setTimeout(() => {
-      this.#ackTimer = 0;
-      this.#send({ type: "ack", seq: this.#position.seq });
-    }, ACK_AFTER_MS);
+    const { epoch, seq } = frame;
+    this.#heard = { epoch, seq };
+    if (this.#position?.epoch !== epoch || this.#position.seq < seq) {
+      this.#position = this.#heard;
+      this.#handlers.frame(frame);
+    }
+    this.#ackTimer ||= setTimeout(() => this.#acknowledge(), ACK_AFTER_MS);
+  }
+
+  #acknowledge() {
+    this.#ackTimer = 0;
+    this.#send({ type: "ack", ...this.#heard });
+    this.#acked = this.#heard;
+    this.#confirmTimer ||= setTimeout(() => {
+      this.#confirmTimer = 0;
+      this.#ping();
+    }, CONFIRM_AFTER_MS);
+  }
+
+  /** The gateway takes messages in order: what was sent before a ping came through when its pong is there. */
+  #answered({ acked, timer }) {
+    clearTimeout(timer);
+    if (acked?.epoch === this.#confirmed.epoch && acked.seq > this.#confirmed.seq) this.#confirmed = acked;
   }
 
   #beat(everyMs) {
@@ -129,7 +153,7 @@ export class Live {
   #ping(withinMs) {
     if (this.#socket.readyState !== WebSocket.OPEN) return;
     this.#send({ type: "ping" });
-    this.#pings.push(withinMs && setTimeout(() => this.#giveUp(), withinMs));
+    this.#pings.push({ acked: this.#acked, timer: withinMs && setTimeout(() => this.#giveUp(), withinMs) });
   }
 
   /** At once: a dead line does not answer a close either, and a browser waits for that. */
@@ -154,10 +178,13 @@ export class Live {
     if (this.#api.signedIn) this.#later();
   }
 
-  /** The timers of a socket end with it. */
+  /** What is about to be said on a socket ends with it. */
   #quiet() {
     clearInterval(this.#heartbeat);
-    for (const timer of this.#pings.splice(0)) clearTimeout(timer);
+    for (const timer of [this.#ackTimer, this.#confirmTimer, ...this.#pings.map((each) => each.timer)]) clearTimeout(timer);
+    this.#ackTimer = this.#confirmTimer = 0;
+    this.#pings = [];
+    this.#acked = null;
   }
 
   #later() {
