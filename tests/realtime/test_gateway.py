@@ -173,8 +173,19 @@ async def test_who_is_not_known_comes_back_later_while_the_accounts_are_away(gat
         finally:
             accounts.execute("ALTER TABLE accounts_away RENAME TO accounts_user")
     assert "Traceback" not in gateway.log.read_text()[logged:]
-    async with gateway.connect("user53") as socket:
-        await hello(socket)
+    async with asyncio.timeout(20):
+        while not await is_let_in(gateway, "user53"):  # nobody asks a database that was away so shortly before
+            pass
+
+
+async def is_let_in(gateway: GatewayProcess, name: str) -> bool:
+    async with gateway.connect(name) as socket:
+        try:
+            await hello(socket)
+        except ConnectionClosed:
+            assert socket.close_code == 1013
+            return False
+        return True
 
 
 async def test_a_session_that_cannot_be_extended_now_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
