@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -334,8 +334,10 @@ def main() -> None:
     add_profile(parser)
     parser.add_argument("--full", action="store_true", help="the long form, which takes hours")
     parser.add_argument("--only", default=",".join(ALL), help="some of %(default)s")
+    parser.add_argument("--stored", type=int, metavar="N", help="messages that the store is filled with")
     options = parser.parse_args()
     names, scale = options.only.split(","), FULL if options.full else SHORT
+    scale = replace(scale, stored=options.stored or scale.stored)
     if unknown := set(names) - set(ALL):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:
