@@ -289,7 +289,7 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
             return
         match message:
             case ClientMessage(type="ping"):
-                await self._send({"type": "pong"})
+                await self._send({"type": "pong", "epoch": self._epoch, "acked": self._kept_seq})
             case ClientMessage(type="ack", seq=int()):
                 await self._take_ack(message)
             case ClientMessage(type="auth", token=str()):
@@ -314,6 +314,12 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
             return
         self._acked_seq = max(self._acked_seq, seq)
         self._hand_on_acks()
+
+    @property
+    def _kept_seq(self) -> int:
+        """Up to where acknowledgements on this socket are with whoever is told of them."""
+        owed = self._unacknowledged[0][0] if self._unacknowledged else self._acked_seq + 1
+        return min(self._acked_seq, owed - 1)
 
     def _hand_on_acks(self) -> None:
         ready = self._unacknowledged and self._unacknowledged[0][0] <= self._acked_seq

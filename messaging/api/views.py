@@ -197,8 +197,8 @@ class ConversationsView(APIView):
             parties=wiring.known_parties(),
             notify=wiring.notify(),
         )
-        shown = _shown(conversation, _last_activity_ms(conversation))
-        return Response(shown, HTTP_201_CREATED if new else HTTP_200_OK)
+        last_activity_ms = conversation.created_at_ms if new else _last_activity_ms(conversation)
+        return Response(_shown(conversation, last_activity_ms), HTTP_201_CREATED if new else HTTP_200_OK)
 
 
 class ConversationView(APIView):

@@ -28,6 +28,7 @@ from messaging.domain import InboundEvent
 from messaging.ports import NewRecord
 
 MAX_WEBHOOK_BYTES: Final = 4 * 1024 * 1024  # Meta sends up to 3 MB
+MAX_ACCOUNTS: Final = 100  # beside the addressed one: each is a query
 
 
 class WebhookTooLarge(Chat4AllError):
@@ -105,6 +106,8 @@ class _Named:
 
     def account(self, account_id: str) -> ChannelConfig | None:
         if account_id not in self._found:
+            if len(self._found) > MAX_ACCOUNTS:
+                raise BadWebhook(f"names more than {MAX_ACCOUNTS} accounts")
             self._found[account_id] = self._looked_up(account_id)
         return self._found[account_id]
 

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
 WAITING: Final = "~waiting"
 # A file that our storage could not take waits like that, too: its message went on with the id that the file will have.
-LATE_FILE: Final = "~file"  # and the number of the attachment: one that takes long, or fails, holds up no other
+LATE_FILE: Final = "~file"  # behind the attachment's number: one that takes long, or fails, holds up no other
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while the platform does not give it, or it is too much for our storage
 KEEP_WITHIN_S: Final = 35.0  # of a batch's deadline: a task that takes longer counts as hanging, and is killed
@@ -304,9 +304,12 @@ def _put(
 ) -> Outcome:
     """Where it belongs."""
     event = letter.event
-    _, late, number = letter.item.record.key.rpartition(LATE_FILE)
+    key = letter.item.record.key
     match letter.news:
-        case InboundText() as text if late:
+        case InboundText() as text if key.endswith(LATE_FILE):
+            number = key.removesuffix(LATE_FILE).rpartition("~")[2]
+            if not number.isdecimal():
+                return _each_late_file(letter.item, text, found)
             return _late_file(
                 letter, text, int(number), inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s
             )
@@ -375,7 +378,7 @@ def _receive(
                 return Outcome(Verdict.RETRY, after_s=delay_s, reason=error.reason)
             file_id = inbound.file_id(inbox, str(ref.message_id))
             # At once: before the item is through it may have to wait, and then this one is stored.
-            found.append(_again(item, f"{LATE_FILE}{number}"))
+            found.append(_again(item, f"~{number}{LATE_FILE}"))
         home = conversation
         if ref.conversation_id != conversation.conversation_id:  # claimed before the contact moved on: it stays there
             home = inbound.store.conversation(ref.conversation_id) or conversation
@@ -399,6 +402,14 @@ def _receive(
         inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
         headers = tracing.onward(item.record)
         found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message), headers))
+    return DONE
+
+
+def _each_late_file(item: Item, text: InboundText, found: list[NewRecord]) -> Outcome:
+    """One record stood for all of an item, in an earlier release."""
+    key, headers = item.record.key.removesuffix(LATE_FILE), tracing.onward(item.record)
+    numbers = range(len(text.attachments))
+    found += [NewRecord(topics.INBOUND, f"{key}~{each}{LATE_FILE}", item.record.value, headers) for each in numbers]
     return DONE
 
 

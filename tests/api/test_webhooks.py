@@ -98,6 +98,14 @@ def test_an_account_of_another_app_is_not_spoken_for(log: Log, elsewhere: Worksp
     assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
 
 
+def test_no_more_accounts_are_looked_up_than_an_app_may_have(log: Log) -> None:
+    """Whoever may sign for one account could else have the database asked for as many as fit into a body."""
+    assert post(webhook(*(text(each % 100, f"n{each}") for each in range(100)), text(1))).json() == {"received": 1}
+    channels.forget()
+    problem(post(webhook(*(text(each % 100, f"n{each}") for each in range(101)), text(1))), 422, "bad_webhook")
+    assert len(log.new(topics.INBOUND)) == 1
+
+
 def test_what_is_for_an_account_that_cannot_be_looked_up_comes_again_and_holds_nobody_up(
     log: Log, elsewhere: Workspace, settings: Settings
 ) -> None:

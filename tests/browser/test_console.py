@@ -350,7 +350,7 @@ def test_it_comes_back_behind_what_it_surely_acknowledged(page: Page, lines: lis
     lines[0].tell("news", epoch="e", seq=1)
     first, second = ({"type": "ack", "epoch": "e", "seq": seq} for seq in (1, 2))
     _eventually(lambda: lines[0].said == [first, {"type": "ping"}], page)
-    lines[0].tell("pong")
+    lines[0].tell("pong", epoch="e", acked=1)
     lines[0].tell("news", epoch="e", seq=2)
     _eventually(lambda: second in lines[0].said, page)
     lines[0].close()

@@ -184,7 +184,7 @@ class Desk:
     def late(self) -> list[Record]:
         """Files that are to be fetched later."""
         source = TopicPartition(topics.INBOUND, 0)
-        return [each for each in self.bench.log.read(source, start=0, limit=1000) if "~file" in each.key]
+        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~file")]
 
     def store_all(self) -> list[Message]:
         """What `messages` holds, persisted; each message once."""
@@ -717,11 +717,26 @@ def test_a_late_file_waits_for_its_message_and_for_the_platform_no_longer_than_a
     assert desk.kept == {}
 
 
+def test_a_record_of_an_earlier_release_stands_for_all_files_of_its_item(desk: Desk) -> None:
+    desk.refuses = StorageUnavailable()
+    [record] = desk.arrives(says("look", attachments=(PHOTO, PHOTO)))
+    desk.resolve([record])
+    desk.store_all()
+    for each in desk.late():
+        assert each.key.endswith("~file"), "an earlier release would take it for a message"
+    before, desk.refuses = len(desk.late()), None
+    assert desk.resolve([replace(record, key=f"{record.key}~file")]) == [DONE]
+    each_of_them = desk.late()[before:]
+    assert len(each_of_them) == 2
+    desk.resolve(each_of_them)
+    assert len(desk.kept) == 2
+
+
 @pytest.mark.parametrize("claimed", [True, False], ids=["a dead letter", "forgotten"])
 def test_a_late_file_does_not_wait_for_ever_for_a_message_that_is_never_stored(desk: Desk, claimed: bool) -> None:
     desk.refuses = StorageUnavailable()
     [record] = desk.arrives(says("look", attachments=(PHOTO,)))
-    late, since_ms = replace(record, key=f"{record.key}~file0"), desk.bench.clock.now_ms()
+    late, since_ms = replace(record, key=f"{record.key}~0~file"), desk.bench.clock.now_ms()
     if claimed:
         desk.resolve([record])
         [late] = desk.late()

@@ -19,7 +19,7 @@ from django.db import IntegrityError, OperationalError, connection, router, tran
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts.models import AuditEvent, User, Workspace
-from core.cache import LastKnown, TtlCache
+from core.cache import LastKnown
 from core.clock import ManualClock
 from core.errors import Conflict, Unavailable
 from messaging import channels
@@ -46,7 +46,10 @@ def workspace(db: None) -> Workspace:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     clock = ManualClock()
-    monkeypatch.setattr(channels, "_recent", TtlCache(ttl_s=channels.CACHED_S, clock=clock))
+    own: LastKnown[Any, Any] = LastKnown(
+        ttl_s=channels.CACHED_S, outage_s=channels.CACHED_AWAY_S - channels.CACHED_S, clock=clock
+    )
+    monkeypatch.setattr(channels, "_recent", own)
     return clock
 
 
@@ -237,7 +240,9 @@ class TestLookup:
         add(workspace)
         assert channels.account("whatsapp", "1055") is not None
 
-    def test_a_database_that_is_away_is_unavailable_and_not_remembered(self, workspace: Workspace) -> None:
+    def test_a_database_that_is_away_is_unavailable_and_not_remembered_for_long(
+        self, workspace: Workspace, clock: ManualClock
+    ) -> None:
         add(workspace)
 
         def away(*_args: object) -> None:
@@ -245,6 +250,7 @@ class TestLookup:
 
         with connection.execute_wrapper(away), pytest.raises(Unavailable, match="accounts database"):
             channels.account("whatsapp", "1055")
+        clock.advance(2)
         assert channels.account("whatsapp", "1055") is not None
 
 

@@ -15,16 +15,15 @@ export class Live {
   #handlers;
   #socket = null;
   #position = null; // the last frame seen: {epoch, seq}
-  #confirmed = null; // the last one whose acknowledgement came through: what is behind it has to come again
+  #confirmed = null; // the last one whose acknowledgement is kept: what is behind it has to come again
   #heard = null; // the last one on this socket
-  #acked = null; // the last one acknowledged on it
   #attempt = 0;
   #timer = 0;
   #ackTimer = 0;
   #confirmTimer = 0;
   #heartbeat = 0;
   #lastHeard = 0;
-  #pings = []; // without an answer yet, oldest first: {acked: at its time, timer: ends the wait for it, if anything}
+  #pings = []; // without an answer yet, oldest first: the timer that ends the wait for it, if any
   #stopped = false;
 
   /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline"). */
@@ -93,7 +92,7 @@ export class Live {
         this.#beginAt(frame);
         break;
       case "pong":
-        this.#answered(this.#pings.shift() ?? {});
+        this.#answered(frame);
         break;
       case "token_expiring":
         this.#api.refresh().catch(() => {});
@@ -115,6 +114,8 @@ export class Live {
 
   #beginAt({ epoch, seq }) {
     this.#position = this.#confirmed = { epoch, seq };
+    clearTimeout(this.#ackTimer); // of what came before
+    this.#ackTimer = 0;
     this.#handlers.resync();
   }
 
@@ -131,17 +132,15 @@ export class Live {
   #acknowledge() {
     this.#ackTimer = 0;
     this.#send({ type: "ack", ...this.#heard });
-    this.#acked = this.#heard;
     this.#confirmTimer ||= setTimeout(() => {
       this.#confirmTimer = 0;
       this.#ping();
     }, CONFIRM_AFTER_MS);
   }
 
-  /** The gateway takes messages in order: what was sent before a ping came through when its pong is there. */
-  #answered({ acked, timer }) {
-    clearTimeout(timer);
-    if (acked?.epoch === this.#confirmed.epoch && acked.seq > this.#confirmed.seq) this.#confirmed = acked;
+  #answered({ epoch, acked }) {
+    clearTimeout(this.#pings.shift());
+    if (epoch === this.#confirmed?.epoch && acked > this.#confirmed.seq) this.#confirmed = { epoch, seq: acked };
   }
 
   #beat(everyMs) {
@@ -153,7 +152,7 @@ export class Live {
   #ping(withinMs) {
     if (this.#socket.readyState !== WebSocket.OPEN) return;
     this.#send({ type: "ping" });
-    this.#pings.push({ acked: this.#acked, timer: withinMs && setTimeout(() => this.#giveUp(), withinMs) });
+    this.#pings.push(withinMs && setTimeout(() => this.#giveUp(), withinMs));
   }
 
   /** At once: a dead line does not answer a close either, and a browser waits for that. */
@@ -181,10 +180,9 @@ export class Live {
   /** What is about to be said on a socket ends with it. */
   #quiet() {
     clearInterval(this.#heartbeat);
-    for (const timer of [this.#ackTimer, this.#confirmTimer, ...this.#pings.map((each) => each.timer)]) clearTimeout(timer);
+    for (const timer of [this.#ackTimer, this.#confirmTimer, ...this.#pings]) clearTimeout(timer);
     this.#ackTimer = this.#confirmTimer = 0;
     this.#pings = [];
-    this.#acked = null;
   }
 
   #later() {
