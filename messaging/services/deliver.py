@@ -69,9 +69,8 @@ PARK_PAUSED_MS: Final = int(60_000 * WAITS)  # each time, however long: an outag
 PARK_LONGEST_MS: Final = 30 * 60_000
 PARK_AS_ASKED_MS: Final = 3600_000  # the longest wait that a platform is granted
 RESUME_WITHIN_MS: Final = int(20_000 * WAITS)  # of being taken; less than any wait: what was just tried is due later
-TRIED_MS: Final = (
-    RESUME_WITHIN_MS + PARK_FIRST_MS
-) // 2  # what is due later than in this time was not taken, but tried
+# What is due later than in this time was tried; what is due sooner may have been taken again.
+TRIED_MS: Final = (RESUME_WITHIN_MS + PARK_FIRST_MS) // 2
 PAUSED_S: Final = 5.0  # unless something says for how long
 MAX_BROKEN: Final = 3  # tries of a message that something of ours breaks on
 MAX_AGE_MS: Final = 24 * 3600 * 1000  # WhatsApp's service window: what is older would be refused or a surprise
