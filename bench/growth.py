@@ -155,7 +155,7 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
     lag = Lag(system)
     system.end("bridge")
     while (before := lag()) < scale.backlog:
-        seconds = max(0.1, min(60.0, (scale.backlog - before) / BACKLOG_PER_S))
+        seconds = max(1.0, min(60.0, (scale.backlog - before) / BACKLOG_PER_S))  # a batch may take half of that
         closed_loop(system.api_url, posts, seconds=seconds, warm_up_s=0)
     traffic = Traffic(system, listeners_of(people), pushed)
     usage = Usage(system)

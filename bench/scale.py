@@ -1,4 +1,4 @@
-"""How long and how large: the short form takes 18 minutes, the full one measures what the targets name."""
+"""How long and how large: the short form takes 15 minutes, the full one measures what the targets name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Scale:
 
 SHORT: Final = Scale(
     "short",
-    time=0.35,
-    reference_s=15,
-    steady_s=15,
+    time=0.28,
+    reference_s=12,
+    steady_s=12,
     conversations=(1, 1_000),
     stored=10_000,
     connected=(1, 200),
