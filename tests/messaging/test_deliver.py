@@ -1094,9 +1094,9 @@ def test_a_scope_is_tried_however_long_its_task_waits_in_the_queue(bench: Workbe
         queue.append(now_ms + RESUME_WITHIN_MS)
         [scope] = bench.store.take_due_scopes(topic=OUTBOUND, now_ms=now_ms, again_at_ms=queue[-1], limit=9)
         bench.clock.advance(wait_s)
-    for again_at_ms in queue:
+    for again_at_ms in queue:  # already the first one, or each would leave it to the next
         resume(bench, scope, again_at_ms=again_at_ms)
-    assert bench.platform.texts == ["a1"]
+        assert bench.platform.texts == ["a1"]
 
 
 def test_a_scope_of_which_nothing_is_left_is_no_work(bench: Workbench) -> None:

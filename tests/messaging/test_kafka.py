@@ -392,6 +392,7 @@ class _Napping:
 
     def __init__(self, *, size: int = 1, naps: int = 0) -> None:
         self.member: Any = None
+        self.asked = 0
         self._value = b"x" * size
         self._next = 5
         self._left = self._naps = naps
@@ -406,6 +407,7 @@ class _Napping:
         return [_Arrived(offset, self._value) for offset in range(first, first + count)]
 
     def commit(self, **_: object) -> list[Any]:
+        self.asked += 1
         if self._left:
             self._left -= 1
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
@@ -428,13 +430,15 @@ def _reading(consumer: _Napping) -> KafkaSubscription:
 
 def test_nothing_is_lost_or_returned_while_nobody_says_that_it_is_still_ours() -> None:
     """What librdkafka handed over in the poll that was slept through is not to be had again."""
-    member = _reading(_Napping(naps=2))
+    consumer = _Napping(naps=2)
+    member = _reading(consumer)
     for _ in range(2):
         with pytest.raises(LogUnavailable):
             member.poll(0.0)
     offsets = [each.offset for _ in range(3) for each in member.poll(0.0)]
     assert offsets[:3] == [5, 6, 7]
     assert offsets == list(range(5, 5 + len(offsets)))
+    assert consumer.asked == 3, "once it was answered nobody asks again"
 
 
 def test_no_more_is_held_than_polls_return() -> None:
