@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 import redis
@@ -18,10 +17,24 @@ from core.rest import Rest
 logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "chat4all:members"
+EVERYTHING: Final = b""  # in the place of a conversation's id: nobody says any more which ones changed
 TIMEOUT_S: Final = 0.25  # to tell may not hold up an answer for longer
 PAUSE_S: Final = 5.0  # without telling again after Redis failed
 LOOK_S: Final = 1.0
 SILENCE_S: Final = 5.0  # an answer that takes longer comes from nowhere
+
+
+class Keeper(Protocol):
+    """Who keeps conversations."""
+
+    def forget(self, conversation_id: UUID) -> None:
+        """Its members are others now."""
+
+    def forget_all(self) -> None:
+        """Something may have been missed: called first when it is begun to hear, and after each interruption."""
+
+    def heard(self, until_s: float) -> None:
+        """About once a second: until then (monotonic) nothing was missed."""
 
 
 class RedisMemberNews:
@@ -31,6 +44,7 @@ class RedisMemberNews:
         self._url = url
         self._clock = clock
         self._rest = Rest(PAUSE_S, clock)
+        self._is_owed = False  # something that was not told
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
@@ -38,47 +52,62 @@ class RedisMemberNews:
     def tell(self, conversation_id: UUID) -> None:
         """To be called once the store has it. Never raises."""
         if self._rest.is_on:
-            return
+            self._is_owed = True
+        else:
+            self._publish(EVERYTHING if self._is_owed else conversation_id.bytes)
+
+    def settle(self) -> None:
+        """Tell what could not be told: now and then, on a thread for which nobody waits. Never raises."""
+        if self._is_owed:
+            self._publish(EVERYTHING)
+
+    def _publish(self, news: bytes) -> None:
+        self._is_owed = False  # before: what another thread owes meanwhile stays owed
         try:
-            self._client.publish(CHANNEL, conversation_id.bytes)
+            self._client.publish(CHANNEL, news)
         except (redis.RedisError, OSError) as error:
+            self._is_owed = True
             self._rest.begin()
             logger.warning("nobody hears of changed members", extra={"error": type(error).__name__})
 
-    def listen(self, forget: Callable[[UUID], None], forget_all: Callable[[], None]) -> threading.Event:
-        """Hear of it on a daemon thread of this process, which must not fork afterwards, until the event is set.
-
-        ``forget_all`` is called whenever something may have been missed, and first when it begins to hear.
-        """
+    def listen(self, keeper: Keeper) -> threading.Event:
+        """Hear of it on a daemon thread of this process, which must not fork afterwards, until the event is set."""
         enough = threading.Event()
-        threading.Thread(
-            target=self._listen, args=(forget, forget_all, enough), name="member-news", daemon=True
-        ).start()
+        threading.Thread(target=self._listen, args=(keeper, enough), name="member-news", daemon=True).start()
         return enough
 
-    def _listen(self, forget: Callable[[UUID], None], forget_all: Callable[[], None], enough: threading.Event) -> None:
+    def _listen(self, keeper: Keeper, enough: threading.Event) -> None:
         while not enough.is_set():
             try:
-                self._hear(forget, forget_all, enough)
+                self._hear(keeper, enough)
             except (redis.RedisError, OSError):
                 enough.wait(LOOK_S)
 
-    def _hear(self, forget: Callable[[UUID], None], forget_all: Callable[[], None], enough: threading.Event) -> None:
-        """Raises RedisError or OSError when nobody answers any more."""
+    def _hear(self, keeper: Keeper, enough: threading.Event) -> None:
+        """Raises RedisError or OSError when nobody answers any more.
+
+        Redis answers a PING after all that was published before it: its answer tells that until then nothing is
+        missing, however long the answer lay with us.
+        """
         client = redis.Redis.from_url(self._url, socket_timeout=SILENCE_S, socket_connect_timeout=SILENCE_S)
         with client, client.pubsub() as subscription:  # type: ignore[no-untyped-call]
+            asked_s = self._clock.monotonic_s()
+            is_open = True  # a question: subscribing is the first
             subscription.subscribe(CHANNEL)
-            heard_s = self._clock.monotonic_s()
             while not enough.is_set():
                 message = subscription.get_message(timeout=LOOK_S)
+                kind = message["type"] if message else ""
+                if kind == "subscribe":  # also after redis-py connected anew by itself
+                    keeper.forget_all()
+                elif message and kind == "message":
+                    news = message["data"]
+                    keeper.forget_all() if news == EVERYTHING else keeper.forget(UUID(bytes=news))
+                if kind in ("subscribe", "pong"):
+                    keeper.heard(asked_s)
+                    is_open = False
                 now_s = self._clock.monotonic_s()
-                if message is None:
-                    if now_s - heard_s > SILENCE_S:
-                        raise redis.TimeoutError("no answer")
+                if is_open and now_s - asked_s > SILENCE_S:
+                    raise redis.TimeoutError("no answer")
+                if not is_open and now_s - asked_s > LOOK_S:
+                    asked_s, is_open = now_s, True
                     subscription.ping()
-                    continue
-                heard_s = now_s
-                if message["type"] == "subscribe":  # also after redis-py connected anew by itself
-                    forget_all()
-                elif message["type"] == "message":
-                    forget(UUID(bytes=message["data"]))

@@ -129,19 +129,19 @@ def member_news() -> RedisMemberNews:
 
 def hear_of_members() -> threading.Event:
     """For a process that answers requests: what it keeps of conversations whose members changed elsewhere goes."""
-    return member_news().listen(conversation_cache().forget, conversation_cache().forget_all)
+    return member_news().listen(conversation_cache())
 
 
 def renewals() -> tuple[Callable[[], None], ...]:
     """For a process that answers requests: ask again for who writes, in which conversations, by which accounts, and
-    tell whose pushes were lost."""
+    tell whose pushes were lost and what changed unheard."""
     known = conversation_cache()
 
     def conversations() -> None:
         with suppress(StoreUnavailable):  # whoever writes hears of it
             known.renew(lambda conversation_id: message_store().conversation(conversation_id))
 
-    return directory.renew, channels.renew, conversations, notifier().settle
+    return directory.renew, channels.renew, conversations, notifier().settle, member_news().settle
 
 
 @functools.cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from core.cache import TtlCache
@@ -17,7 +18,8 @@ from messaging.errors import ConversationNotFound, MemberNotFound, StoreUnavaila
 from messaging.ports import ConversationListing, ListCursor, MessageStore, Notify, Push
 from messaging.services.render import conversation_json
 
-MEMBERSHIP_TTL_S: Final = 5.0
+MEMBERSHIP_TTL_S: Final = 5.0  # from when it was asked for, or everything that is told had been heard
+KEPT_S: Final = 30.0  # at most: who changes members may end before they tell
 RENEWED: Final = 50  # conversations at a time: each is a request to the store
 
 
@@ -32,33 +34,44 @@ class Parties(Protocol):
         """Display names, as far as known."""
 
 
+class _Kept(NamedTuple):
+    """What the store answered, and when it was asked: monotonic seconds."""
+
+    conversation: Conversation
+    asked_s: float
+
+
 class ConversationCache:
-    """Conversations by id for at most 5 s: what accepting a message checks (membership) without asking the store.
+    """Conversations by id: what accepting a message checks (membership) without asking the store. See ADR 0017.
 
     Whoever changes members says so by `changed`: here that counts at once, in other processes when they hear of it by
-    ``tell``, or when the 5 s are over.
+    ``tell``. Who hears everything keeps a conversation for 30 s; who may have missed something, for 5 s since it was
+    asked for or all had been heard.
     """
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK, *, tell: Callable[[UUID], None] = lambda _: None) -> None:
-        self._known: TtlCache[UUID, Conversation] = TtlCache(ttl_s=MEMBERSHIP_TTL_S, clock=clock)
+        self._known: TtlCache[UUID, _Kept] = TtlCache(ttl_s=KEPT_S, clock=clock)
+        self._clock = clock
         self._tell = tell
         self._lock = threading.Lock()
         self._forgotten = 0
+        self._heard_s = float("-inf")
 
     def get(self, conversation_id: UUID, load: Callable[[UUID], Conversation | None]) -> Conversation | None:
         """From the cache, else loaded; absence is not cached, nor is what was loaded while anything was forgotten."""
-        conversation = self._known.get(conversation_id)
-        if conversation is not None:
-            return conversation
+        kept = self._known.get(conversation_id)
+        now_s = self._clock.monotonic_s()
+        if kept is not None and now_s < max(kept.asked_s, self._heard_s) + MEMBERSHIP_TTL_S:
+            return kept.conversation
         forgotten = self._forgotten
         conversation = load(conversation_id)
         with self._lock:
             if conversation is not None and self._forgotten == forgotten:
-                self._known.put(conversation_id, conversation)
+                self._known.put(conversation_id, _Kept(conversation, now_s))
         return conversation
 
     def changed(self, conversation_id: UUID) -> None:
-        """Its members are others now, in the store."""
+        """Its members are others now, in the store, or may be."""
         self.forget(conversation_id)
         self._tell(conversation_id)
 
@@ -72,13 +85,18 @@ class ConversationCache:
             self._forgotten += 1
             self._known.clear()
 
+    def heard(self, until_s: float) -> None:
+        """All that others told until then (monotonic) was forgotten here."""
+        self._heard_s = until_s
+
     def renew(self, load: Callable[[UUID], Conversation | None]) -> None:
         """See `TtlCache.renew`."""
 
-        def found(conversation_ids: Collection[UUID]) -> Iterator[tuple[UUID, Conversation]]:
+        def found(conversation_ids: Collection[UUID]) -> Iterator[tuple[UUID, _Kept]]:
             for each in conversation_ids:
+                asked_s = self._clock.monotonic_s()
                 if (conversation := load(each)) is not None:
-                    yield each, conversation
+                    yield each, _Kept(conversation, asked_s)
 
         self._known.renew(found, most=RENEWED)
 
@@ -159,9 +177,10 @@ def add_member(
     if member not in conversation.members and len(conversation.members) >= MAX_MEMBERS:
         raise InvalidRequest.at("member_id", f"at most {MAX_MEMBERS} members", code="too_many")
     now_ms = clock.now_ms()
-    store.add_member(conversation.conversation_id, member, at_ms=now_ms)
+    with changing(conversation.conversation_id, cache.changed):
+        store.add_member(conversation.conversation_id, member, at_ms=now_ms)
     meant = replace(conversation, members=tuple(dict.fromkeys((*conversation.members, member))))
-    return _changed(meant, f"added:{member}:{now_ms}", store=store, parties=parties, notify=notify, cache=cache)
+    return _announced(meant, f"added:{member}:{now_ms}", store=store, parties=parties, notify=notify)
 
 
 def remove_member(
@@ -177,14 +196,15 @@ def remove_member(
 ) -> Conversation:
     """Remove a member, oneself included; the conversation as it is now. Whoever leaves sees nothing of it any more,
     for which ``forget`` takes from their devices what was pushed to them and they had not fetched."""
-    if party not in conversation.members:
-        raise MemberNotFound
-    store.remove_member(conversation.conversation_id, party)
+    with changing(conversation.conversation_id, cache.changed):
+        if party not in conversation.members:  # whoever removed them may have ended before they told
+            raise MemberNotFound
+        store.remove_member(conversation.conversation_id, party)
     if Party.parse(party).is_user:
         forget(party)
     event = f"removed:{party}:{clock.now_ms()}"
     meant = replace(conversation, members=tuple(each for each in conversation.members if each != party))
-    return _changed(meant, event, store=store, parties=parties, notify=notify, cache=cache)
+    return _announced(meant, event, store=store, parties=parties, notify=notify)
 
 
 def listing(
@@ -223,18 +243,20 @@ def _normalized(members: Iterable[str], workspace_id: UUID, parties: Parties, *,
     return normalized
 
 
-def _changed(
-    meant: Conversation,
-    event: str,
-    *,
-    store: MessageStore,
-    parties: Parties,
-    notify: Notify,
-    cache: ConversationCache,
+@contextmanager
+def changing(conversation_id: UUID, tell: Callable[[UUID], None]) -> Iterator[None]:
+    """Around what changes its members in the store: told also where that failed, for nobody knows what came of it."""
+    try:
+        yield
+    finally:
+        tell(conversation_id)
+
+
+def _announced(
+    meant: Conversation, event: str, *, store: MessageStore, parties: Parties, notify: Notify
 ) -> Conversation:
-    """The conversation as it is now, of which all have been told; ``meant`` when the store does not say: it is done,
-    and whoever was told to try again would find nothing to do."""
-    cache.changed(meant.conversation_id)
+    """The conversation as it is now, which all see live; ``meant`` when the store does not say: it is done, and
+    whoever was told to try again would find nothing to do."""
     try:
         now = store.conversation(meant.conversation_id) or meant
     except StoreUnavailable:

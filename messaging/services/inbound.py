@@ -37,6 +37,7 @@ from messaging.domain import (
 from messaging.errors import SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, decoded
+from messaging.services.conversations import changing
 from messaging.services.deliver import status_record
 from messaging.services.recent import RecentReferences, Reference
 from messaging.services.render import conversation_json
@@ -532,9 +533,9 @@ def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inb
     """With the account's agents of now where no user is in it: nobody would read what comes."""
     if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
         return conversation
-    for agent in inbox.agents:
-        inbound.store.add_member(conversation.conversation_id, agent, at_ms=event.received_at_ms)
-    inbound.members_changed(conversation.conversation_id)
+    with changing(conversation.conversation_id, inbound.members_changed):
+        for agent in inbox.agents:
+            inbound.store.add_member(conversation.conversation_id, agent, at_ms=event.received_at_ms)
     return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
@@ -554,8 +555,8 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
         )
     )
     if sender not in conversation.members:  # they were removed, and write again
-        inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
-        inbound.members_changed(conversation.conversation_id)
+        with changing(conversation.conversation_id, inbound.members_changed):
+            inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
     conversation = _attended(conversation, event, inbox, inbound)
     # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
     _tell_users(conversation, event, text, inbound, event_id=f"conversation:{conversation.conversation_id}")

@@ -24,6 +24,7 @@ from messaging.errors import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     LogUnavailable,
+    MemberNotFound,
     RecipientNotFound,
     SenderMismatch,
     StoreUnavailable,
@@ -278,20 +279,40 @@ def test_a_conversation_that_is_written_in_is_renewed_and_who_was_removed_is_out
     counter.bench.store.remove_member(derived_id(WORKSPACE, "lunch"), BOB)
     without_store = replace(counter.desk, store=cast(MessageStore, AwayAfter("", counter.bench.store)))
     for _ in range(3):
-        counter.bench.clock.advance(conversations.MEMBERSHIP_TTL_S - 1)
+        counter.bench.clock.advance(conversations.KEPT_S / 2)
+        counter.desk.cache.heard(counter.bench.clock.monotonic_s())
         counter.desk.cache.renew(counter.bench.store.conversation)
         counter.post("lunch", desk=without_store)
     with pytest.raises(ConversationNotFound):
         counter.post("lunch", user_id=BOB)
 
 
-def test_who_was_removed_may_post_for_at_most_five_seconds(counter: Counter) -> None:
+@pytest.mark.parametrize(("hears_s", "may_post_s"), [(-1, 5), (0, 5), (3, 8), (27, 30)])
+def test_who_was_removed_unheard_may_post_for_five_seconds_and_for_thirty_where_nothing_else_was_missed(
+    counter: Counter, hears_s: int, may_post_s: int
+) -> None:
     counter.post("lunch", recipient_id=BOB)
     counter.post("lunch", user_id=BOB)
-    counter.bench.store.remove_member(derived_id(WORKSPACE, "lunch"), BOB)
-    counter.bench.clock.advance(5)
+    counter.bench.store.remove_member(derived_id(WORKSPACE, "lunch"), BOB)  # by somebody who ended before they told
+    for second in range(may_post_s):
+        if second <= hears_s:
+            counter.desk.cache.heard(counter.bench.clock.monotonic_s())
+        counter.post("lunch", user_id=BOB)
+        counter.bench.clock.advance(1)
+    if may_post_s == conversations.KEPT_S:
+        counter.desk.cache.heard(counter.bench.clock.monotonic_s())
     with pytest.raises(ConversationNotFound):
         counter.post("lunch", user_id=BOB)
+
+
+def test_a_conversation_costs_the_store_nothing_while_changes_are_heard(counter: Counter) -> None:
+    counter.post("lunch", recipient_id=BOB)
+    counter.post("lunch")
+    without_store = replace(counter.desk, store=cast(MessageStore, AwayAfter("", counter.bench.store)))
+    for _ in range(9):
+        counter.bench.clock.advance(3)
+        counter.desk.cache.heard(counter.bench.clock.monotonic_s())
+        counter.post("lunch", desk=without_store)
 
 
 # --- once --------------------------------------------------------------------------------------------------------
@@ -441,6 +462,27 @@ def test_what_is_loaded_while_members_change_is_not_kept() -> None:
     cache.forget_all()
     assert cache.get(before.conversation_id, lambda _: None) is None
     assert told == [before.conversation_id], "what is heard from others is not told again"
+
+
+def test_a_change_that_may_have_come_to_pass_is_told(counter: Counter) -> None:
+    bench, told = counter.bench, list[UUID]()
+    counter.post("team", recipient_id=BOB)
+    team = bench.store.conversation(derived_id(WORKSPACE, "team"))
+    assert team is not None
+    parts: dict[str, Any] = {
+        "store": AwayAfter("", bench.store),
+        "parties": counter.desk.parties,
+        "notify": counter.desk.notify,
+        "cache": ConversationCache(bench.clock, tell=told.append),
+        "clock": bench.clock,
+    }
+    with pytest.raises(StoreUnavailable):
+        conversations.add_member(team, CARLA, **parts)
+    with pytest.raises(StoreUnavailable):
+        conversations.remove_member(team, BOB, **parts, forget=told.append)
+    with pytest.raises(MemberNotFound):  # whoever asks again, as the first one ended before they were answered
+        conversations.remove_member(team, CARLA, **parts, forget=told.append)
+    assert told == [team.conversation_id] * 3
 
 
 def test_members_come_and_go_and_everybody_sees_it(counter: Counter) -> None:

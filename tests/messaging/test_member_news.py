@@ -35,20 +35,28 @@ class Process:
 
     def __init__(self, server: RedisServer) -> None:
         self.forgotten: list[UUID] = []
-        self.forgot_all = 0
+        self.forgot_everything = 0
+        self.heard_s = 0.0  # until when, monotonic
         self.news = RedisMemberNews(server.url)
         self._enough: threading.Event | None = None
 
     def listens(self) -> None:
-        self._enough = self.news.listen(self.forgotten.append, self._forget_all)
-        until(lambda: self.forgot_all == 1)
+        self._enough = self.news.listen(self)
+        until(lambda: self.forgot_everything == 1)
 
     def ends(self) -> None:
         if self._enough:
             self._enough.set()
 
-    def _forget_all(self) -> None:
-        self.forgot_all += 1
+    def forget(self, conversation_id: UUID) -> None:
+        self.forgotten.append(conversation_id)
+
+    def forget_all(self) -> None:
+        self.forgot_everything += 1
+
+    def heard(self, until_s: float) -> None:
+        assert self.forgot_everything, "what may have been missed is forgotten first"
+        self.heard_s = until_s
 
 
 @pytest.fixture
@@ -85,14 +93,36 @@ def test_others_hear_which_conversation_it_is(process: Process, server: RedisSer
         other.tell(each)
     until(lambda: len(process.forgotten) == 3)
     assert process.forgotten == changed
-    assert process.forgot_all == 1
+    assert process.forgot_everything == 1
+
+
+def test_who_hears_says_until_when_nothing_was_missed(
+    process: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member_news, "LOOK_S", 0.1)
+    began_s = time.monotonic()
+    process.listens()
+    until(lambda: process.heard_s >= began_s)
+    for _ in range(3):  # also while there is news all the time
+        now_s = time.monotonic()
+        while process.heard_s < now_s:
+            assert time.monotonic() - now_s < WAIT_S
+            told(process, server)
+    server.signal(signal.SIGSTOP)
+    try:
+        frozen_s = time.monotonic()
+        time.sleep(0.5)  # in which it would have said so
+        assert process.heard_s <= frozen_s
+    finally:
+        server.signal(signal.SIGCONT)
+    until(lambda: process.heard_s > frozen_s)
 
 
 def test_who_was_cut_off_forgets_everything_and_hears_again(process: Process, server: RedisServer) -> None:
     process.listens()
     with redis.Redis.from_url(server.url) as admin:
         admin.client_kill_filter(_type="pubsub")
-    until(lambda: process.forgot_all == 2)
+    until(lambda: process.forgot_everything == 2)
     told(process, server)
 
 
@@ -103,11 +133,29 @@ def test_who_was_not_answered_for_long_forgets_everything_and_hears_again(
     monkeypatch.setattr(member_news, "LOOK_S", 0.1)
     process.listens()
     server.signal(signal.SIGSTOP)
-    with_silence = process.forgot_all
+    with_silence = process.forgot_everything
     time.sleep(1.5)  # the silence itself
     server.signal(signal.SIGCONT)
-    until(lambda: process.forgot_all > with_silence)
+    until(lambda: process.forgot_everything > with_silence)
     told(process, server)
+
+
+def test_what_could_not_be_told_is_made_good(process: Process, server: RedisServer) -> None:
+    """Others hear again before whoever had found Redis away asks it again."""
+    process.listens()
+    telling = RedisMemberNews(server.url)
+    server.signal(signal.SIGSTOP)
+    telling.tell(uuid4())
+    server.signal(signal.SIGCONT)
+    telling.tell(uuid4())  # it does not ask again so soon
+    forgot = process.forgot_everything
+    telling.settle()
+    until(lambda: process.forgot_everything > forgot)
+    forgot, later = process.forgot_everything, RedisMemberNews(server.url)
+    later.settle()  # owes nothing
+    later.tell(known := uuid4())
+    until(lambda: known in process.forgotten)
+    assert process.forgot_everything == forgot
 
 
 def test_to_tell_holds_nobody_up_when_redis_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
