@@ -5,6 +5,7 @@ ACCEPTED, and Idempotency-Keys whose request ended while the store was away, so 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -28,6 +29,7 @@ PAUSE_S: Final = 5.0  # without asking again after Redis failed
 _PUT_ALL: Final = """
 for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end
 """
+READ_AT_ONCE: Final = 8 * 1024  # bytes; Redis takes up to 16 KiB from a connection before it looks at the others
 
 
 class RedisHints:
@@ -39,11 +41,13 @@ class RedisHints:
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
         self._put_all = self._client.register_script(_PUT_ALL)
+        self._one_way = _OneWay(self._client.connection_pool)
 
     def put(self, messages: Mapping[UUID, bytes]) -> None:
+        """Redis has them before whatever anybody asks it from now on."""
         keys, values = [_key(each) for each in messages], list(messages.values())
-        if len(keys) == 1:
-            self._ask(lambda client: client.set(keys[0], values[0], ex=TTL_S))
+        if len(keys) == 1 and len(values[0]) < READ_AT_ONCE:
+            self._ask(lambda _: self._one_way.send("SET", keys[0], values[0], "EX", TTL_S))
         elif keys:
             self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values]))
 
@@ -75,6 +79,42 @@ class RedisHints:
             self._rest.begin()
             logger.warning("hints are away", extra={"error": type(error).__name__})
             return None
+
+
+class _OneWay:
+    """A connection of its own on which Redis answers nothing (CLIENT REPLY OFF): half of what a command costs is its
+    answer. What is small Redis reads before what is sent later on another connection. Threads take turns."""
+
+    def __init__(self, pool: redis.ConnectionPool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._connection: redis.Connection | None = None
+
+    def send(self, *command: str | bytes | int) -> None:
+        """Raises RedisError or OSError."""
+        with self._lock:
+            connection, self._connection = self._connection, None  # until it has taken all
+            if connection is None or _says_something(connection):
+                connection = self._opened()
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            self._connection = connection
+
+    def _opened(self) -> redis.Connection:
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection.connect()
+        connection.send_command("CLIENT", "REPLY", "OFF")
+        return connection
+
+
+def _says_something(connection: redis.Connection) -> bool:
+    """It was closed, or Redis refuses to be silent: then it is closed here."""
+    try:
+        if not connection.can_read():
+            return False
+    except (redis.RedisError, OSError):
+        pass
+    connection.disconnect()
+    return True
 
 
 def _key(message_id: UUID) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import redis
 
+from core.clock import ManualClock
 from core.ids import uuid7
-from demo.redis_server import RedisServer
+from demo.redis_server import BUS_RULES, RedisServer
 from messaging import codec
-from messaging.hints import TTL_S, RedisHints
+from messaging.hints import PAUSE_S, READ_AT_ONCE, TTL_S, RedisHints
 from tests.messaging.workbench import Workbench
 
 
@@ -47,3 +51,59 @@ def test_hints_last_for_a_minute(bench: Workbench, bus_redis: RedisServer, count
         kept_s = [bus.ttl(key) for key in bus.scan_iter() if key.decode().rpartition(":")[2] in map(str, messages)]
     assert len(kept_s) == count
     assert all(0 < each <= TTL_S for each in kept_s)
+
+
+def test_a_large_one_is_there_at_once_as_well(bench: Workbench, bus_redis: RedisServer) -> None:
+    hints, others = RedisHints(bus_redis.url), RedisHints(bus_redis.url)
+    for size in (1, READ_AT_ONCE, 64 * 1024):
+        message = bench.message(bench.conversation(), "x" * size)
+        hints.put({message.message_id: codec.encode(message)})
+        assert others.get(message.message_id) == message
+
+
+def test_who_was_cut_off_puts_the_next_one_all_the_same(bench: Workbench, bus_redis: RedisServer) -> None:
+    conversation, hints = bench.conversation(), RedisHints(bus_redis.url)
+    with redis.Redis.from_url(bus_redis.url) as admin:
+        for _ in range(3):
+            message = bench.message(conversation)
+            hints.put({message.message_id: codec.encode(message)})
+            assert hints.get(message.message_id) == message
+            admin.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_what_many_threads_put_at_once_is_all_there(bench: Workbench, bus_redis: RedisServer) -> None:
+    conversation, hints = bench.conversation(), RedisHints(bus_redis.url)
+    messages = {each.message_id: each for each in (bench.message(conversation, f"{n}") for n in range(200))}
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda each: hints.put({each.message_id: codec.encode(each)}), messages.values()))
+    assert {each.message_id: each for each in RedisHints(bus_redis.url).accepted(messages)} == messages
+
+
+def test_redis_answers_nothing_that_nobody_reads(bench: Workbench, bus_redis: RedisServer) -> None:
+    message, hints = bench.message(bench.conversation()), RedisHints(bus_redis.url)
+    with redis.Redis.from_url(bus_redis.url) as admin:
+        before = {each["id"] for each in admin.client_list()}
+        for _ in range(100):
+            hints.put({message.message_id: codec.encode(message)})
+        [one_way] = [each for each in admin.client_list() if each["id"] not in before]
+    assert (one_way["cmd"], one_way["oll"], one_way["obl"]) == ("set", "0", "0")
+    connection = hints._one_way._connection
+    assert connection is not None
+    assert not connection.can_read()
+
+
+def test_a_redis_that_is_away_is_let_alone_for_a_while(tmp_path: Path, bench: Workbench) -> None:
+    clock = ManualClock()
+    server = RedisServer(tmp_path, rules=BUS_RULES).start()
+    message, hints = bench.message(bench.conversation()), RedisHints(server.url, clock)
+    hints.put({message.message_id: codec.encode(message)})
+    server.stop()
+    hints.put({message.message_id: codec.encode(message)})
+    assert hints.get(message.message_id) is None
+    server.start()
+    hints.put({message.message_id: codec.encode(message)})
+    assert hints.get(message.message_id) is None
+    clock.advance(PAUSE_S)
+    hints.put({message.message_id: codec.encode(message)})
+    assert hints.get(message.message_id) == message
+    server.stop()
