@@ -84,7 +84,7 @@ class MessageBatchView(APIView):
 
 
 def _draft(who: Principal, data: object, *, key: str | None = None) -> accept.Draft:
-    body = parsed(serializers.NewMessage, data)
+    body = serializers.new_message(data)
     return accept.Draft(
         workspace_id=who.workspace_id,
         user_id=who.user_id,
@@ -311,7 +311,7 @@ def _message_id(text: str) -> UUID:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARS or not key.isprintable() or not key.isascii():
