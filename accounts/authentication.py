@@ -22,7 +22,7 @@ class TokenAuthentication(BaseAuthentication):
     """``Authorization: Bearer <access token>``; ``request.user`` is then a Principal."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None] | None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
         token = token.strip()

@@ -136,6 +136,8 @@ class JsonLines(MsgspecFormatter):
 
 def configure(config: Mapping[str, str]) -> None:
     """Send everything to stderr as JSON lines; ``config`` has ``service`` and ``level``. May be called again."""
+    # Asked for with each line, and in none of ours.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(
         {
             "version": 1,

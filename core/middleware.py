@@ -124,7 +124,7 @@ class MetricsMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc] # it h
 
 
 def _request_id(request: HttpRequest) -> str:
-    given = request.headers.get("X-Request-ID", "")
+    given = request.META.get("HTTP_X_REQUEST_ID", "")  # `headers` is made of all of them
     return given if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
