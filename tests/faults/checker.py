@@ -43,6 +43,7 @@ class Rule(StrEnum):
     COMMIT_AHEAD = "committed beyond what was done"
     COMMIT_BACK = "a committed offset went back"
     FRAME_ORDER = "frames of a socket out of sequence, or one event twice"
+    SHOWN_WRONG = "pushed to somebody who may not see it"
     CLIENT_DIFFERS = "a client does not show what is stored"
     STATUS_DIFFERS = "a client shows another status than the store"
     UNBOUNDED = "over its bound"
@@ -162,6 +163,19 @@ class _Facts:
             key = each.message_id, each.recipient
             highest[key] = max(each.rank, highest.get(key, 0))
         return highest
+
+    @cached_property
+    def homes(self) -> dict[Id, str]:
+        """Each stored message's conversation."""
+        return {row.message_id: name for name, rows in self.history.stored.items() for row in rows}
+
+    @cached_property
+    def parties(self) -> dict[str, frozenset[str]]:
+        """Who says something in a conversation, or is said something."""
+        return {
+            name: frozenset(party for row in rows for party in (row.sender, *row.ranks))
+            for name, rows in self.history.stored.items()
+        }
 
     @cached_property
     def members(self) -> dict[str, frozenset[Id]]:
@@ -372,6 +386,17 @@ def _event(frame: Frame) -> tuple[Id, str, int | None, str]:
     return frame.message_id, frame.recipient, frame.rank, frame.note
 
 
+def _shown_wrong(facts: _Facts) -> Found:
+    """Of a conversation in which nobody says anything to its user, or which nobody knows. What belongs to one that the
+    user had before is not judged: nothing tells what is stored there."""
+    for client in facts.history.clients:
+        own = client.older | {name for name, parties in facts.parties.items() if client.user in parties}
+        for frame in client.frames:
+            home = facts.homes.get(frame.message_id, frame.conversation)
+            if home and home not in own:
+                yield f"{client.user}, {home}: {frame.message_id}"
+
+
 def _client_differs(facts: _Facts) -> Found:
     for client in facts.history.clients:
         pushed: dict[str, set[Id]] = defaultdict(set)
@@ -426,6 +451,7 @@ RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
     Rule.COMMIT_AHEAD: _commit_ahead,
     Rule.COMMIT_BACK: _commit_back,
     Rule.FRAME_ORDER: _frame_order,
+    Rule.SHOWN_WRONG: _shown_wrong,
     Rule.CLIENT_DIFFERS: _client_differs,
     Rule.STATUS_DIFFERS: _status_differs,
     Rule.UNBOUNDED: _unbounded,

@@ -661,7 +661,7 @@ def _client(device: Device, conversations: Iterable[str], highest: Mapping[tuple
             case kind:  # it has a number, and no other part in this
                 frames.append(Frame(frame["epoch"], frame["seq"], "", f"{kind} {frame['seq']}", rank=0))
     fetched = {name: device.fetched.get(name, frozenset()) for name in conversations}
-    return Client(device.who.user_id, frames, fetched, resyncs, dict(device.ranks))
+    return Client(device.who.user_id, frames, fetched, resyncs, dict(device.ranks), device.older)
 
 
 def _conversations_with(user_id: str, stored: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -88,7 +88,8 @@ class Sent(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a socket brought. ``rank`` is None for a new message; ``note`` marks the news of a second try."""
+    """What a socket brought. ``rank`` is None for a new message; ``note`` marks the news of a second try. What is about
+    no message has no conversation."""
 
     epoch: str
     seq: int
@@ -102,9 +103,9 @@ class Frame(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Client:
     """A user's device: what its socket brought, and what it fetched over REST, by conversation: when it began, and each
-    time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations;
-    ``ranks`` are those that came with a message, pushed or fetched, by message and recipient; ``resyncs``: before which
-    of the frames it was told to.
+    time that it was told to resync. What it shows in the end is both together. ``fetched`` has all its conversations
+    but those that it had before, which are ``older``; ``ranks`` are those that came with a message, pushed or fetched,
+    by message and recipient; ``resyncs``: before which of the frames it was told to.
     """
 
     user: str
@@ -112,6 +113,7 @@ class Client:
     fetched: Mapping[str, frozenset[Id]]
     resyncs: frozenset[int] = frozenset()
     ranks: Mapping[tuple[Id, str], int] = field(default_factory=dict)
+    older: frozenset[str] = frozenset()
 
 
 class Commit(NamedTuple):

@@ -72,6 +72,7 @@ FIRST = RIGHT.requests[0].message_id or ""
 [CLIENT] = RIGHT.clients
 TICK = next(each for each in CLIENT.frames if each.message_id == FIRST and each.rank is not None)
 TRIED_AGAIN = [Frame("e1", 0, "chat 0", FIRST, CARLA, 0), Frame("e1", 0, "chat 0", FIRST, CARLA, 0, "maybe_duplicate")]
+NEWS_OF_OLD = Frame("e1", 17, "long ago", "0000-long ago")
 ALL = {name: frozenset(row.message_id for row in rows) for name, rows in RIGHT.stored.items()}
 
 
@@ -216,6 +217,10 @@ RIGHT_HISTORIES = {
     "a status was there before its message, and came with it": but(
         clients=client(frames=renumbered(each for each in CLIENT.frames if each != TICK), ranks={(FIRST, CARLA): READ})
     ),
+    "a client is told of a conversation that it had before": but(
+        clients=client(frames=[*CLIENT.frames, NEWS_OF_OLD], older=frozenset({"long ago"}))
+    ),
+    "a client is told of what is no message": but(clients=client(frames=[*CLIENT.frames, Frame("e1", 17, "", "x 17")])),
     "a person says something": hearing(),
     "what a person said was stored, and our answer got lost": hearing(heard=2),
     "what a person said was not taken, and is nowhere": hearing(heard=2, rows=(0, 1)),
@@ -301,6 +306,34 @@ WRONG: list[tuple[str, Rule, History]] = [
         "a message was never pushed, and nobody said resync",
         Rule.CLIENT_DIFFERS,
         but(clients=client(frames=renumbered(CLIENT.frames[1:]))),
+    ),
+    (
+        "a message is pushed to somebody who has no part in its conversation",
+        Rule.SHOWN_WRONG,
+        but(clients=[CLIENT, Client("mallory", [Frame("e1", 1, "chat 0", FIRST)], {})]),
+    ),
+    (
+        "a message is pushed to somebody else, in a conversation of theirs",
+        Rule.SHOWN_WRONG,
+        but(clients=[CLIENT, Client("mallory", [Frame("e1", 1, "mine", FIRST)], {}, older=frozenset({"mine"}))]),
+    ),
+    (
+        "somebody who has no part in its conversation hears that a message was read",
+        Rule.SHOWN_WRONG,
+        but(clients=[CLIENT, Client("mallory", [TICK], {})]),
+    ),
+    (
+        "a message that is not stored is pushed, in a conversation that nobody knows",
+        Rule.SHOWN_WRONG,
+        but(clients=client(frames=[*CLIENT.frames, NEWS_OF_OLD])),
+    ),
+    (
+        "a message that is not stored is pushed, in a conversation where nothing is",
+        Rule.SHOWN_WRONG,
+        but(
+            stored={**RIGHT.stored, "refused": []},
+            clients=client(frames=[*CLIENT.frames, NEWS_OF_OLD._replace(conversation="refused")]),
+        ),
     ),
     (
         "two messages are pushed in the wrong order",
