@@ -16,13 +16,13 @@ from messaging import topics
 from tests.faults.collect import CHANNELS
 from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.combined import one_by_one, together
-from tests.faults.kinds.onlookers import EVERYBODY, all_arrive, asking, metric
+from tests.faults.kinds.onlookers import EVERYBODY, KIND, all_arrive, asking, metric
 from tests.faults.patience import eventually
 from tests.faults.world import KILLED_S, Pace, World
 
 Strike = Callable[[World, Pace], None]
 COPY: Final = re.compile(r"-\d+$")  # of a process' name: the others do its work
-IN_DOUBT_S: Final = 20.0  # what a sender that died may have sent is waited for by design, 10 s, before others go on
+IN_DOUBT_S: Final = 20.0  # on a channel; what a sender that died may have sent is waited for by design, 10 s
 THAWED_S: Final = 20.0  # who slept finds that its work is others', and joins them
 
 
@@ -65,8 +65,9 @@ def child_killed(name: str) -> Strike:
     return strike
 
 
-def all_killed(names: Sequence[str], *, target_s: float = KILLED_S) -> Strike:
-    """kill -9 these, their copies and their children, all at once, and start them again."""
+def all_killed(names: Sequence[str]) -> Strike:
+    """kill -9 these, their copies and their children, all at once, and start them again. With senders among them what
+    goes to channels may have been in doubt; nothing else waits for that."""
 
     def strike(world: World, _pace: Pace) -> None:
         down = names_of(world, names)
@@ -74,7 +75,12 @@ def all_killed(names: Sequence[str], *, target_s: float = KILLED_S) -> Strike:
             world.system.kill(each)
         with ThreadPoolExecutor(len(down)) as starting:
             list(starting.map(world.restart, down))
-        world.mended(f"{', '.join(names)} are back", target_s=target_s)
+        back = f"{', '.join(names)} are back"
+        if set(SENDERS).isdisjoint(names):
+            world.mended(back, target_s=KILLED_S)
+        else:
+            world.mended(f"{back}, for users", target_s=KILLED_S, kinds=OF_OURS)
+            world.mended(f"{back}, for channels", target_s=IN_DOUBT_S, kinds=CHANNELS)
 
     return strike
 
@@ -143,28 +149,39 @@ def killed_at(*points: str) -> Strike:
     return strike
 
 
-def group_killed_at(point: str, names: Sequence[str], *, target_s: float = KILLED_S) -> Strike:
-    """kill -9 a parent and all its children there; it is back once others have done its work, where there are any."""
+def group_killed_at(
+    point: str, names: Sequence[str], *, kinds: Iterable[str] = (), target_s: float = KILLED_S
+) -> Strike:
+    """kill -9 a parent and all its children there; it is back once others have done its work, where there are any.
+    ``kinds``: whom it works for; none: all."""
 
     def strike(world: World, _pace: Pace) -> None:
         world.arm(point, "kill-group")
         at_s = world.struck(point).at_s
         down = eventually(lambda: [each for each in names_of(world, names) if not world.system.is_running(each)])
-        _replace(world, down, f"killed with its children at {point}", at_s, target_s=target_s)
+        _replace(world, down, f"killed with its children at {point}", at_s, kinds=kinds, target_s=target_s)
 
     return strike
 
 
-def _replace(world: World, down: Iterable[str], what: str, at_s: float, *, target_s: float = KILLED_S) -> None:
+def _replace(
+    world: World,
+    down: Iterable[str],
+    what: str,
+    at_s: float,
+    *,
+    kinds: Iterable[str] = (),
+    target_s: float = KILLED_S,
+) -> None:
     """Start these again. Where others do their work, recovery is counted from their end; else from their return."""
     for name in down:
         if len(names_of(world, [COPY.sub("", name)])) > 1:
             all_arrive(world, world.load.texts(*EVERYBODY))
             world.restart(name)
-            world.taken_over(what, at_s, target_s=target_s)
+            world.taken_over(what, at_s, target_s=target_s, kinds=kinds)
         else:
             world.restart(name)
-            world.mended(what, target_s=target_s)
+            world.mended(what, target_s=target_s, kinds=kinds)
 
 
 def names_of(world: World, names: Iterable[str]) -> list[str]:
@@ -192,6 +209,7 @@ def nobody_hung(strike: Strike) -> Strike:
 
 WORKERS: Final = ("worker-core", "worker-inbound", "worker-whatsapp", "worker-instagram")
 SENDERS: Final = ("worker-whatsapp", "worker-instagram")
+OF_OURS: Final = (*(each for each in EVERYBODY if each not in CHANNELS), KIND)  # all that no platform has to take
 
 
 FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
@@ -201,7 +219,7 @@ KILLS: Final = {
         "append.sent.api", "accept.appended"
     ),
     "a sender is killed between the platform's yes and our write": group_killed_at(
-        "deliver.sent", SENDERS, target_s=IN_DOUBT_S
+        "deliver.sent", SENDERS, kinds=CHANNELS, target_s=IN_DOUBT_S
     ),
     "the bridge is killed between work and commit": group_killed_at("bridge.uncommitted", ["bridge"]),
     "workers are killed between store and push, store and log": killed_at(
@@ -210,7 +228,7 @@ KILLS: Final = {
     "a core worker is killed": nobody_hung(killed("worker-core")),
     "a core worker's parent is killed, its children live on": nobody_hung(killed("worker-core", alone=True)),
     "the API and the gateway are killed": all_killed(["api", "gateway"]),
-    "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS, target_s=IN_DOUBT_S)),
+    "all workers are killed, parents and children": nobody_hung(all_killed(WORKERS)),
 }
 FREEZES: Final = {
     "a core worker freezes between store and push": nobody_hung(
