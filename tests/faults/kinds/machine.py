@@ -23,7 +23,7 @@ from tests.faults.rounds import Fault
 from tests.faults.world import LOCAL, Pace, World
 from tests.town import phone
 
-MINUTES_S: Final = 7 * 60  # more than any lease, claim, token's grace or look-back has
+MINUTES_S: Final = 7 * 60  # more than any lease, claim or look-back has
 APART_S: Final = 4.0  # of two API processes: within the lease of an idempotency claim, so that both are in it
 
 
@@ -82,6 +82,7 @@ def _limit_files(world: World, names: Iterable[str], size: int) -> None:
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
+# Those of `core.clock`, by which the pipeline goes. Tokens and passwords go by the system's, which nothing here sets.
 
 
 @contextmanager
@@ -115,8 +116,8 @@ def goes_on(world: World, *kinds: str, beyond: int = 5, within_s: float = 60) ->
 
 
 def clocks_jump(world: World, pace: Pace) -> None:
-    """All clocks of the machine go forth by minutes, back by twice as many, and forth again: work goes on each time,
-    also in the hands of a bridge that is new."""
+    """All clocks of ours go forth by minutes, back by twice as many, and forth again: work goes on each time, also in
+    the hands of a bridge that is new."""
     try:
         with wrong(world) as set_clock:
             for ahead_s in (MINUTES_S, -MINUTES_S, MINUTES_S / 2):
@@ -131,15 +132,13 @@ def clocks_jump(world: World, pace: Pace) -> None:
 
 def clocks_differ(world: World, pace: Pace) -> None:
     """Two API processes whose clocks are seconds apart take turns in the same conversations; so do bridge and workers,
-    which are behind both. A token of one is good for the other."""
+    which are behind both."""
     with wrong(world) as set_clock:
         fast, slow, *_ = eventually(lambda: _api_processes(world))
         set_clock(str(fast), APART_S)
         set_clock(str(slow), -APART_S)
         for name in ("bridge", "worker-whatsapp"):
             set_clock(name, -2 * APART_S)
-        for each in (world.alice, world.bob):
-            each.sign_in()
         goes_on(world, "user", "whatsapp", within_s=pace.outage_s + 60)
         for one in (1, -1):  # both take their turns
             eventually(lambda one=one: _id_is_ahead_s(world) * one > APART_S / 2, every_s=0.2)  # type: ignore[misc]
