@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from messaging.ports import TopicPartition
+from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP
 from tests.faults.kinds.combined import Strike, one_by_one, together
+from tests.faults.kinds.membership import TAKEN_OVER_WITHIN_S, bridges, everything
 from tests.faults.kinds.onlookers import all_arrive
 from tests.faults.kinds.platform import (
     IN_EVERY_WAY,
@@ -20,7 +22,6 @@ from tests.faults.kinds.platform import (
     outbound_sources,
     refusals,
 )
-from tests.faults.kinds.processes import names_of
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
 from tests.faults.world import CLUSTER, Pace, World
@@ -51,8 +52,7 @@ def unreachable(channel: str) -> Strike:
                 eventually(lambda: world.town.log.committed(GROUP, source) > offset, within_s=PARKED_WITHIN_S)
                 here = {each: world.town.log.end_offset(each) for each in outbound}
                 eventually(lambda: are_committed(world, here), within_s=pace.slack * GOES_ON_S, every_s=0.3)
-                with world.shaking():
-                    _bridges_die(world, here)
+                _bridges_die(world, outbound)
                 eventually(lambda: time.monotonic() - began_s > 2 * pace.outage_s, within_s=3 * pace.outage_s)
                 meanwhile = load.texts("user", channel, *(f"from {each}" for each in CHANNELS))
                 all_arrive(world, meanwhile)  # while this person still can't be reached
@@ -73,16 +73,25 @@ def _place(world: World, ends: dict[TopicPartition, int], text: bytes) -> tuple[
     return None
 
 
-def _bridges_die(world: World, done: Mapping[TopicPartition, int]) -> None:
-    """All of them; they come back and repeat nothing that lies before what was ``done``."""
-    names = names_of(world, ["bridge"])
-    try:
-        for name in names:
-            world.system.kill(name)
-        assert are_committed(world, done), "a commit went back"
-    finally:
-        for name in names:
-            world.restart(name)
+def _bridges_die(world: World, sources: Iterable[TopicPartition]) -> None:
+    """All of them. Once they are back, own everything and went on, no commit is behind what it was when they died: a
+    restart repeats no more than what was not committed."""
+    names = bridges(world)
+    with world.shaking():
+        try:
+            for name in names:
+                world.system.kill(name)
+            standing = {each: world.town.log.committed(GROUP, each) for each in sources}
+        finally:
+            for name in names:
+                world.restart(name)
+    eventually(
+        lambda: set().union(*(owned(world.system, name) for name in names)) >= everything(world),
+        within_s=TAKEN_OVER_WITHIN_S,
+        every_s=0.3,
+    )
+    eventually(lambda: any(are_committed(world, {each: at + 1}) for each, at in standing.items()), every_s=0.3)
+    assert are_committed(world, standing), "a commit went back"
 
 
 RECIPIENTS: Final = (
