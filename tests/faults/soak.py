@@ -6,14 +6,15 @@ import argparse
 import itertools
 import random
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ PROFILES: Final[dict[str, tuple[Profile, ...]]] = {
 PACES_HELP: Final = (
     "short: as `make test` has it; dense: full, with about 30 messages a second (local: 80), most of them in batches"
 )
+ONLY_HELP: Final = "the fault of this name, or those whose name has these words; may be given several times"
 WRITE_HELP: Final = "put the tables into docs/guarantees.md, also when it is interrupted once there were enough"
 
 Strike = Callable[[Fault, World, Pace, int], Outcome]
@@ -53,36 +55,42 @@ Opened = Callable[[Profile], AbstractContextManager[World]]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``joined``: the rounds of `make test`,
-    in which several things break; ``only``: faults whose name has it."""
+    in which several things break; ``only``: see `named`."""
 
     seed: int
     profile: str = "both"
     messages: int = 200_000
     pace: str = "full"
     joined: bool = False
-    only: str = ""
+    only: tuple[str, ...] = ()
 
     def seed_of(self, lap: int) -> int:
         """So that a later lap is the first one of a run with that seed."""
         return self.seed + lap
 
-    def order(self, profile: Profile, lap: int, faults: Iterable[Fault]) -> list[Fault]:
+    def order(self, profile: Profile, lap: int, faults: Sequence[Fault]) -> list[Fault]:
         """The same for the same seed, whatever else is run. What is joined has to be asked for."""
-        chosen = [each for each in faults if profile in each.profiles and self._wants(profile, each)]
+        chosen = [each for each in self._wanted(profile, faults) if profile in each.profiles]
         random.Random(f"{self.seed_of(lap)} {profile}").shuffle(chosen)
         return chosen
 
-    def _wants(self, profile: Profile, fault: Fault) -> bool:
+    def _wanted(self, profile: Profile, faults: Sequence[Fault]) -> list[Fault]:
         if self.only:
-            return self.only.lower() in fault.name.lower()
-        return profile in fault.short if self.joined else not fault.joined
+            return [each for each in faults if any(each in named(words, faults) for words in self.only)]
+        return [each for each in faults if (profile in each.short if self.joined else not each.joined)]
 
     def repeats(self, profile: Profile, fault: Fault, lap: int) -> str:
         """The line that runs this one round again."""
         return (
             f"python -m tests.faults.soak --profile {profile} --pace {self.pace} --seed {self.seed_of(lap)} "
-            f"--messages 1 --only '{fault.name}'"
+            f"--messages 1 --only {shlex.quote(fault.name)}"
         )
+
+
+def named(words: str, faults: Sequence[Fault]) -> list[Fault]:
+    """The fault of this name; without one, those whose name has these words."""
+    exactly = [each for each in faults if each.name.lower() == words.lower()]
+    return exactly or [each for each in faults if words.lower() in each.name.lower()]
 
 
 @dataclass
@@ -199,9 +207,9 @@ def strike(fault: Fault, world: World, pace: Pace, seed: int) -> Outcome:
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    plan = Plan(options.seed, options.profile, options.messages, options.pace, options.joined, options.only)
-    if not any(plan.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile]):
-        print(f"no fault of {plan.profile} has {plan.only!r} in its name", file=sys.stderr)
+    plan = _plan(options)
+    if unknown := [words for words in plan.only if not _is_known(words, plan)]:
+        print(f"no fault of {plan.profile} has {' or '.join(map(repr, unknown))} in its name", file=sys.stderr)
         return 2
     opened = partial(own_world, plan.pace)
     soak = Soak(plan, kinds.ALL, strike, opened, say=lambda text: print(text, flush=True))
@@ -214,6 +222,15 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     _tell(soak, write=options.write)
     return 1 if soak.failures or any(each.missed() for each in soak.outcomes) else 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(options.seed, options.profile, options.messages, options.pace, options.joined, tuple(options.only))
+
+
+def _is_known(words: str, plan: Plan) -> bool:
+    alone = replace(plan, only=(words,))
+    return any(alone.order(profile, 0, kinds.ALL) for profile in PROFILES[plan.profile])
 
 
 def _told_late(done: Outcome) -> str:
@@ -230,7 +247,7 @@ def _tell(soak: Soak, *, write: bool) -> None:
 
 
 def _headline(plan: Plan, profile: Profile, minutes: float) -> str:
-    only = f", only `{plan.only}`" if plan.only else ""
+    only = f", only {', '.join(f'`{each}`' for each in plan.only)}" if plan.only else ""
     joined = ", several faults in a round" if plan.joined else ""
     return (
         f"The {profile} profile, seed {plan.seed}, pace {plan.pace}{joined}{only}, {datetime.now(UTC):%Y-%m-%d}, "
@@ -250,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--messages", type=int, default=200_000, help="acknowledged over all rounds, at least")
     parser.add_argument("--pace", choices=sorted(PACES), default="full", help=PACES_HELP)
     parser.add_argument("--joined", action="store_true", help="the rounds of `make test`, where several things break")
-    parser.add_argument("--only", default="", metavar="WORDS", help="faults whose name has these words")
+    parser.add_argument("--only", action="append", default=[], metavar="WORDS", help=ONLY_HELP)
     parser.add_argument("--write", action="store_true", help=WRITE_HELP)
     return parser
 

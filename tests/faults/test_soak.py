@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -98,7 +99,7 @@ def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
     rounds = Rounds()
     rounds.soak(Plan(3, "local", messages=1), (*FAULTS, both))
     assert both.name not in rounds.names()
-    rounds.soak(Plan(3, "local", messages=1, only="and part 2"), (*FAULTS, both))
+    rounds.soak(Plan(3, "local", messages=1, only=("and part 2",)), (*FAULTS, both))
     assert rounds.names()[-1] == both.name
 
 
@@ -152,14 +153,28 @@ def test_a_round_that_fails_costs_its_world_and_nothing_else() -> None:
 
 
 def test_the_line_of_a_failed_round_runs_that_round_alone_with_its_seed() -> None:
-    plan = Plan(3, "both", messages=500)
-    words = plan.repeats("local", FAULTS[2], lap=4).split("soak ", 1)[1]
-    options = soak._parser().parse_args(words.replace("'part 2 breaks'", "part#2#breaks").split())
-    only = options.only.replace("#", " ")
-    again = Plan(options.seed, options.profile, options.messages, options.pace, only=only)
+    broken = Fault("part 2's parent breaks", nothing)
+    both = Fault("part 1 breaks, then part 2's parent breaks", nothing)
+    python, m, module, *words = shlex.split(Plan(3, "both", messages=500).repeats("local", broken, lap=4))
+    assert (python, m, module) == ("python", "-m", soak.__name__)
     rounds = Rounds()
-    rounds.soak(again)
-    assert [(profile, name, seed) for profile, _, name, seed in rounds.struck] == [("local", "part 2 breaks", 7)]
+    rounds.soak(soak._plan(soak._parser().parse_args(words)), (*FAULTS, both, broken))
+    assert [(profile, name, seed) for profile, _, name, seed in rounds.struck] == [("local", broken.name, 7)]
+
+
+@pytest.mark.parametrize(
+    ("only", "struck"),
+    [
+        pytest.param(["part 3 breaks"], {3}, id="the one of this name"),
+        pytest.param(["Part 3"], {3, 8}, id="those that have it in theirs"),
+        pytest.param(["part 3 breaks", "part 5"], {3, 5}, id="several"),
+        pytest.param(["part 5", "part 5 breaks"], {5}, id="once each"),
+    ],
+)
+def test_words_pick_a_fault_by_its_name_or_those_that_have_them_in_theirs(only: list[str], struck: set[int]) -> None:
+    faults = (*FAULTS, Fault("part 1 breaks, then part 3 breaks", nothing))
+    plan = soak._plan(soak._parser().parse_args([word for each in only for word in ("--only", each)]))
+    assert sorted(each.name for each in plan.order("local", 0, faults)) == sorted(faults[each].name for each in struck)
 
 
 def test_it_ends_when_nothing_can_be_acknowledged_any_more() -> None:
@@ -237,5 +252,5 @@ def test_the_guarantees_have_a_place_for_it(profile: Profile) -> None:
 
 
 def test_words_that_no_fault_has_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--only", "no such words"]) == 2
-    assert "no such words" in capsys.readouterr().err
+    assert soak.main(["--only", "Kafka", "--only", "no such words"]) == 2
+    assert "'no such words'" in capsys.readouterr().err
