@@ -49,9 +49,11 @@ class Fault:
     """Something that breaks, and is whole again when ``strike`` returns.
 
     ``strike`` runs while people write, and asserts what must hold meanwhile. ``afterwards`` sees the whole history and
-    the report of a round that kept its promises, and asserts what must hold in addition. ``short`` names the profiles
-    whose every `make test` has it; the soak has it on all of ``profiles``, unless ``joined``: then its parts are
-    faults of their own there.
+    the report of a round that kept its promises, and asserts what must hold in addition.
+
+    ``short`` names the profiles whose every `make test` has it. The soak has it on all of ``profiles`` when it is a
+    fault ``apart``; else its parts are. Joined laps have it where ``short`` or ``joined`` names the profile; of what
+    neither they nor their parts strike with, ``like`` is the strike of its kind that they have.
     """
 
     name: str
@@ -59,7 +61,9 @@ class Fault:
     profiles: frozenset[Profile] = LOCAL | CLUSTER
     short: frozenset[Profile] = LOCAL | CLUSTER
     afterwards: Callable[[World, History, Report], None] | None = None
-    joined: bool = False
+    apart: bool = True
+    joined: frozenset[Profile] = frozenset()
+    like: Callable[[World, Pace], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

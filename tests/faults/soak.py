@@ -54,8 +54,8 @@ Opened = Callable[[Profile], AbstractContextManager[World]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``joined``: the rounds of `make test`,
-    in which several things break; ``only``: see `named`."""
+    """What is asked for. ``profile`` is one of PROFILES, ``pace`` one of PACES; ``joined``: rounds in which several
+    things break, where there are such; ``only``: see `named`."""
 
     seed: int
     profile: str = "both"
@@ -77,7 +77,7 @@ class Plan:
     def _wanted(self, profile: Profile, faults: Sequence[Fault]) -> list[Fault]:
         if self.only:
             return [each for each in faults if any(each in named(words, faults) for words in self.only)]
-        return [each for each in faults if (profile in each.short if self.joined else not each.joined)]
+        return [each for each in faults if (profile in each.short | each.joined if self.joined else each.apart)]
 
     def repeats(self, profile: Profile, fault: Fault, lap: int) -> str:
         """The line that runs this one round again."""
@@ -266,7 +266,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order; random")
     parser.add_argument("--messages", type=int, default=200_000, help="acknowledged over all rounds, at least")
     parser.add_argument("--pace", choices=sorted(PACES), default="full", help=PACES_HELP)
-    parser.add_argument("--joined", action="store_true", help="the rounds of `make test`, where several things break")
+    parser.add_argument(
+        "--joined", action="store_true", help="every kind in fewer rounds: several things break in most"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help=ONLY_HELP)
     parser.add_argument("--write", action="store_true", help=WRITE_HELP)
     return parser

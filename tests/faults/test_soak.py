@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from tests.faults import soak, summary
+from tests.faults import kinds, soak, summary
 from tests.faults.checker import Report, Rule, Violation, report
 from tests.faults.history import History
+from tests.faults.kinds.combined import parts
 from tests.faults.rounds import Fault, Outcome, PromisesBroken, Recovery
 from tests.faults.soak import PROFILES, Plan, Soak
-from tests.faults.world import Pace, Profile, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, Profile, World
 
 
 def nothing(_world: World, _pace: Pace) -> None:
@@ -95,7 +96,7 @@ def test_every_fault_once_and_then_laps_until_enough_was_acknowledged() -> None:
 
 
 def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
-    both = Fault("part 1 and part 2 break", nothing, joined=True)
+    both = Fault("part 1 and part 2 break", nothing, apart=False)
     rounds = Rounds()
     rounds.soak(Plan(3, "local", messages=1), (*FAULTS, both))
     assert both.name not in rounds.names()
@@ -103,11 +104,26 @@ def test_what_is_struck_by_itself_is_struck_together_only_on_demand() -> None:
     assert rounds.names()[-1] == both.name
 
 
-def test_joined_are_the_rounds_of_make_test() -> None:
-    both = Fault("part 1 and part 2 break", nothing, joined=True)
+def test_joined_are_the_rounds_of_make_test_and_those_that_say_so() -> None:
+    both = Fault("part 1 and part 2 break", nothing, apart=False)
+    by_itself, as_well = replace(FAULTS[0], short=frozenset()), replace(FAULTS[1], short=CLUSTER, joined=LOCAL)
     rounds = Rounds()
-    rounds.soak(Plan(3, "local", messages=1, joined=True), (both, replace(FAULTS[0], short=frozenset())))
-    assert rounds.names() == [both.name]
+    rounds.soak(Plan(3, "both", messages=1, joined=True), (both, by_itself, as_well, replace(FAULTS[2], short=CLUSTER)))
+    struck = {profile: {name for of, _, name, _ in rounds.struck if of == profile} for profile in PROFILES["both"]}
+    assert struck["local"] == {both.name, as_well.name}
+    assert struck["cluster"] == {both.name, as_well.name, FAULTS[2].name}
+
+
+@pytest.mark.parametrize("profile", PROFILES["both"])
+def test_joined_laps_strike_with_every_kind(profile: Profile) -> None:
+    """With the very strike of a fault that is one apart, or with the one that it says is like it."""
+    apart, joined = (Plan(3, joined=each).order(profile, 0, kinds.ALL) for each in (False, True))
+    struck = frozenset().union(*(parts(each.strike) for each in joined))
+    assert [each.name for each in apart if not (parts(each.strike) <= struck or _has_its_like(each, struck))] == []
+
+
+def _has_its_like(fault: Fault, struck: frozenset[object]) -> bool:
+    return fault.like is not None and parts(fault.like) <= struck
 
 
 @pytest.mark.parametrize(("acknowledged", "is_written"), [(100, True), (99, False)])

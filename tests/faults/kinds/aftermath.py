@@ -41,13 +41,20 @@ def of_all(
     strike: Strike,
     *,
     profiles: frozenset[Profile] = LOCAL | CLUSTER,
-    short: frozenset[Profile] | None = None,
-    joined: bool = False,
+    apart: bool = True,
 ) -> Fault:
     """A fault of every `make test`, and of the soak, after which all was read."""
-    return Fault(name, strike, profiles, profiles if short is None else short, all_read, joined)
+    return Fault(name, strike, profiles, short=profiles, afterwards=all_read, apart=apart)
 
 
-def of_soak(name: str, strike: Strike, *, profiles: frozenset[Profile] = LOCAL | CLUSTER) -> Fault:
-    """The same of the soak alone."""
-    return of_all(name, strike, profiles=profiles, short=NOWHERE)
+def of_soak(
+    name: str,
+    strike: Strike,
+    *,
+    profiles: frozenset[Profile] = LOCAL | CLUSTER,
+    apart: bool = True,
+    like: Strike | None = None,
+) -> Fault:
+    """The same of the soak alone: of its joined laps where it is none ``apart``."""
+    joined = NOWHERE if apart else profiles
+    return Fault(name, strike, profiles, NOWHERE, all_read, apart=apart, joined=joined, like=like)

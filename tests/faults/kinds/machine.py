@@ -15,11 +15,10 @@ import httpx
 
 from core.ids import uuid7_ms
 from tests.faults.history import Request
-from tests.faults.kinds.aftermath import all_read
+from tests.faults.kinds.aftermath import of_all, of_soak
 from tests.faults.kinds.onlookers import KIND, asking, say
 from tests.faults.kinds.processes import children, family
 from tests.faults.patience import eventually
-from tests.faults.rounds import Fault
 from tests.faults.world import LOCAL, Pace, World
 from tests.town import phone
 
@@ -169,7 +168,7 @@ def _answers_requests(pid: int) -> bool:
 
 
 MACHINE: Final = (
-    Fault("the disk is full", full_disk, profiles=LOCAL, short=LOCAL, afterwards=all_read),
-    Fault("the clock jumps by minutes", clocks_jump, short=frozenset(), afterwards=all_read),
-    Fault("the clocks of two API processes differ by seconds", clocks_differ, short=frozenset(), afterwards=all_read),
+    of_all("the disk is full", full_disk, profiles=LOCAL),
+    of_soak("the clock jumps by minutes", clocks_jump),
+    of_soak("the clocks of two API processes differ by seconds", clocks_differ),
 )

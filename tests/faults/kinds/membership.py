@@ -20,7 +20,7 @@ from tests.faults.kinds.machine import clocks_differ, clocks_jump
 from tests.faults.kinds.onlookers import EVERYBODY, Log, all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.patience import eventually
-from tests.faults.world import CLUSTER, KILLED_S, Pace, World
+from tests.faults.world import CLUSTER, KILLED_S, LOCAL, Pace, World
 
 STAYS_S: Final = 2.0  # a bridge, at most, before it goes again
 TAKEN_OVER_WITHIN_S: Final = 90.0  # the group misses a member after 6 s; the rest is for a busy machine
@@ -135,7 +135,13 @@ MEMBERSHIP: Final = (
         "bridges come and go, die as they hand over, and sleep, then clocks are wrong",
         one_by_one(storm, killed_in_revoke, zombie, clocks_differ, clocks_jump),
         profiles=CLUSTER,
-        joined=True,
+        apart=False,
+    ),
+    of_soak(
+        "bridges come and go, and die as they end, then clocks are wrong",  # one alone cannot sleep while others go on
+        one_by_one(storm, killed_in_revoke, clocks_differ, clocks_jump),
+        profiles=LOCAL,
+        apart=False,
     ),
     of_soak("bridges come and go", storm),
     of_soak("a bridge is killed while it hands over", killed_in_revoke),

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any, Final
 
 from connectors.breaker import BreakerState, Rules
@@ -15,6 +16,7 @@ from messaging.services.deliver import UNKNOWN
 from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.history import History
+from tests.faults.kinds.aftermath import NOWHERE
 from tests.faults.kinds.combined import Strike
 from tests.faults.kinds.onlookers import all_arrive
 from tests.faults.patience import eventually
@@ -116,6 +118,7 @@ def are_committed(world: World, offsets: Mapping[TopicPartition, int]) -> bool:
 def burying_nothing(strike: Strike) -> Strike:
     """What came before may have dead letters of sends, this adds none: it is waited for."""
 
+    @wraps(strike)
     def struck(world: World, pace: Pace) -> None:
         graves = [TopicPartition(topics.dead_letters(topics.outbound(each)), 0) for each in CHANNELS]
         before = list(map(world.town.log.end_offset, graves))
@@ -162,11 +165,15 @@ def _lasts(seconds: float) -> None:
 
 
 IN_EVERY_WAY: Final = unanswering(**{name: value for each in STUMBLES.values() for name, value in each.items()})
+STUMBLING: Final = {what: stumbling(**how) for what, how in STUMBLES.items()} | {"do not answer": unanswering()}
+AWAY: Final = {channel: away(channel) for channel in CHANNELS}
 PLATFORM: Final = (
     *(
-        Fault(f"the platforms {what}", stumbling(**how), short=frozenset(), afterwards=only_unknown_buried)
-        for what, how in STUMBLES.items()
+        Fault(f"the platforms {what}", strike, short=NOWHERE, afterwards=only_unknown_buried, like=IN_EVERY_WAY)
+        for what, strike in STUMBLING.items()
     ),
-    Fault("the platforms do not answer", unanswering(), short=frozenset(), afterwards=only_unknown_buried),
-    *(Fault(f"{channel} is away", away(channel), short=frozenset(), afterwards=no_send_buried) for channel in CHANNELS),
+    *(
+        Fault(f"{channel} is away", strike, short=NOWHERE, afterwards=no_send_buried, like=AWAY["whatsapp"])
+        for channel, strike in AWAY.items()
+    ),
 )

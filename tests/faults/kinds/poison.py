@@ -24,13 +24,14 @@ from messaging.topics import MAX_RECORD_BYTES
 from tests.faults.checker import Report
 from tests.faults.collect import CHANNELS, GROUP, sources
 from tests.faults.history import History
+from tests.faults.kinds.aftermath import NOWHERE
 from tests.faults.kinds.combined import one_by_one
 from tests.faults.kinds.onlookers import Log, all_arrive
 from tests.faults.kinds.processes import names_of
 from tests.faults.kinds.servers import ACCOUNTS_AND_FILES, accounts_and_files_away
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
-from tests.faults.world import CLUSTER, Pace, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, World
 
 KIND: Final = "killer"
 WORKS: Final = topics.work_topics(CHANNELS)
@@ -187,8 +188,8 @@ POISON: Final = (
         profiles=CLUSTER,
         short=CLUSTER,
         afterwards=nothing_differs,
-        joined=True,
+        apart=False,
     ),
-    Fault("records are poison", poison, short=frozenset(), afterwards=nothing_differs),
-    Fault("a broken release writes what nobody can read", broken_release, short=frozenset()),
+    Fault("records are poison", poison, short=NOWHERE, joined=LOCAL, afterwards=nothing_differs),
+    Fault("a broken release writes what nobody can read", broken_release, short=NOWHERE, joined=LOCAL | CLUSTER),
 )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import wraps
 from typing import Final
 
 from messaging import topics
@@ -200,6 +201,7 @@ def _signal(processes: Iterable[int], number: signal.Signals) -> None:
 def nobody_hung(strike: Strike) -> Strike:
     """Whoever asks meanwhile is answered in time."""
 
+    @wraps(strike)
     def struck(world: World, pace: Pace) -> None:
         with asking(world):
             strike(world, pace)
@@ -213,7 +215,9 @@ OF_OURS: Final = (*(each for each in EVERYBODY if each not in CHANNELS), KIND)  
 
 
 FRONT_FROZEN: Final = frozen(["api", "gateway"])  # nobody is answered meanwhile
-ALL_FROZEN: Final = together(FRONT_FROZEN, frozen(WORKERS), frozen(["bridge"]))  # as when their machine is suspended
+WORKERS_FROZEN: Final = frozen(WORKERS)
+BRIDGES_FROZEN: Final = frozen(["bridge"])
+ALL_FROZEN: Final = together(FRONT_FROZEN, WORKERS_FROZEN, BRIDGES_FROZEN)  # as when their machine is suspended
 KILLS: Final = {
     "API processes are killed before the log's word and before a client's": killed_at(
         "append.sent.api", "accept.appended"
@@ -243,15 +247,20 @@ NOW_AND_THEN: Final = {
     "a bridge is killed": nobody_hung(killed("bridge")),
     "a child of the core worker is killed": child_killed("worker-core"),
     "the gateway is killed": all_killed(["gateway"]),
-    "all workers freeze": nobody_hung(frozen(WORKERS)),
-    "all bridges freeze": nobody_hung(frozen(["bridge"])),
+    "all workers freeze": nobody_hung(WORKERS_FROZEN),
+    "all bridges freeze": nobody_hung(BRIDGES_FROZEN),
+}
+LIKE: Final = {  # what the joined round has of the same kind
+    "a bridge is killed": KILLS["the bridge is killed between work and commit"],
+    "a child of the core worker is killed": KILLS["workers are killed between store and push, store and log"],
+    "the gateway is killed": KILLS["the API and the gateway are killed"],
 }
 
 PROCESSES: Final = (
     of_all(
         "our processes are killed, and freeze",
         one_by_one(*KILLS.values(), together(*FREEZES.values()), ALL_FROZEN),
-        joined=True,
+        apart=False,
     ),
-    *(of_soak(name, strike) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
+    *(of_soak(name, strike, like=LIKE.get(name)) for name, strike in (KILLS | FREEZES | NOW_AND_THEN).items()),
 )

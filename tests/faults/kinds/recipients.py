@@ -9,13 +9,14 @@ from typing import Final
 from messaging.ports import TopicPartition
 from tests.cluster.conftest import owned
 from tests.faults.collect import CHANNELS, GROUP
+from tests.faults.kinds.aftermath import NOWHERE
 from tests.faults.kinds.combined import Strike, one_by_one, together
 from tests.faults.kinds.membership import TAKEN_OVER_WITHIN_S, bridges, everything
 from tests.faults.kinds.onlookers import all_arrive
 from tests.faults.kinds.platform import (
+    AWAY,
     IN_EVERY_WAY,
     are_committed,
-    away,
     burying_nothing,
     no_send_buried,
     only_unknown_buried,
@@ -24,7 +25,7 @@ from tests.faults.kinds.platform import (
 )
 from tests.faults.patience import eventually
 from tests.faults.rounds import Fault
-from tests.faults.world import CLUSTER, Pace, World
+from tests.faults.world import CLUSTER, LOCAL, Pace, World
 from tests.town import insta_id, phone
 
 KIND: Final = "unreachable"
@@ -94,21 +95,24 @@ def _bridges_die(world: World, sources: Iterable[TopicPartition]) -> None:
     assert are_committed(world, standing), "a commit went back"
 
 
+UNREACHABLE: Final = {channel: unreachable(channel) for channel in CHANNELS}
 RECIPIENTS: Final = (
     *(
         Fault(
             f"a person on {channel} can't be reached",
-            unreachable(channel),
-            short=frozenset(),
+            strike,
+            short=NOWHERE,
             afterwards=no_send_buried,
+            like=UNREACHABLE["instagram"],
         )
-        for channel in CHANNELS
+        for channel, strike in UNREACHABLE.items()
     ),
     Fault(
         "the platforms stumble, then WhatsApp is away, and a person on Instagram can't be reached",
-        one_by_one(IN_EVERY_WAY, burying_nothing(together(away("whatsapp"), unreachable("instagram")))),
+        one_by_one(IN_EVERY_WAY, burying_nothing(together(AWAY["whatsapp"], UNREACHABLE["instagram"]))),
         short=CLUSTER,
+        joined=LOCAL,
+        apart=False,
         afterwards=only_unknown_buried,
-        joined=True,
     ),
 )

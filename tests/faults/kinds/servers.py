@@ -265,7 +265,7 @@ CASSANDRA: Final = {
 
 def _in_every_way(name: str, strikes: Mapping[str, Strike], profiles: frozenset[Profile]) -> Fault:
     """One round of `make test` with all of them."""
-    return of_all(name, one_by_one(*strikes.values()), profiles=profiles, joined=True)
+    return of_all(name, one_by_one(*strikes.values()), profiles=profiles, apart=False)
 
 
 SERVERS: Final = (
