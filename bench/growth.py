@@ -25,14 +25,13 @@ from typing import Final, Self
 
 import httpx
 
-from bench.api import closed_loop
 from bench.figures import Curve, Figure, Line, Measured, Spread
 from bench.live import kept, listeners_of
 from bench.loop import people_on_whatsapp
 from bench.people import WHATSAPP_SECRETS, Parcel, Talk, User, crowd, external_talks, parcels, talks, users
-from bench.profiles import Profile, add_profile, event_log, profile_of, running
+from bench.profiles import Profile, add_profile, event_log, not_stored, profile_of, running
 from bench.scale import FULL, SHORT, Scale
-from bench.traffic import LATE_S, Lag, Traffic, pushed
+from bench.traffic import LATE_S, Lag, Traffic, Watched, pushed
 from bench.usage import Usage, family, rss_mb
 from demo.supervisor import ROOT, LocalSystem
 from messaging.ports import TopicPartition
@@ -46,7 +45,7 @@ PAIRS: Final = 20
 LIVE_PER_S: Final = 100
 BACKLOG_BATCH: Final = 500
 BACKLOG_CLIENTS: Final = 4
-BACKLOG_PER_S: Final = 8_000  # about what they post
+BACKLOG_POSTS: Final = 100  # at a time: a few seconds
 CATCH_UP_S: Final = 7200.0
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
 PLATFORM_MS: Final = 4000  # of each send
@@ -151,12 +150,10 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
     """Many records wait when the bridge comes back, and others go on posting."""
     people = talks(system.api_url, PAIRS, prefix="meanwhile")
     many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
-    posts = [each.request for each in parcels(many, BACKLOG_BATCH)]
     lag = Lag(system)
     system.end("bridge")
-    while (before := lag()) < scale.backlog:
-        seconds = max(1.0, min(60.0, (scale.backlog - before) / BACKLOG_PER_S))  # a batch may take half of that
-        closed_loop(system.api_url, posts, seconds=seconds, warm_up_s=0)
+    waiting = _accepted(system, parcels(many, BACKLOG_BATCH), scale.backlog)
+    before = lag()
     traffic = Traffic(system, listeners_of(people), pushed)
     usage = Usage(system)
     with Memory(system) as memory:
@@ -167,16 +164,30 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
         took_s = watch.over_s - started_s
     seen, spent = traffic.watched, usage.spent()
     traffic.close()
+    lag.wait_for_none(LATE_S)  # what is left of it may be behind what was heard, in another lane
     lag.close()
     caught_up = before + len(seen.due_s)
     what = f"a backlog of {before:,} records, {LIVE_PER_S}/s arrive meanwhile"
     yield Figure(f"{what}: caught up", f"in {took_s:.0f} s, {caught_up / took_s:,.0f}/s", spent.shared)
-    yield kept(what, system, seen)
+    unstored = len(not_stored(system, list(waiting.due_s)))
+    yield Figure(
+        f"{what}: ids of the backlog", f"{unstored} not stored", f"{len(waiting.due_s)} accepted, nobody listens"
+    )
+    yield kept(f"{LIVE_PER_S}/s beside that backlog", system, seen)
     grown = ", ".join(f"{name} {first:.0f} → {most_mb:.0f}" for name, (first, most_mb) in memory.found.items())
     yield Figure(f"{what}: memory, before and at most, MB", grown)
     title = f"Catching up with {before:,} records, {profile} profile"
     line = Line("lag", tuple((float(second), float(value)) for second, value in enumerate(lags)))
     yield Curve(f"backlog-{profile}.svg", title, "s", "records", (line,))
+
+
+def _accepted(system: LocalSystem, posts: Sequence[Parcel], messages: int) -> Watched:
+    """At least so many, posted by as many at once as there are ``posts``; nobody listens to them."""
+    traffic = Traffic(system, [], pushed, connections=len(posts))
+    while (missing := messages - len(traffic.watched.due_s)) > 0:
+        traffic.post(posts, min(BACKLOG_POSTS, math.ceil(missing / BACKLOG_BATCH)))
+    traffic.close()
+    return traffic.watched
 
 
 def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measured]:

@@ -85,10 +85,16 @@ class Traffic:
     """Posts on a system, with a socket for each of ``listeners``."""
 
     def __init__(
-        self, system: LocalSystem, listeners: Iterable[User], arrival: Arrival, *, acknowledge: bool = False
+        self,
+        system: LocalSystem,
+        listeners: Iterable[User],
+        arrival: Arrival,
+        *,
+        acknowledge: bool = False,
+        connections: int = CONNECTIONS,
     ) -> None:
         self._loop = Loop()
-        self._pool = Pool(self._loop, system.api_url, CONNECTIONS)
+        self._pool = Pool(self._loop, system.api_url, connections)
         self._arrival = arrival
         self._acknowledge = acknowledge
         self._arrive: Callable[[str], None] = self._note
@@ -118,7 +124,7 @@ class Traffic:
                     self._post(next(turns), due_s)
                     count += 1
                 self._loop.turn(due_s - time.perf_counter())
-        self._settle(late_s)
+        self.settle(late_s)
         return samples.found
 
     def post(self, posts: Sequence[Post], count: int) -> None:
@@ -156,9 +162,13 @@ class Traffic:
         self._loop.run_until(lambda: False, timeout_s=seconds)
         elapsed_s, arrived = time.perf_counter() - full_s, len(self.watched.arrived_s) - full
         posting = False
-        self._settle()
+        self.settle()
         self._arrive = self._note
         return arrived / elapsed_s
+
+    def settle(self, late_s: float = LATE_S) -> None:
+        """Wait until all that was accepted has arrived, for so long at most."""
+        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.unheard(), timeout_s=late_s)
 
     def close(self) -> None:
         for socket in self._sockets.values():
@@ -199,9 +209,6 @@ class Traffic:
             self.watched.twice += 1
         else:
             self.watched.arrived_s[message_id] = time.perf_counter()
-
-    def _settle(self, late_s: float = LATE_S) -> None:
-        self._loop.run_until(lambda: not self._pool.under_way and not self.watched.unheard(), timeout_s=late_s)
 
 
 def _size(post: Post) -> int:
