@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -151,14 +152,14 @@ def backlog(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Mea
     people = talks(system.api_url, PAIRS, prefix="meanwhile")
     many, _ = crowd(system.api_url, BACKLOG_CLIENTS, 20, prefix="backlog")
     lag = Lag(system)
-    system.end("bridge")
-    waiting = _accepted(system, parcels(many, BACKLOG_BATCH), scale.backlog)
-    before = lag()
-    traffic = Traffic(system, listeners_of(people), pushed)
-    usage = Usage(system)
+    system.restart("bridge", timeout_s=120)  # what it holds then is a bridge's own
     with Memory(system) as memory:
+        system.end("bridge")
+        waiting = _accepted(system, parcels(many, BACKLOG_BATCH), scale.backlog)
+        before = lag()
+        traffic, usage = Traffic(system, listeners_of(people), pushed), Usage(system)
         started_s = time.perf_counter()
-        system.restart("bridge")
+        system.restart("bridge", timeout_s=120)
         watch = Watch(started_s + CATCH_UP_S)
         lags = traffic.open_until(people, per_s=LIVE_PER_S, over=watch.is_over)
         took_s = watch.over_s - started_s
@@ -302,7 +303,7 @@ class Memory:
 
     def _look(self) -> None:
         for name in self._system.processes:
-            if self._system.is_running(name):
+            with suppress(ProcessLookupError):  # it is down
                 now = rss_mb(family(self._system.pid(name)))
                 first, most_mb = self.found.get(name, (now, now))
                 self.found[name] = first, max(most_mb, now)
