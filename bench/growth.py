@@ -33,7 +33,7 @@ from bench.people import WHATSAPP_SECRETS, Parcel, Talk, User, crowd, external_t
 from bench.profiles import Profile, add_profile, event_log, not_stored, profile_of, running
 from bench.scale import FULL, SHORT, Scale
 from bench.traffic import LATE_S, Lag, Traffic, Watched, pushed
-from bench.usage import Usage, family, rss_mb
+from bench.usage import Spent, Usage, family, rss_mb
 from demo.supervisor import ROOT, LocalSystem
 from messaging.ports import TopicPartition
 from messaging.topics import outbound
@@ -69,8 +69,10 @@ def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Mea
         if count:
             took_s = _fill(system, many, count)
             yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
-        costs[count], value, beside = _at_most(system, posts, listeners, seconds=10 * scale.time)
-        yield Figure(f"with {count:,} more messages stored", f"{value}; newest page {_page(system, many)}", beside)
+        cost = _at_most(system, posts, listeners, seconds=10 * scale.time)
+        costs[count] = cost.ms
+        value = f"{cost}; newest page {_page(system, many)}"
+        yield Figure(f"with {count:,} more messages stored", value, cost.spent.shared)
     yield from _flatness("stored messages", costs)
 
 
@@ -79,21 +81,49 @@ def conversations(system: LocalSystem, _profile: Profile, scale: Scale) -> Itera
     costs: dict[int, float] = {}
     for count in scale.conversations:
         many, listeners = crowd(system.api_url, *SHAPES[count], prefix=f"many{count}")
-        costs[count], value, beside = _at_most(system, parcels(many, PARCEL), listeners, seconds=10 * scale.time)
-        yield Figure(f"{count:,} conversations, {WINDOW} messages under way", value, beside)
+        _touch(system, many, listeners)
+        cost = _at_most(system, parcels(many, PARCEL), listeners, seconds=10 * scale.time)
+        costs[count] = cost.ms
+        what = f"{count:,} conversations, {WINDOW} messages under way"
+        yield Figure(what, f"{cost}", cost.spent.shared)
+        if count in (min(scale.conversations), max(scale.conversations)):
+            yield cost.spent.figure(what, cost.messages)
     yield from _flatness("conversations", costs)
 
 
-def _at_most(
-    system: LocalSystem, posts: Sequence[Parcel], listeners: Sequence[User], *, seconds: float
-) -> tuple[float, str, str]:
-    """So many under way all the time. CPU milliseconds of a message, the same in words with the rate, what else ran."""
+def _touch(system: LocalSystem, many: Sequence[Talk], listeners: Sequence[User]) -> None:
+    """A message in each conversation, and until it came: what only the first one takes is not what grows."""
+    traffic = Traffic(system, listeners, pushed)
+    posts = parcels(many, len(listeners))  # a sender has a conversation with each of them
+    traffic.post(posts, len(posts))
+    traffic.settle()
+    traffic.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What so many messages took, and how many came a second."""
+
+    spent: Spent
+    messages: int
+    per_s: float
+
+    @property
+    def ms(self) -> float:
+        """CPU of a message in all processes and servers."""
+        return sum(ms for _, ms in self.spent.each(self.messages))
+
+    def __str__(self) -> str:
+        return f"{self.ms:.2f} ms of CPU a message, {self.per_s:,.0f}/s"
+
+
+def _at_most(system: LocalSystem, posts: Sequence[Parcel], listeners: Sequence[User], *, seconds: float) -> Cost:
+    """So many under way all the time."""
     traffic, usage = Traffic(system, listeners, pushed), Usage(system)
     per_s = traffic.closed_window(posts, window=WINDOW, seconds=seconds)
-    seen, spent = traffic.watched, usage.spent()
+    cost = Cost(usage.spent(), len(traffic.watched.due_s), per_s)
     traffic.close()
-    cost_ms = sum(ms for _, ms in spent.each(len(seen.due_s)))
-    return cost_ms, f"{cost_ms:.2f} ms of CPU a message, {per_s:,.0f}/s", spent.shared
+    return cost
 
 
 def _fill(system: LocalSystem, many: Sequence[Talk], count: int) -> float:
