@@ -20,7 +20,7 @@ from bench import floor_loop
 from bench.figures import Figure, Measured, Spread, Stages
 from bench.live import growth, kept
 from bench.people import LINGER_MS, WHATSAPP_SECRETS, Talk, User, external_talks, set_up_whatsapp, users
-from bench.profiles import Profile, add_profile, place, profile_of
+from bench.profiles import Profile, add_profile, kill, place, profile_of
 from bench.traffic import LATE_S, Lag, Traffic, read
 from bench.usage import Usage
 from demo.supervisor import LocalSystem
@@ -109,6 +109,7 @@ def everything(profile: Profile, directory: Path, *, scale: float, steady_s: flo
             yield from found
             rate = min(STEADY_PER_S[profile], KEPT_UP * per_s)
             yield from sustained(system, senders, talks, per_s=rate, target=TARGETS[profile], seconds=steady_s)
+            kill(system)
         if profile == "local":
             return
         with LocalSystem(directory / "floor", env=servers, processes=("redis-bus", "simulator")) as rest:

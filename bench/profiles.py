@@ -82,6 +82,13 @@ def running(
         settings = {**servers, **(env or {})}
         with LocalSystem(directory, env=settings, processes=processes, instances=instances) as system:
             yield system
+            kill(system)
+
+
+def kill(system: LocalSystem) -> None:
+    """All of it at once, where nothing that it holds is wanted any more: to end what is under way takes ten seconds."""
+    for name in reversed(system.processes):
+        system.kill(name)
 
 
 def event_log(system: LocalSystem) -> LogAdapter:
