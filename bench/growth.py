@@ -51,7 +51,8 @@ CATCH_UP_S: Final = 7200.0
 PARTITIONS: Final = 8  # of two lanes each, so that eight workers find batches
 PLATFORM_MS: Final = 4000  # of each send
 AT_ONCE: Final = 16  # sends of a worker, which waits for them
-WAVES, SPARE = 4, 5  # of those that are measured; that may go by while workers start and end
+WAVES, SPARE = 3, 5  # of those that are measured; that may go by while workers start and end
+BESIDE_WORKERS: Final = ("redis-log", "redis-bus", "simulator", "api", "worker-core", "bridge")
 LOOK_S, SETTLED_S = 0.05, 0.3
 WAITING: Final = 400  # conversations: 25 a lane, more than a worker sends at once
 BEGIN_S: Final = 8.0  # until those that are left have batches
@@ -227,15 +228,16 @@ def workers(profile: Profile, directory: Path, scale: Scale) -> Iterator[Measure
     rates: dict[int, float] = {}
     least, most = min(scale.workers), max(scale.workers)
     env = {**WHATSAPP_SECRETS, "PARTITIONS": str(PARTITIONS)}
-    with running(profile, directory, env=env, instances={"worker-whatsapp": most}) as system:
-        names = [name for name in system.processes if name.startswith("worker-whatsapp")]
+    names = ["worker-whatsapp", *(f"worker-whatsapp-{number}" for number in range(2, most + 1))]
+    instances = {names[0]: most}
+    with running(profile, directory, env=env, processes=(*BESIDE_WORKERS, *names), instances=instances) as system:
         senders, some = people_on_whatsapp(system)
         waiting = [*some, *external_talks(system.api_url, senders, WAITING - len(some), prefix="more")]
         switches = {"latency_ms": PLATFORM_MS, "auto_read": False, "status_delay_ms": dict.fromkeys(TOLD, HOUR_MS)}
         httpx.put(f"{system.simulator_url}/_control/switches", json=switches, timeout=30).raise_for_status()
         waves = sum(scale.workers) * (WAVES + BEGIN_S * 1000 / PLATFORM_MS) + (sum(scale.workers) + most) * SPARE
         _post_all(system, waiting, int(AT_ONCE * waves))
-        time.sleep(2 * BEGIN_S)  # what was dispatched while little was there is small: all of them work through that
+        time.sleep(BEGIN_S)  # what was dispatched while little was there is small: all of them work through that
         with ThreadPoolExecutor(most) as ending:
             list(ending.map(system.end, names[least:]))
         lag = Lag(system)
