@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,12 +41,19 @@ def people_on_whatsapp(system: LocalSystem) -> tuple[list[User], list[Talk]]:
 
 
 def most(
-    system: LocalSystem, senders: Sequence[User], talks: Sequence[Talk], *, seconds: float, plot: str = ""
+    system: LocalSystem,
+    senders: Sequence[User],
+    talks: Sequence[Talk],
+    *,
+    seconds: float,
+    plot: str = "",
+    when_full: Callable[[], None] = lambda: None,
 ) -> tuple[float, list[Measured]]:
-    """The next message goes out when the platform's READ of an earlier one reached its sender: READs a second."""
+    """The next message goes out when the platform's READ of an earlier one reached its sender: READs a second, from
+    ``when_full`` on."""
     before = _sends(system)
     traffic, usage = Traffic(system, senders, read), Usage(system)
-    per_s = traffic.closed_window(talks, window=WINDOW, seconds=seconds)
+    per_s = traffic.closed_window(talks, window=WINDOW, seconds=seconds, when_full=when_full)
     seen, spent = traffic.watched, usage.spent()
     traffic.close()
     what = f"whole loop, {WINDOW} under way"

@@ -25,9 +25,11 @@ from bench.profiles import Profile, alone, running
 from bench.usage import family
 from demo.supervisor import LocalSystem
 
-RATE: Final = 50  # looks a second
+RATE: Final = 100  # looks a second
 LARGEST: Final = 5
-WARM_UP_S: Final = 8.0
+ENOUGH: Final = 100  # looks that found the process at work: shares of fewer say little
+WARM_UP_S: Final = 4.0
+SPY_START_S: Final = 3.0  # what a dozen of py-spy need to begin
 COPY: Final = re.compile(r"-\d+$")
 FRAME: Final = re.compile(r"(?P<function>.*) \((?P<path>[^:()]*)(?::\d+)?\)")
 Stack = tuple[str, ...]  # package and function of each frame, the outermost first
@@ -65,10 +67,7 @@ class Profiles:
             packages: Counter[str] = Counter()
             for stack, count in stacks.items():
                 packages[stack[-1].partition(":")[0]] += count
-            listed = ", ".join(
-                f"{package} {count / stacks.total():.0%}" for package, count in packages.most_common(LARGEST)
-            )
-            yield Figure(process, f"{self.cost_ms[process]:.2f} ms a message", listed)
+            yield Figure(process, f"{self.cost_ms[process]:.2f} ms a message", told(packages))
 
     def flame(self, file: str, title: str) -> Flame:
         return Flame(
@@ -80,6 +79,15 @@ class Profiles:
                 for stack, count in stacks.items()
             },
         )
+
+
+def told(packages: Counter[str]) -> str:
+    """The shares of the largest, or which it was most often in where it was seen too rarely."""
+    looks = packages.total()
+    if looks < ENOUGH:
+        return ", ".join([f"{looks} looks, too few for shares", *(name for name, _ in packages.most_common(1))])
+    shares = [f"{name} {count / looks:.0%}" for name, count in packages.most_common(LARGEST)]
+    return f"{looks:,} looks: {', '.join(shares)}"
 
 
 def place(frame: str) -> str:
@@ -110,19 +118,26 @@ def looking(system: LocalSystem, folder: Path, *, seconds: float) -> Iterator[Sp
 
 def of(system: LocalSystem, profile: Profile, directory: Path, *, scale: float) -> Iterator[Measured]:
     """``directory`` takes what py-spy writes. Raises RuntimeError where it may look at nothing."""
-    seconds = max(8.0, 20 * scale)
+    seconds = max(10.0, 20 * scale)
     senders, talks = people_on_whatsapp(system)
     most(system, senders, talks, seconds=WARM_UP_S)
     directory.mkdir(parents=True, exist_ok=True)
-    spies = list(looking(system, directory, seconds=seconds))
-    per_s, measured = most(system, senders, talks, seconds=seconds, plot="costs")
+    spies: list[Spy] = []
+
+    def look() -> None:
+        spies.extend(looking(system, directory, seconds=seconds))
+
+    window_s = SPY_START_S + seconds
+    per_s, measured = most(system, senders, talks, seconds=window_s, plot="costs", when_full=look)
     found = _read(spies)
     if not found.seen:
         raise RuntimeError("py-spy may look at no process: run it as root, or set kernel.yama.ptrace_scope=0")
     for costs in (each for each in measured if isinstance(each, Stages)):
         for name, ms in costs.bars[0][1]:
             found.took(name, ms)
-    yield Figure("the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second")
+    yield Figure(
+        "the whole loop while it is looked at", f"{per_s:,.0f}/s", f"{RATE} looks a second for {seconds:.0f} s"
+    )
     yield from found.figures()
     yield found.flame(f"flame-{profile}.svg", f"CPU of a message to READ in Python, {profile} profile, ms")
 

@@ -136,9 +136,11 @@ class Traffic:
         if self.watched.refused or self._pool.under_way:
             raise RuntimeError(f"of {count} posts {self.watched.refused} were refused, {self._pool.under_way} hang")
 
-    def closed_window(self, posts: Sequence[Post], *, window: int, seconds: float) -> float:
+    def closed_window(
+        self, posts: Sequence[Post], *, window: int, seconds: float, when_full: Callable[[], None] = lambda: None
+    ) -> float:
         """Keep ``window`` messages under way: the next post goes out when as many as it holds arrived. How many arrived
-        a second, from when the first ``window`` had: until then the stages fill."""
+        a second, from when the first ``window`` had (``when_full`` is called then): until then the stages fill."""
         turns, before = cycle(posts), len(self.watched.arrived_s)
         posting, room = True, window
 
@@ -158,6 +160,7 @@ class Traffic:
         fill()
         if not self._loop.run_until(lambda: len(self.watched.arrived_s) >= before + window, timeout_s=LATE_S):
             raise TimeoutError(f"of the first {window} messages {len(self.watched.arrived_s) - before} arrived")
+        when_full()
         full_s, full = time.perf_counter(), len(self.watched.arrived_s)
         self._loop.run_until(lambda: False, timeout_s=seconds)
         elapsed_s, arrived = time.perf_counter() - full_s, len(self.watched.arrived_s) - full

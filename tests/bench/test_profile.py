@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 import pytest
 
 from bench import plots
-from bench.profile import Profiles, place
+from bench.profile import Profiles, place, told
 
 RAW = """\
 <module> (manage.py:10);run (/srv/messaging/services/persist.py:30);execute (/x/site-packages/redis/client.py:9) 60
@@ -45,8 +46,20 @@ def profiles() -> Profiles:
 def test_processes_are_told_by_what_they_take_and_copies_together() -> None:
     core, bridge = profiles().figures()
     assert (core.what, core.value) == ("worker-core", "4.00 ms a message")
-    assert core.beside == "redis 60%, messaging.services 40%"
-    assert (bridge.what, bridge.beside) == ("bridge", "messaging.bridge 100%")
+    assert core.beside == "200 looks: redis 60%, messaging.services 40%"
+    assert bridge.what == "bridge"
+
+
+@pytest.mark.parametrize(
+    ("packages", "expected"),
+    [
+        pytest.param({"redis": 99, "kombu": 1}, "100 looks: redis 99%, kombu 1%", id="enough"),
+        pytest.param({"redis": 98, "kombu": 1}, "99 looks, too few for shares, redis", id="too few"),
+        pytest.param({}, "0 looks, too few for shares", id="never at work"),
+    ],
+)
+def test_shares_are_told_of_enough_looks_only(packages: dict[str, int], expected: str) -> None:
+    assert told(Counter(packages)) == expected
 
 
 def test_a_flame_is_as_wide_as_what_it_took() -> None:
