@@ -75,7 +75,7 @@ def _api(hall: Hall) -> Iterator[Measured]:
 def _footprint(hall: Hall) -> Iterator[Measured]:
     hall.close()  # the demo has the machine for itself, and a system that is new did nothing yet
     yield from footprint.demo(hall.folder())
-    yield from footprint.of(hall.system(), scale=hall.scale.time)
+    yield from footprint.of(hall.system(), hall.folder(), scale=hall.scale.time)
 
 
 def _loop(hall: Hall) -> Iterator[Measured]:

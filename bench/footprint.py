@@ -22,33 +22,50 @@ from bench.profiles import Profile, alone, running
 from bench.traffic import Traffic, pushed
 from bench.usage import Usage, family, rss_mb, servers_of
 from demo.ports import Ports
+from demo.redis_server import BUS_RULES, RedisServer
 from demo.supervisor import LocalSystem
 
 PER_S: Final = 100
 DEMO_TARGET_S: Final = 15
 DEMO_READY: Final = "Signing in"  # what the demo prints once all of the system is up
-STARTED: Final = ("api", "gateway", "simulator", "worker-core", "worker-inbound", "worker-whatsapp", "bridge")
+UP: Final = "from its start until it is ready"
 
 
 def processes(system: LocalSystem, *, seconds: float) -> Iterator[Figure]:
-    """Of a system that did nothing yet."""
+    """Of a system on which only users talk: nothing comes in, or goes out to a platform."""
     people = talks(system.api_url, PAIRS, prefix="footprint")
     traffic = Traffic(system, listeners_of(people), pushed)
     traffic.open_loop(people, per_s=PER_S, seconds=3)  # what opens on first use is open
     idle = _look(system, lambda: time.sleep(seconds))
     busy = _look(system, lambda: traffic.open_loop(people, per_s=PER_S, seconds=seconds))
     traffic.close()
+    at_work = f"at {PER_S}/s between users; the channels' workers and inbound have nothing to do"
+    yield Figure("each process with its children", "idle, right after 3 s of such work", at_work)
     for name, (idle_mb, idle_cores) in idle.items():
         busy_mb, busy_cores = busy[name]
-        value = f"{idle_mb:.0f} MB, {idle_cores:.3f} cores idle"
-        yield Figure(name, value, f"{busy_mb:.0f} MB, {busy_cores:.3f} cores at {PER_S}/s")
+        yield Figure(name, f"{idle_mb:.0f} MB, {idle_cores:.3f} cores", f"{busy_mb:.0f} MB, {busy_cores:.3f} cores")
     ours = [idle[name][0] for name in system.processes]
     yield Figure("all processes of the system", f"{sum(ours):.0f} MB idle", "pages that they share count for each")
-    for name in STARTED:
-        system.end(name)
+
+
+def starts(system: LocalSystem, directory: Path) -> Iterator[Figure]:
+    """Of each process, one after the other; the bus is another with its rules, as all of them stand on theirs."""
+    started_s = time.perf_counter()
+    system.manage("setup_topics")
+    yield Figure("setup_topics where they all exist", f"{time.perf_counter() - started_s:.1f} s")
+    bus = RedisServer(directory, rules=BUS_RULES)
+    started_s = time.perf_counter()
+    bus.start()
+    yield Figure(f"redis-bus: {UP}", f"{time.perf_counter() - started_s:.2f} s")
+    bus.stop()
+    for name in (each for each in system.processes if not each.startswith("redis")):
+        if name == "bridge":
+            system.end(name)  # one that is killed is waited for by those of its group
+        else:
+            system.kill(name)
         started_s = time.perf_counter()
         system.restart(name, timeout_s=120)
-        yield Figure(f"{name}: from its start until it is ready", f"{time.perf_counter() - started_s:.1f} s")
+        yield Figure(f"{name}: {UP}", f"{time.perf_counter() - started_s:.1f} s")
 
 
 def _look(system: LocalSystem, work: Callable[[], object]) -> dict[str, tuple[float, float]]:
@@ -86,7 +103,8 @@ def installed() -> Figure:
     return Figure(
         f"what requirements/prod.txt installs ({len(sizes)} packages)",
         f"{total / 1e6:.0f} MB",
-        f"no image is built here; largest: {', '.join(f'{name} {size / 1e6:.0f}' for name, size in largest)}",
+        "no image is built here, which has their .pyc as well; largest: "
+        + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in largest),
     )
 
 
@@ -96,7 +114,7 @@ def pinned(requirements: str) -> list[str]:
 
 
 def _size(name: str) -> int:
-    """Bytes on disk; 0 for what this platform does not take."""
+    """Bytes on disk without what Python compiles; 0 for what this platform does not take."""
     try:
         files = importlib.metadata.files(name) or ()
     except importlib.metadata.PackageNotFoundError:
@@ -105,15 +123,17 @@ def _size(name: str) -> int:
     return sum(place.stat().st_size for place in places if place.exists() and place.suffix != ".pyc")
 
 
-def of(system: LocalSystem, *, scale: float) -> Iterator[Figure]:
+def of(system: LocalSystem, directory: Path, *, scale: float) -> Iterator[Figure]:
+    """``directory`` takes a bus of its own."""
     yield from processes(system, seconds=20 * scale)
+    yield from starts(system, directory)
     yield installed()
 
 
 def everything(profile: Profile, directory: Path, *, scale: float) -> Iterator[Figure]:
     yield from demo(directory / "demo")
     with running(profile, directory / "system") as system:
-        yield from of(system, scale=scale)
+        yield from of(system, directory / "bus", scale=scale)
 
 
 if __name__ == "__main__":
