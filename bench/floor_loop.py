@@ -42,6 +42,7 @@ PEOPLE: Final = 200
 WINDOW: Final = 200
 BATCH: Final = 100
 SENDS_AT_ONCE: Final = 16  # as a worker of ours
+LATE_S: Final = 120.0
 STATUSES: Final = {"delivered": Status.DELIVERED, "read": Status.READ}  # "sent" is no news
 SENDER: Final = "user_floor"
 
@@ -59,10 +60,10 @@ class Floor:
         return Figure(what, f"{self.per_s:,.0f}/s", f"{self.cpu_ms:.2f} ms of its CPU a message")
 
 
-def measured(system: LocalSystem, *, seconds: float) -> Floor:
+def measured(system: LocalSystem, *, seconds: float, warm_up_s: float) -> Floor:
     """Beside nothing else: ``system`` runs its simulator and bus only. Raises subprocess.CalledProcessError."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.floor_loop", f"{seconds}"],
+        [sys.executable, "-m", "bench.floor_loop", f"{seconds}", f"{warm_up_s}"],
         cwd=ROOT,
         env={**system.env, "SERVICE": "manage"},
         stdout=subprocess.PIPE,
@@ -244,6 +245,15 @@ class FloorLoop:
         self.read = 0
         self.last: Names = {}
 
+    def warm_up(self, seconds: float) -> None:
+        """Until as many were read as are under way, as ours is, and so much longer. Raises TimeoutError."""
+        deadline_s = time.perf_counter() + LATE_S
+        while self.read < WINDOW:
+            if time.perf_counter() > deadline_s:
+                raise TimeoutError(f"of the first {WINDOW} messages {self.read} were read")
+            self.run(time.perf_counter() + 0.1)
+        self.run(time.perf_counter() + seconds)
+
     def run(self, until_s: float) -> None:
         while time.perf_counter() < until_s:
             self._begin()
@@ -343,7 +353,8 @@ def main() -> None:
     from messaging.stores.cassandra.address import Address  # noqa: PLC0415
     from messaging.stores.cassandra.session import Database  # noqa: PLC0415
 
-    seconds, url = float(sys.argv[1]), os.environ["MESSAGE_STORE_URL"]
+    seconds, warm_up_s = map(float, sys.argv[1:])
+    url = os.environ["MESSAGE_STORE_URL"]
     store, driver = CassandraStore(url, timeout_s=30), BareDriver(Database(Address.parse(url), timeout_s=30))
     workspace_id = uuid4()
     people = [Person(f"+55119{70000000 + number}", uuid4()) for number in range(PEOPLE)]
@@ -354,7 +365,7 @@ def main() -> None:
             Conversation(person.conversation_id, workspace_id, str(person.conversation_id), "", members, SENDER, now_ms)
         )
     floor = FloorLoop(driver, record(store, people[0], workspace_id), people, os.environ)
-    floor.run(time.perf_counter() + min(3.0, seconds))  # warm up
+    floor.warm_up(warm_up_s)
     read, started_s, cpu_s = floor.read, time.perf_counter(), time.process_time()
     floor.run(started_s + seconds)
     count = floor.read - read

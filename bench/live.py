@@ -82,11 +82,13 @@ def sustained(system: LocalSystem, people: Sequence[Talk], *, per_s: float, seco
 
 
 def growth(lags: Sequence[int]) -> str:
-    """In words: flat means that the second half is not worse than the first."""
+    """In words: flat means that the second half is not worse than the first by more than a tenth."""
     half = len(lags) // 2
     if not half:
         return "too short to see the lag grow"
-    return f"largest lag {max(lags[:half])} records in the first half, {max(lags[half:])} in the second"
+    first, second = max(lags[:half]), max(lags[half:])
+    judged = "" if second <= first * 1.1 else ": **lag not flat**"
+    return f"largest lag {first} records in the first half, {second} in the second{judged}"
 
 
 def most(

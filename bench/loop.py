@@ -30,6 +30,8 @@ PEOPLE: Final = 200
 WINDOW: Final = 200
 STEADY_PER_S: Final = {"local": 50.0, "cluster": 300.0}
 TARGETS: Final = {"local": "", "cluster": "target 300/s with flat lag"}
+WINDOW_S: Final = 10.0  # at least: a message takes seven
+WARM_UP_S: Final = 5.0  # once the first of them were read; of the floor as well
 KEPT_UP: Final = 0.75  # of the most, where that is less than the target: what is posted faster only waits
 FLOOR_TARGET: Final = 0.6
 
@@ -108,11 +110,12 @@ def _sends(system: LocalSystem) -> dict[str, Any]:
 
 
 def everything(profile: Profile, directory: Path, *, scale: float, steady_s: float = 15) -> Iterator[Measured]:
+    window_s = max(WINDOW_S, 20 * scale)
     with place(profile) as servers:
         with LocalSystem(directory / "system", env={**servers, **WHATSAPP_SECRETS}) as system:
             senders, talks = people_on_whatsapp(system)
-            most(system, senders, talks, seconds=3)  # warm up
-            per_s, found = most(system, senders, talks, seconds=20 * scale, plot=f"cpu-loop-{profile}.svg")
+            most(system, senders, talks, seconds=WARM_UP_S)
+            per_s, found = most(system, senders, talks, seconds=window_s, plot=f"cpu-loop-{profile}.svg")
             yield from found
             rate = min(STEADY_PER_S[profile], KEPT_UP * per_s)
             yield from sustained(system, senders, talks, per_s=rate, target=TARGETS[profile], seconds=steady_s)
@@ -120,7 +123,7 @@ def everything(profile: Profile, directory: Path, *, scale: float, steady_s: flo
         if profile == "local":
             return
         with LocalSystem(directory / "floor", env=servers, processes=("redis-bus", "simulator")) as rest:
-            floor = floor_loop.measured(rest, seconds=15 * scale)
+            floor = floor_loop.measured(rest, seconds=window_s, warm_up_s=WARM_UP_S)
         yield floor.figure
         yield Figure(
             "the whole loop beside its floor",
