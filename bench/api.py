@@ -35,7 +35,7 @@ CURVE: Final = (1, 2, 5, 10, 20, 50)
 ROUNDS: Final = 3
 BATCH: Final = 500
 BATCH_CLIENTS: Final = 4
-WARM_UP_S: Final = 1.0
+WARM_UP_S: Final = 0.5
 SWEEP: Final = ((1, 1), (1, 4), (2, 1), (2, 4), (2, 32), (3, 4))
 ALONE: Final = ("redis-log", "redis-bus", "api")
 BARE_TOPIC: Final = "bench"  # as bench.bare has it, which only a process with settings may import
@@ -186,16 +186,21 @@ def saturated(views: Views, *, profile: Profile, seconds: float) -> Iterator[Mea
     yield Figure("the same view without a produce", f"{bare}", f"ours is {ours.per_s / bare.per_s:.2f} of it")
 
 
-def curve(views: Views, *, profile: Profile, seconds: float) -> Curve:
-    """Latency over throughput, from one client to many."""
-
-    def line(label: str, turn: Callable[[int, float], Load]) -> Line:
-        loads = [turn(clients, seconds) for clients in CURVE]
-        return Line(label, tuple((load.per_s, load.latency.p95) for load in loads))
-
+def curve(views: Views, *, profile: Profile, seconds: float) -> Iterator[Measured]:
+    """Latency over throughput, from one client to many, and how ours compares for one and for twenty."""
+    turns = {"ours": views.ours, "bare view with the same produce": views.producing}
+    loads = {clients: [turn(clients, seconds) for turn in turns.values()] for clients in CURVE}
+    for clients in (CURVE[0], CLIENTS):
+        ours, producing = loads[clients]
+        what = f"points of the curve, {seconds:.1f} s each, clients: {clients}"
+        beside = f"{ours.per_s / producing.per_s:.2f} of the bare view with the same produce, {producing}"
+        yield Figure(what, f"{ours}", beside)
+    lines = tuple(
+        Line(label, tuple((found[number].per_s, found[number].latency.p95) for found in loads.values()))
+        for number, label in enumerate(turns)
+    )
     title = f"POST /v1/messages with {CURVE[0]} to {CURVE[-1]} clients, {profile} profile"
-    lines = (line("ours", views.ours), line("bare view with the same produce", views.producing))
-    return Curve(f"api-{profile}.svg", title, "requests/s", "p95, ms", lines)
+    yield Curve(f"api-{profile}.svg", title, "requests/s", "p95, ms", lines)
 
 
 def batches(system: LocalSystem, *, profile: Profile, seconds: float) -> Figure:
@@ -211,11 +216,12 @@ def batches(system: LocalSystem, *, profile: Profile, seconds: float) -> Figure:
 def everything(profile: Profile, directory: Path, *, scale: float, reference_s: float = 30) -> Iterator[Measured]:
     with running(profile, directory, processes=ALONE) as system:
         people = talks(system.api_url, max(CURVE), prefix="api")
+        yield Figure("what runs", "the API and its servers", "no bridge, no workers: what is posted is accepted only")
         with bare_views(system) as bare_url:
             views = Views(system.api_url, bare_url, people)
             yield from reference(views, directory / "k6", profile=profile, seconds=reference_s)
             yield from saturated(views, profile=profile, seconds=6 * scale)
-            yield curve(views, profile=profile, seconds=3 * scale)
+            yield from curve(views, profile=profile, seconds=4 * scale)
         yield batches(system, profile=profile, seconds=8 * scale)
 
 
