@@ -20,7 +20,7 @@ PAIRS: Final = 50
 WINDOW: Final = 200
 SENDERS, LISTENERS = 10, 20  # of batches: each sender has a conversation with each listener
 PARCEL: Final = 100
-RATES: Final = (25, 50, 100, 200, 300)
+RATES: Final = {"local": (25, 50, 100, 200, 300), "cluster": (25, 50, 100, 200)}  # the last: more than goes
 STEADY: Final = {"local": (50, "p50 15, p99 60 ms"), "cluster": (100, "p50 8, p99 40 ms")}
 WARM_UP_S: Final = 8.0
 BATCHED_PER_S: Final = 900  # target on the cluster
@@ -33,7 +33,7 @@ def latency(system: LocalSystem, people: Sequence[Talk], *, profile: Profile, se
     what = f"POST to recipient's frame, {per_s}/s for {seconds:.0f} s"
     yield Figure(what, f"{Spread.of(seen.latencies_s())}", f"target: {target}; {spent.shared}")
     found = {per_s: Spread.of(seen.latencies_s())}
-    for rate in RATES:
+    for rate in RATES[profile]:
         if rate not in found:
             seen, _ = _at(system, people, per_s=rate, seconds=max(3, seconds / 4))
             found[rate] = Spread.of(seen.latencies_s())

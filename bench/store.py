@@ -185,7 +185,7 @@ def everything(where: str, *, largest: int, seconds: float) -> Iterator[Figure]:
     store, bare = CassandraStore(url, timeout_s=10), BareDriver(Database(Address.parse(url), timeout_s=10))
     try:
         yield from writing(store, bare, seconds=seconds)
-        yield from paging(store, bare.database, (*SIZES, largest), seconds=seconds)
+        yield from paging(store, bare.database, sorted({*SIZES, largest}), seconds=seconds)
     finally:
         with bare.database.call(120) as call:
             call.execute(f"DROP KEYSPACE {bare.database.address.keyspace}")
