@@ -3,7 +3,9 @@
     python -m bench.gate [results.json]
 
 Ratios of one run compare what ran on the same machine at the same time; times would compare machines. The minima in
-bench/gate.json are generous, because ratios scatter too: they catch a fall by a third, not one by a tenth.
+bench/gate.json are generous, because ratios scatter too: they catch a fall by a third, not one by a tenth. Each is two
+thirds of the lowest that any run wrote into docs/performance.md; the workers', which is for each doubling, is that at
+which eight of them send two thirds of what they did.
 """
 
 from __future__ import annotations
