@@ -25,10 +25,14 @@ TTL_S: Final = 60
 TIMEOUT_S: Final = 0.25  # a hint may not hold up a 202 for longer
 PAUSE_S: Final = 5.0  # without asking again after Redis failed
 
+Command = tuple[str | bytes | int, ...]
+
 # KEYS of the hints; ARGV seconds, a value for each. One command for hundreds of them.
 _PUT_ALL: Final = """
 for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end
+return 1
 """
+TRUSTED_S: Final = 1.0  # to be there without an answer, since it answered
 READ_AT_ONCE: Final = 8 * 1024  # bytes; Redis takes up to 16 KiB from a connection before it looks at the others
 
 
@@ -37,6 +41,8 @@ class RedisHints:
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._rest = Rest(PAUSE_S, clock)
+        self._clock = clock
+        self._asked_s = float("-inf")  # when Redis last answered that it took one, monotonic
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
@@ -44,15 +50,24 @@ class RedisHints:
         self._one_way = _OneWay(self._client.connection_pool)
 
     def put(self, messages: Mapping[UUID, bytes]) -> None:
-        """Redis has them before whatever anybody asks it from now on."""
+        """Redis has them as a rule before what anybody asks it from now on. For most it is not waited for: once a
+        second it answers, or nobody would ever know that it is away, full or a replica."""
         keys, values = [_key(each) for each in messages], list(messages.values())
-        if len(keys) == 1 and len(values[0]) < READ_AT_ONCE:
-            self._ask(lambda _: self._one_way.send("SET", keys[0], values[0], "EX", TTL_S))
-        elif keys:
-            self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values]))
+        if not keys:
+            return
+        now_s = self._clock.monotonic_s()
+        is_small = len(keys) == 1 and len(values[0]) < READ_AT_ONCE
+        if is_small and now_s < self._asked_s + TRUSTED_S:
+            command = ("SET", keys[0], values[0], "EX", TTL_S)
+            if self._ask(lambda _: self._one_way.send(command)):
+                return
+        if self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values])):
+            self._asked_s = now_s
 
     def get(self, message_id: UUID) -> Message | None:
-        data = self._ask(lambda client: client.get(_key(message_id)))
+        """Asked once more where it is not there: one that was put a moment ago may lie behind others."""
+        name = _key(message_id)
+        data = self._ask(lambda client: client.get(name)) or self._ask(lambda client: client.get(name))
         return codec.readable(Message, data) if isinstance(data, bytes) else None
 
     def accepted(self, message_ids: Collection[UUID]) -> list[Message]:
@@ -77,27 +92,33 @@ class RedisHints:
             return question(self._client)
         except (redis.RedisError, OSError) as error:
             self._rest.begin()
+            self._one_way = _OneWay(self._client.connection_pool)  # that one may never hear of it
             logger.warning("hints are away", extra={"error": type(error).__name__})
             return None
 
 
 class _OneWay:
     """A connection of its own on which Redis answers nothing (CLIENT REPLY OFF): half of what a command costs is its
-    answer. What is small Redis reads before what is sent later on another connection. Threads take turns."""
+    answer."""
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool = pool
         self._lock = threading.Lock()
         self._connection: redis.Connection | None = None
 
-    def send(self, *command: str | bytes | int) -> None:
-        """Raises RedisError or OSError."""
-        with self._lock:
+    def send(self, command: Command) -> bool:
+        """Whether it was sent: nobody waits here for another thread. Raises RedisError or OSError."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             connection, self._connection = self._connection, None  # until it has taken all
             if connection is None or _says_something(connection):
                 connection = self._opened()
             connection.send_packed_command(connection.pack_command(*command), check_health=False)
             self._connection = connection
+        finally:
+            self._lock.release()
+        return True
 
     def _opened(self) -> redis.Connection:
         connection = self._pool.connection_class(**self._pool.connection_kwargs)

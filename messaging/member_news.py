@@ -17,7 +17,8 @@ from core.rest import Rest
 logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "chat4all:members"
-EVERYTHING: Final = b""  # in the place of a conversation's id: nobody says any more which ones changed
+ID_BYTES: Final = 16
+EVERYTHING: Final = b""  # in the place of a conversation's id, as whatever is none
 TIMEOUT_S: Final = 0.25  # to tell may not hold up an answer for longer
 PAUSE_S: Final = 5.0  # without telling again after Redis failed
 LOOK_S: Final = 1.0
@@ -44,31 +45,46 @@ class RedisMemberNews:
         self._url = url
         self._clock = clock
         self._rest = Rest(PAUSE_S, clock)
-        self._is_owed = False  # something that was not told
+        self._lock = threading.Lock()
+        self._owed = 0  # how many changes were not told so far
+        self._is_at_it = False  # a thread makes that good
         self._client = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
 
     def tell(self, conversation_id: UUID) -> None:
-        """To be called once the store has it. Never raises."""
-        if self._rest.is_on:
-            self._is_owed = True
-        else:
-            self._publish(EVERYTHING if self._is_owed else conversation_id.bytes)
+        """To be called once the store has it. Never raises; what cannot be told now is told as soon as it can be."""
+        if self._rest.is_on or not self._publish(conversation_id.bytes):
+            self._owe()
 
-    def settle(self) -> None:
-        """Tell what could not be told: now and then, on a thread for which nobody waits. Never raises."""
-        if self._is_owed:
-            self._publish(EVERYTHING)
-
-    def _publish(self, news: bytes) -> None:
-        self._is_owed = False  # before: what another thread owes meanwhile stays owed
+    def _publish(self, news: bytes) -> bool:
         try:
             self._client.publish(CHANNEL, news)
         except (redis.RedisError, OSError) as error:
-            self._is_owed = True
+            if not self._rest.is_on:
+                logger.warning("nobody hears of changed members", extra={"error": type(error).__name__})
             self._rest.begin()
-            logger.warning("nobody hears of changed members", extra={"error": type(error).__name__})
+            return False
+        self._rest.end()
+        return True
+
+    def _owe(self) -> None:
+        with self._lock:
+            self._owed += 1
+            if not self._is_at_it:
+                self._is_at_it = True
+                threading.Thread(target=self._make_good, name="member-news-owed", daemon=True).start()
+
+    def _make_good(self) -> None:
+        """Have everybody forget all, once Redis takes that: nobody knows any more which ones changed."""
+        while True:
+            threading.Event().wait(LOOK_S)
+            owed = self._owed
+            if self._publish(EVERYTHING):
+                with self._lock:
+                    if self._owed == owed:
+                        self._is_at_it = False
+                        return
 
     def listen(self, keeper: Keeper) -> threading.Event:
         """Hear of it on a daemon thread of this process, which must not fork afterwards, until the event is set."""
@@ -86,8 +102,8 @@ class RedisMemberNews:
     def _hear(self, keeper: Keeper, enough: threading.Event) -> None:
         """Raises RedisError or OSError when nobody answers any more.
 
-        Redis answers a PING after all that was published before it: its answer tells that until then nothing is
-        missing, however long the answer lay with us.
+        Redis answers a PING behind all that was published before it: then nothing is missing until it was asked,
+        however long the answer lay with us.
         """
         client = redis.Redis.from_url(self._url, socket_timeout=SILENCE_S, socket_connect_timeout=SILENCE_S)
         with client, client.pubsub() as subscription:  # type: ignore[no-untyped-call]
@@ -101,7 +117,7 @@ class RedisMemberNews:
                     keeper.forget_all()
                 elif message and kind == "message":
                     news = message["data"]
-                    keeper.forget_all() if news == EVERYTHING else keeper.forget(UUID(bytes=news))
+                    keeper.forget(UUID(bytes=news)) if len(news) == ID_BYTES else keeper.forget_all()
                 if kind in ("subscribe", "pong"):
                     keeper.heard(asked_s)
                     is_open = False

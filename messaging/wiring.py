@@ -134,14 +134,14 @@ def hear_of_members() -> threading.Event:
 
 def renewals() -> tuple[Callable[[], None], ...]:
     """For a process that answers requests: ask again for who writes, in which conversations, by which accounts, and
-    tell whose pushes were lost and what changed unheard."""
+    tell whose pushes were lost."""
     known = conversation_cache()
 
     def conversations() -> None:
         with suppress(StoreUnavailable):  # whoever writes hears of it
             known.renew(lambda conversation_id: message_store().conversation(conversation_id))
 
-    return directory.renew, channels.renew, conversations, notifier().settle, member_news().settle
+    return directory.renew, channels.renew, conversations, notifier().settle
 
 
 @functools.cache

@@ -61,7 +61,7 @@ class ConversationCache:
         """From the cache, else loaded; absence is not cached, nor is what was loaded while anything was forgotten."""
         kept = self._known.get(conversation_id)
         now_s = self._clock.monotonic_s()
-        if kept is not None and now_s < max(kept.asked_s, self._heard_s) + MEMBERSHIP_TTL_S:
+        if kept is not None and now_s < self._until_s(kept):
             return kept.conversation
         forgotten = self._forgotten
         conversation = load(conversation_id)
@@ -69,6 +69,9 @@ class ConversationCache:
             if conversation is not None and self._forgotten == forgotten:
                 self._known.put(conversation_id, _Kept(conversation, now_s))
         return conversation
+
+    def _until_s(self, kept: _Kept) -> float:
+        return min(kept.asked_s + KEPT_S, max(kept.asked_s, self._heard_s) + MEMBERSHIP_TTL_S)
 
     def changed(self, conversation_id: UUID) -> None:
         """Its members are others now, in the store, or may be."""

@@ -12,7 +12,7 @@ from core.clock import ManualClock
 from core.ids import uuid7
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import codec
-from messaging.hints import PAUSE_S, READ_AT_ONCE, TTL_S, RedisHints
+from messaging.hints import PAUSE_S, READ_AT_ONCE, TRUSTED_S, TTL_S, RedisHints
 from tests.messaging.workbench import Workbench
 
 
@@ -80,8 +80,9 @@ def test_what_many_threads_put_at_once_is_all_there(bench: Workbench, bus_redis:
 
 
 def test_redis_answers_nothing_that_nobody_reads(bench: Workbench, bus_redis: RedisServer) -> None:
-    message, hints = bench.message(bench.conversation()), RedisHints(bus_redis.url)
+    message, hints = bench.message(bench.conversation()), RedisHints(bus_redis.url, ManualClock())
     with redis.Redis.from_url(bus_redis.url) as admin:
+        hints.put({message.message_id: codec.encode(message)})
         before = {each["id"] for each in admin.client_list()}
         for _ in range(100):
             hints.put({message.message_id: codec.encode(message)})
@@ -107,3 +108,30 @@ def test_a_redis_that_is_away_is_let_alone_for_a_while(tmp_path: Path, bench: Wo
     hints.put({message.message_id: codec.encode(message)})
     assert hints.get(message.message_id) == message
     server.stop()
+
+
+def test_that_redis_takes_nothing_is_found_out_within_a_second(
+    bench: Workbench, bus_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    message, clock = bench.message(bench.conversation()), ManualClock()
+    hints = RedisHints(bus_redis.url, clock)
+    with redis.Redis.from_url(bus_redis.url) as admin:
+        hints.put({message.message_id: codec.encode(message)})
+        admin.config_set("maxmemory", 1)
+        try:
+            hints.put({message.message_id: codec.encode(message)})
+            assert not caplog.records, "nobody waited for an answer"
+            clock.advance(TRUSTED_S)
+            hints.put({message.message_id: codec.encode(message)})
+        finally:
+            admin.config_set("maxmemory", 0)
+    assert [each.getMessage() for each in caplog.records] == ["hints are away"]
+
+
+def test_nobody_waits_for_another_thread_that_sends(bench: Workbench, bus_redis: RedisServer) -> None:
+    hints, conversation = RedisHints(bus_redis.url, ManualClock()), bench.conversation()
+    first, second = (bench.message(conversation, text) for text in ("first", "second"))
+    hints.put({first.message_id: codec.encode(first)})
+    with hints._one_way._lock:
+        hints.put({second.message_id: codec.encode(second)})
+    assert hints.get(second.message_id) == second

@@ -140,22 +140,50 @@ def test_who_was_not_answered_for_long_forgets_everything_and_hears_again(
     told(process, server)
 
 
-def test_what_could_not_be_told_is_made_good(process: Process, server: RedisServer) -> None:
+def test_what_could_not_be_told_is_made_good(
+    process: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others hear again before whoever had found Redis away asks it again."""
     process.listens()
-    telling = RedisMemberNews(server.url)
+    telling, forgot = RedisMemberNews(server.url), process.forgot_everything
+    monkeypatch.setattr(member_news, "LOOK_S", 0.1)
     server.signal(signal.SIGSTOP)
     telling.tell(uuid4())
     server.signal(signal.SIGCONT)
     telling.tell(uuid4())  # it does not ask again so soon
-    forgot = process.forgot_everything
-    telling.settle()
     until(lambda: process.forgot_everything > forgot)
-    forgot, later = process.forgot_everything, RedisMemberNews(server.url)
-    later.settle()  # owes nothing
-    later.tell(known := uuid4())
+    until(lambda: not telling._is_at_it)
+    forgot = process.forgot_everything
+    telling.tell(known := uuid4())
     until(lambda: known in process.forgotten)
-    assert process.forgot_everything == forgot
+    assert process.forgot_everything == forgot, "nothing is owed any more, and Redis is asked again"
+
+
+def test_what_comes_to_be_owed_while_others_are_made_good_is_made_good_too(
+    process: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member_news, "LOOK_S", 0.01)
+    process.listens()
+    telling, forgot = RedisMemberNews(server.url), process.forgot_everything
+    publish, late = telling._publish, iter([telling._owe])
+
+    def published(news: bytes) -> bool:
+        told = publish(news)
+        if owe := next(late, None):
+            owe()
+        return told
+
+    monkeypatch.setattr(telling, "_publish", published)
+    telling._owe()
+    until(lambda: process.forgot_everything >= forgot + 2)
+
+
+def test_what_is_no_conversation_means_all_of_them(process: Process, server: RedisServer) -> None:
+    process.listens()
+    with redis.Redis.from_url(server.url) as other:
+        other.publish(member_news.CHANNEL, b"of another release")
+    until(lambda: process.forgot_everything == 2)
+    told(process, server)
 
 
 def test_to_tell_holds_nobody_up_when_redis_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
