@@ -114,16 +114,17 @@ class _OneWay:
             connection, self._connection = self._connection, None  # until it has taken all
             if connection is None or _says_something(connection):
                 connection = self._opened()
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            packed = connection.pack_command(*command)  # type: ignore[no-untyped-call]
+            connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
             self._connection = connection
         finally:
             self._lock.release()
         return True
 
     def _opened(self) -> redis.Connection:
-        connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        connection.connect()
-        connection.send_command("CLIENT", "REPLY", "OFF")
+        connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection.connect()  # type: ignore[no-untyped-call]
+        connection.send_command("CLIENT", "REPLY", "OFF")  # type: ignore[no-untyped-call]
         return connection
 
 
@@ -134,7 +135,7 @@ def _says_something(connection: redis.Connection) -> bool:
             return False
     except (redis.RedisError, OSError):
         pass
-    connection.disconnect()
+    connection.disconnect()  # type: ignore[no-untyped-call]
     return True
 
 

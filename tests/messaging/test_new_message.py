@@ -19,7 +19,9 @@ SIZES = (MAX_CONVERSATION_ID_CHARS, MAX_PARTY_CHARS, MAX_CONTENT_BYTES // 2, MAX
 LONG = [letters for size in SIZES for letters in ("a" * size, "a" * (size + 1), "é" * size)]
 USUAL = ["a", "user_1", "whatsapp:+5511999998888", "0192f0c1-a7b3-7c11-a8e2-c5d9f3b4a6e7"]
 ODD = st.tuples(st.sampled_from(["", "a"]), st.sampled_from(CHARACTERS), st.sampled_from(["", "a"])).map("".join)
-VALUES = ODD | st.sampled_from(LONG) | st.sampled_from([*USUAL, "", 0, 1, True, None, 1.5, [], {}])
+VALUES: st.SearchStrategy[object] = (
+    ODD | st.sampled_from(LONG) | st.sampled_from([*USUAL, "", 0, 1, True, None, 1.5, [], {}])
+)
 RIGHT = {"conversation_id": "chat-1", "recipient_id": "user_1", "content": "hello"}
 NAMES = (*RIGHT, "sender_id", "file_id", "reply_to", "strange")
 
