@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -199,38 +199,38 @@ class Pool:
 
 
 class WebSocket:
-    """A signed-in live socket; ``on_text`` gets each frame. Acknowledges nothing by itself."""
+    """A live socket; ``headers`` are the handshake's, ``on_text`` gets each frame. Acknowledges nothing by itself."""
 
-    def __init__(self, loop: Loop, url: str, token: str, on_text: Callable[[bytes], None]) -> None:
+    def __init__(self, loop: Loop, url: str, on_text: Callable[[bytes], None], *, headers: Mapping[str, str]) -> None:
         self._socket = connect(url)
         self._received = b""
         self._on_text = on_text
         self._loop = loop
-        self._shake_hands(token)
+        self._shake_hands(urlsplit(url).path or "/", headers)
         self._socket.setblocking(False)
         loop.add(self._socket, self)
         self._parse()
 
-    def _shake_hands(self, token: str) -> None:
+    def _shake_hands(self, path: str, headers: Mapping[str, str]) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._socket.sendall(
-            f"GET / HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-            f"Sec-WebSocket-Protocol: chat4all, bearer.{token}\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{more}\r\n".encode()
         )
         while b"\r\n\r\n" not in self._received:
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
-                raise ConnectionError("the gateway closed the connection during the handshake")
+                raise ConnectionError("the server closed the connection during the handshake")
             self._received += data
         head, _, self._received = self._received.partition(b"\r\n\r\n")
         if b" 101 " not in head.split(b"\r\n", 1)[0]:
-            raise ConnectionError(f"the gateway refused the handshake: {head[:100]!r}")
+            raise ConnectionError(f"the server refused the handshake: {head[:100]!r}")
 
     def readable(self) -> None:
         data = self._socket.recv(RECEIVE_BYTES)
         if not data:
-            raise ConnectionError("the gateway closed a socket")
+            raise ConnectionError("the server closed a socket")
         self._received += data
         self._parse()
 
@@ -258,7 +258,7 @@ class WebSocket:
             case 0x9:
                 self._send(PONG, payload)
             case 0x8:
-                raise ConnectionError(f"the gateway closed a socket with code {int.from_bytes(payload[:2])}")
+                raise ConnectionError(f"the server closed a socket with code {int.from_bytes(payload[:2])}")
 
     def send_text(self, text: bytes) -> None:
         self._send(TEXT, text)

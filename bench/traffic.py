@@ -179,7 +179,8 @@ class Traffic:
         self._pool.close()
 
     def _socket(self, system: LocalSystem, user: User) -> WebSocket:
-        return WebSocket(self._loop, system.gateway_url, user.token, lambda text: self._got(user, text))
+        headers = {"Sec-WebSocket-Protocol": f"chat4all, bearer.{user.token}"}
+        return WebSocket(self._loop, system.gateway_url, lambda text: self._got(user, text), headers=headers)
 
     def _got(self, user: User, text: bytes) -> None:
         frame = _frame(text)
