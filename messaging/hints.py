@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -33,6 +34,7 @@ for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1])
 return 1
 """
 TRUSTED_S: Final = 1.0  # to be there without an answer, since it answered
+ON_ITS_WAY_S: Final = 0.02
 READ_AT_ONCE: Final = 8 * 1024  # bytes; Redis takes up to 16 KiB from a connection before it looks at the others
 
 
@@ -56,18 +58,18 @@ class RedisHints:
         if not keys:
             return
         now_s = self._clock.monotonic_s()
-        is_small = len(keys) == 1 and len(values[0]) < READ_AT_ONCE
-        if is_small and now_s < self._asked_s + TRUSTED_S:
-            command = ("SET", keys[0], values[0], "EX", TTL_S)
-            if self._ask(lambda _: self._one_way.send(command)):
-                return
-        if self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values])):
+        if len(keys) == 1 and len(values[0]) < READ_AT_ONCE and now_s < self._asked_s + TRUSTED_S:
+            self._ask(lambda _: self._one_way.send(("SET", keys[0], values[0], "EX", TTL_S)))
+        elif self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values])):
             self._asked_s = now_s
 
     def get(self, message_id: UUID) -> Message | None:
-        """Asked once more where it is not there: one that was put a moment ago may lie behind others."""
+        """Asked once more where it is not there: one that was put a moment ago may be on its way, or behind others."""
         name = _key(message_id)
-        data = self._ask(lambda client: client.get(name)) or self._ask(lambda client: client.get(name))
+        data = self._ask(lambda client: client.get(name))
+        if data is None and not self._rest.is_on:
+            threading.Event().wait(ON_ITS_WAY_S)
+            data = self._ask(lambda client: client.get(name))
         return codec.readable(Message, data) if isinstance(data, bytes) else None
 
     def accepted(self, message_ids: Collection[UUID]) -> list[Message]:
@@ -99,27 +101,31 @@ class RedisHints:
 
 class _OneWay:
     """A connection of its own on which Redis answers nothing (CLIENT REPLY OFF): half of what a command costs is its
-    answer."""
+    answer. Threads that come while another one sends leave theirs to it: one call of the system's for all of them."""
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool = pool
         self._lock = threading.Lock()
         self._connection: redis.Connection | None = None
+        self._left: deque[Command] = deque()
 
-    def send(self, command: Command) -> bool:
-        """Whether it was sent: nobody waits here for another thread. Raises RedisError or OSError."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            connection, self._connection = self._connection, None  # until it has taken all
-            if connection is None or _says_something(connection):
-                connection = self._opened()
-            packed = connection.pack_command(*command)  # type: ignore[no-untyped-call]
-            connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
-            self._connection = connection
-        finally:
-            self._lock.release()
-        return True
+    def send(self, command: Command) -> None:
+        """Or have it sent by whoever is at it, in a moment. Raises RedisError or OSError."""
+        self._left.append(command)
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                self._send_all()
+            finally:
+                self._lock.release()
+
+    def _send_all(self) -> None:
+        connection, self._connection = self._connection, None  # until it has taken all
+        if connection is None or _says_something(connection):
+            connection = self._opened()
+        commands = [self._left.popleft() for _ in range(len(self._left))]
+        packed = connection.pack_commands(commands)  # type: ignore[no-untyped-call]
+        connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
+        self._connection = connection
 
     def _opened(self) -> redis.Connection:
         connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,10 +129,39 @@ def test_that_redis_takes_nothing_is_found_out_within_a_second(
     assert [each.getMessage() for each in caplog.records] == ["hints are away"]
 
 
-def test_nobody_waits_for_another_thread_that_sends(bench: Workbench, bus_redis: RedisServer) -> None:
+def test_what_comes_while_a_thread_sends_is_sent_by_that_one(
+    bench: Workbench, bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hints, conversation = RedisHints(bus_redis.url, ManualClock()), bench.conversation()
-    first, second = (bench.message(conversation, text) for text in ("first", "second"))
+    messages = {each.message_id: each for each in (bench.message(conversation, f"{n}") for n in range(5))}
+    first, *others = messages.values()
     hints.put({first.message_id: codec.encode(first)})
-    with hints._one_way._lock:
-        hints.put({second.message_id: codec.encode(second)})
-    assert hints.get(second.message_id) == second
+    one_way = hints._one_way
+    send_all, sent = one_way._send_all, list[int]()
+
+    def sends() -> None:
+        sent.append(len(one_way._left))
+        send_all()
+        while others:  # they come while it has the lock
+            each = others.pop()
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(hints.put, {each.message_id: codec.encode(each)}).result()
+
+    monkeypatch.setattr(one_way, "_send_all", sends)
+    hints.put({first.message_id: codec.encode(first)})
+    assert sent == [1, 4]
+    assert {each.message_id: each for each in hints.accepted(messages)} == messages
+
+
+def test_what_is_on_its_way_is_waited_for(
+    bench: Workbench, bus_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, hints = bench.message(bench.conversation()), RedisHints(bus_redis.url)
+    others, wait = RedisHints(bus_redis.url), threading.Event.wait
+
+    def waits(event: threading.Event, timeout: float | None = None) -> bool:
+        others.put({message.message_id: codec.encode(message)})
+        return wait(event, timeout)
+
+    monkeypatch.setattr(threading.Event, "wait", waits)
+    assert hints.get(message.message_id) == message
