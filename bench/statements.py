@@ -84,8 +84,7 @@ class BareDriver:
     def _sent(self, call: Call, step: Step) -> Iterator[Any]:
         """Writes travel together as the store's do; what is asked, or has a condition, by itself."""
         bound = [
-            Mutation([self._prepare(call._session, each.cql).bind(each.values) for each in write], _size(write))
-            for write in step
+            Mutation.of([self._prepare(call._session, each.cql).bind(each.values) for each in write]) for write in step
         ]
         if any(each.cql.startswith("SELECT") or " IF " in each.cql for write in step for each in write):
             return (statement for mutation in bound for statement in mutation.statements)
@@ -95,10 +94,6 @@ class BareDriver:
         if cql not in self._prepared:
             self._prepared[cql] = session.prepare(self.database.qualified(cql))
         return self._prepared[cql]
-
-
-def _size(write: Write) -> int:
-    return sum(each.size for each in write)
 
 
 class Template:

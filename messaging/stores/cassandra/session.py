@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from cassandra import (
@@ -70,25 +70,8 @@ class Statement:
     cql: str
     values: Values
 
-    @property
-    def size(self) -> int:
-        """Of what it writes, in bytes: the values, and about what a row and its cells need besides."""
-        return 60 + sum(12 + _bytes_in(value) for value in self.values)
-
     def __iter__(self) -> Iterator[Statement]:
         yield self
-
-
-def _bytes_in(value: object) -> int:
-    match value:
-        case str():
-            return len(value.encode())
-        case bytes():
-            return len(value)
-        case list() | tuple():
-            return sum(4 + _bytes_in(each) for each in value)
-        case _:
-            return 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +102,10 @@ class Mutation:
 
     statements: Sequence[Any]
     size: int
+
+    @classmethod
+    def of(cls, statements: Sequence[Any]) -> Self:
+        return cls(statements, sum(map(size_of, statements)))
 
 
 @dataclass(slots=True)
@@ -397,9 +384,7 @@ class Call:
 
     def _mutations(self, write: Write) -> Iterator[Mutation]:
         """What is applied whole or not at all."""
-        for some in [[write]] if isinstance(write, Statement) else _bounded(write.statements):
-            bound = [self._prepared(each.cql).bind(each.values) for each in some]
-            yield Mutation(bound, sum(each.size for each in some))
+        return _bounded(self._prepared(each.cql).bind(each.values) for each in write)
 
     def _replicas(self, mutation: Mutation) -> Hashable:
         [first, *_] = mutation.statements
@@ -513,17 +498,24 @@ def _together(mutations: Sequence[Mutation]) -> Any:
     return batch
 
 
-def _bounded(statements: Sequence[Statement]) -> Iterator[list[Statement]]:
-    some: list[Statement] = []
+def _bounded(statements: Iterable[Any]) -> Iterator[Mutation]:
+    some: list[Any] = []
     size = 0
     for each in statements:
-        if some and (len(some) >= BATCH_ROWS or size + each.size > BATCH_BYTES):
-            yield some
+        more = size_of(each)
+        if some and (len(some) >= BATCH_ROWS or size + more > BATCH_BYTES):
+            yield Mutation(some, size)
             some, size = [], 0
         some.append(each)
-        size += each.size
+        size += more
     if some:
-        yield some
+        yield Mutation(some, size)
+
+
+def size_of(statement: Any) -> int:
+    """Of what a bound statement writes, in bytes: the values, and about what a row and its cells need besides."""
+    values = statement.values
+    return 60 + 12 * len(values) + sum([len(each) for each in values if each.__class__ is bytes])
 
 
 def apart(work: Callable[[], None], *, name: str) -> Future[None]:
