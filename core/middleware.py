@@ -16,6 +16,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import resolve
 from django.utils.deprecation import MiddlewareMixin
 from django_prometheus.middleware import Metrics, PrometheusAfterMiddleware
+from django_prometheus.utils import Time, TimeSince
 
 from core.logging import SANE_REQUEST_ID, bind
 from core.methods import allowed, not_allowed
@@ -89,7 +90,7 @@ class AdminMessages(_AdminAlone, MessageMiddleware): ...
 
 
 class RequestMetrics(Metrics):  # type: ignore[misc] # it has no types
-    """Those of django-prometheus that somebody looks at: all of them are 44 µs for which a request waits, these 19."""
+    """Those of django-prometheus that somebody looks at."""
 
     _KEPT: Final = frozenset(
         {
@@ -101,26 +102,33 @@ class RequestMetrics(Metrics):  # type: ignore[misc] # it has no types
     )
 
     def register_metric(self, metric_cls: Any, name: str, documentation: str, labelnames: Any = (), **more: Any) -> Any:
-        if name not in self._KEPT:
-            return _Unwatched()
-        return super().register_metric(metric_cls, name, documentation, labelnames, **more)
-
-
-class _Unwatched:
-    """Takes what a metric takes, and forgets it."""
-
-    def labels(self, **_labels: str) -> _Unwatched:
-        return self
-
-    def inc(self, _amount: float = 1) -> None: ...
-
-    def observe(self, _amount: float) -> None: ...
+        return (
+            super().register_metric(metric_cls, name, documentation, labelnames, **more) if name in self._KEPT else None
+        )
 
 
 class MetricsMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc] # it has no types
-    """Duration and status of each request by view. Innermost: probes and refusals never come here."""
+    """Duration and status of each request by view; exceptions are django-prometheus' own, of which all that it counts
+    takes a tenth of a POST's CPU. Innermost: probes and refusals never come here."""
 
     metrics_cls = RequestMetrics
+
+    def process_request(self, request: Any) -> None:
+        request.prometheus_after_middleware_event = Time()
+
+    def process_view(self, request: Any, view: Any, *_: Any, **__: Any) -> None:
+        """Nothing of it is kept."""
+
+    def process_template_response(self, _request: Any, response: Any) -> Any:
+        return response
+
+    def process_response(self, request: Any, response: Any) -> Any:
+        view, method = self._get_view_name(request), self._method(request)
+        status = str(response.status_code)
+        self.metrics.responses_by_status_view_method.labels(status=status, view=view, method=method).inc()
+        took_s = TimeSince(request.prometheus_after_middleware_event)
+        self.metrics.requests_latency_by_view_method.labels(view=view, method=method).observe(took_s)
+        return response
 
 
 def _request_id(request: HttpRequest) -> str:
