@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -72,8 +73,9 @@ class RedisMemberNews:
         with self._lock:
             self._owed += 1
             if not self._is_at_it:
-                self._is_at_it = True
-                threading.Thread(target=self._make_good, name="member-news-owed", daemon=True).start()
+                with suppress(RuntimeError):  # there can be no more threads: the next change tries again
+                    threading.Thread(target=self._make_good, name="member-news-owed", daemon=True).start()
+                    self._is_at_it = True
 
     def _make_good(self) -> None:
         """Have everybody forget all, once Redis takes that: nobody knows any more which ones changed."""

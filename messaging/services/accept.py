@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, Self
 from uuid import UUID
 
@@ -32,6 +33,8 @@ from messaging.services.conversations import ConversationCache, Parties, announc
 
 KEY_LEASE_MS: Final = 6_000  # longer than an append may take
 MAX_BATCH: Final = 500
+
+Find = Callable[[UUID], Message | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,10 @@ class Hints(Protocol):
         """By id, as the log has them. Never raises."""
 
     def get(self, message_id: UUID) -> Message | None:
-        """None when unknown or when the hints are away."""
+        """None when unknown or when the hints are away. What is unknown takes a moment: it may be on its way."""
+
+    def accepted(self, message_ids: Collection[UUID]) -> list[Message]:
+        """Those of these that are known, at once."""
 
     def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
         """A request with this Idempotency-Key ended, and could not say so in the store. Never raises."""
@@ -186,6 +192,7 @@ def _accept_all(
 ) -> list[Accepted | Chat4AllError]:
     answers: list[Accepted | Chat4AllError] = []
     messages = []
+    answered = _known_messages({each.reply_to for each in drafts if isinstance(each, Draft) and each.reply_to}, desk)
     for number, draft in enumerate(drafts):
         message_id = batch_id(base, number)
         if isinstance(draft, NoDraft):
@@ -195,7 +202,7 @@ def _accept_all(
         else:
             try:
                 _check_sender(draft)
-                message, planned = _checked(draft, message_id, desk)
+                message, planned = _checked(draft, message_id, desk, answered.get)
                 messages.append(_prepared(draft, message, planned, desk))
                 answers.append(_answer(message))
             except Chat4AllError as error:
@@ -211,8 +218,14 @@ def _taken_before(base: UUID, count: int, desk: Desk) -> set[UUID]:
     """What an earlier request with the same key had accepted. What neither store nor hints have yet is appended again
     under the same id, which changes nothing."""
     ids = [batch_id(base, number) for number in range(count)]
-    stored = desk.store.messages(ids).keys()
-    return {each for each in ids if each in stored or desk.hints.get(each) is not None}
+    return set(_known_messages(ids, desk))
+
+
+def _known_messages(ids: Collection[UUID], desk: Desk) -> dict[UUID, Message]:
+    """Those of these that are stored, or accepted and not stored yet."""
+    stored = desk.store.messages(ids) if ids else {}
+    missing = [each for each in ids if each not in stored]
+    return stored | {each.message_id: each for each in (desk.hints.accepted(missing) if missing else ())}
 
 
 def _answer(message: Message) -> Accepted:
@@ -226,11 +239,18 @@ def _check_sender(draft: Draft) -> None:
         )
 
 
-def _checked(draft: Draft, message_id: UUID, desk: Desk) -> tuple[Message, Conversation | None]:
+def _checked(
+    draft: Draft, message_id: UUID, desk: Desk, find: Find | None = None
+) -> tuple[Message, Conversation | None]:
     """The message, and the conversation that it opens: everything is checked before anything is changed."""
     known = _known(draft, desk)
     conversation = known or _planned(draft, desk)
-    return _message(draft, message_id, conversation, desk), None if known else conversation
+    message = _message(draft, message_id, conversation, desk, find or partial(_found, desk=desk))
+    return message, None if known else conversation
+
+
+def _found(message_id: UUID, *, desk: Desk) -> Message | None:
+    return desk.store.message(message_id) or desk.hints.get(message_id)  # perhaps not stored yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,14 +408,14 @@ def _in_stored(draft: Draft, message: Message, stored: Conversation, desk: Desk)
     return replace(message, recipients=_recipients(draft, stored, desk), audience=_audience(stored))
 
 
-def _message(draft: Draft, message_id: UUID, conversation: Conversation, desk: Desk) -> Message:
-    """The message with everything fixed that later steps need."""
+def _message(draft: Draft, message_id: UUID, conversation: Conversation, desk: Desk, find: Find) -> Message:
+    """The message with everything fixed that later steps need; ``find`` knows the one that it answers."""
     recipients = _recipients(draft, conversation, desk)
     media_bytes = _file_bytes(draft, draft.file_id, desk) if draft.file_id is not None else None
     for channel in {Party.parse(recipient).channel for recipient in recipients} - {None}:
         desk.channels.check_content(str(channel), content=draft.content, media_bytes=media_bytes)
     if draft.reply_to is not None:
-        answered = desk.store.message(draft.reply_to) or desk.hints.get(draft.reply_to)  # perhaps not stored yet
+        answered = find(draft.reply_to)
         if answered is None or answered.conversation_id != conversation.conversation_id:
             raise InvalidRequest.at("reply_to", "no such message in this conversation", code="message_not_found")
     return Message(

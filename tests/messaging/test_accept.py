@@ -89,6 +89,9 @@ class Notes:
     def get(self, message_id: UUID) -> Message | None:
         return self.known.get(message_id)
 
+    def accepted(self, message_ids: Collection[UUID]) -> list[Message]:
+        return [self.known[each] for each in message_ids if each in self.known]
+
     def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
         self.ended.add((workspace_id, sender_id, key))
 

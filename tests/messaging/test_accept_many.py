@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
 from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import BATCH_IDS, batch_id, uuid7, uuid7_ms
+from messaging.domain import Message
 from messaging.errors import IdempotencyMismatch, LogUnavailable, SenderMismatch, StoreUnavailable
 from messaging.ports import MessageStore
 from messaging.services.accept import KEY_LEASE_MS, MAX_BATCH, Accepted, Draft, NoDraft, accept_many
@@ -161,3 +164,29 @@ def test_ids_of_a_batch_sort_among_those_around_it() -> None:
     for number in (-1, BATCH_IDS):
         with pytest.raises(ValueError, match="no number"):
             batch_id(base, number)
+
+
+def test_what_many_answer_is_looked_up_once(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wait for each that may be on its way would take a batch of unknown ones seconds."""
+    counter.store_all()
+    [stored] = counter.logged()
+    [hinted] = ids(accept_many([draft("not stored yet")], counter.desk))
+    assert isinstance(hinted, UUID)
+    counter.hints.known = {hinted: counter.hints.known[hinted]}
+    asked: list[list[UUID]] = []
+    messages = counter.bench.store.messages
+
+    def counted(message_ids: Collection[UUID]) -> dict[UUID, Message]:
+        asked.append(list(message_ids))
+        return messages(message_ids)
+
+    def never(_: UUID) -> None:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr(counter.bench.store, "messages", counted)
+    monkeypatch.setattr(counter.hints, "get", never)
+    drafts = [draft(f"{number}", reply_to=each) for number, each in enumerate((stored.message_id, hinted, uuid7()))]
+    *good, refused = accept_many(drafts, counter.desk)
+    assert len(ids(good)) == 2
+    assert isinstance(refused, InvalidRequest)
+    assert len(asked) == 1
