@@ -449,6 +449,23 @@ def test_files_are_for_those_who_are_members_now(counter: Counter, monkeypatch: 
     wiring.check_conversation(mallory, uuid4())  # which is free to be named
 
 
+def test_what_is_kept_is_as_old_as_the_question_however_long_the_answer_took() -> None:
+    clock = ManualClock()
+    cache = ConversationCache(clock)
+    before, after = a_conversation(ALICE, BOB), a_conversation(ALICE)
+
+    def load(_: UUID) -> Conversation:
+        clock.advance(20)
+        return before
+
+    cache.get(before.conversation_id, load)
+    cache.heard(clock.monotonic_s())
+    assert cache.get(before.conversation_id, lambda _: after) is before
+    clock.advance(10)
+    cache.heard(clock.monotonic_s())
+    assert cache.get(before.conversation_id, lambda _: after) is after
+
+
 def test_what_is_loaded_while_members_change_is_not_kept() -> None:
     told: list[UUID] = []
     cache = ConversationCache(ManualClock(), tell=told.append)
