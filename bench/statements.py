@@ -16,10 +16,10 @@ from messaging.stores.cassandra.session import (
     Call,
     Conditional,
     Database,
-    Mutation,
     SamePartition,
     Statement,
     Write,
+    bounded,
     packed,
 )
 
@@ -84,7 +84,9 @@ class BareDriver:
     def _sent(self, call: Call, step: Step) -> Iterator[Any]:
         """Writes travel together as the store's do; what is asked, or has a condition, by itself."""
         bound = [
-            Mutation.of([self._prepare(call._session, each.cql).bind(each.values) for each in write]) for write in step
+            mutation
+            for write in step
+            for mutation in bounded(self._prepare(call._session, each.cql).bind(each.values) for each in write)
         ]
         if any(each.cql.startswith("SELECT") or " IF " in each.cql for write in step for each in write):
             return (statement for mutation in bound for statement in mutation.statements)

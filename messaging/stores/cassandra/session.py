@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import UUID
 
 from cassandra import (
@@ -102,10 +102,6 @@ class Mutation:
 
     statements: Sequence[Any]
     size: int
-
-    @classmethod
-    def of(cls, statements: Sequence[Any]) -> Self:
-        return cls(statements, sum(map(size_of, statements)))
 
 
 @dataclass(slots=True)
@@ -384,7 +380,7 @@ class Call:
 
     def _mutations(self, write: Write) -> Iterator[Mutation]:
         """What is applied whole or not at all."""
-        return _bounded(self._prepared(each.cql).bind(each.values) for each in write)
+        return bounded(self._prepared(each.cql).bind(each.values) for each in write)
 
     def _replicas(self, mutation: Mutation) -> Hashable:
         [first, *_] = mutation.statements
@@ -498,7 +494,8 @@ def _together(mutations: Sequence[Mutation]) -> Any:
     return batch
 
 
-def _bounded(statements: Iterable[Any]) -> Iterator[Mutation]:
+def bounded(statements: Iterable[Any]) -> Iterator[Mutation]:
+    """Bound writes of one partition in as few mutations as they may be."""
     some: list[Any] = []
     size = 0
     for each in statements:
