@@ -12,6 +12,7 @@ from typing import Final
 from core.clock import Clock
 from messaging import metrics
 from messaging.ports import Record, TopicPartition
+from messaging.topics import channel_of
 from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ MAX_CRASHES: Final = 3  # a record that killed this many workers alone is dead
 class BridgeLimits:
     """Everything that bounds a bridge; sizes per partition."""
 
-    lanes: int = 2  # few: what waits behind the batch in flight goes together next, which is where the speed is
+    lanes: int = 1  # few: what waits behind the batch in flight goes together next, which is where the speed is
+    sending_lanes: int = 2  # of a channel's topic: a batch waits for its platform there, while another may be at work
     batch_records: int = 100
     batch_bytes: int = 256 * 1024
     window_records: int = 2_000
@@ -36,6 +38,10 @@ class BridgeLimits:
     queued_for_s: float = 30.0  # not started after this long: dispatch again whatever the queue says
     drain_s: float = 4.5  # on revoke; the port allows 5
     dead_letters_per_minute: int = 60  # over that the record waits instead: a broken release must not drain a topic
+
+    def lanes_of(self, topic: str) -> int:
+        """Of each partition."""
+        return self.sending_lanes if channel_of(topic) else self.lanes
 
 
 class Watermark:
@@ -176,7 +182,7 @@ class BridgeCore:
     def assigned(self, partitions: Mapping[TopicPartition, int]) -> None:
         """These are ours, each under an epoch of the log's that is greater than every owner's before."""
         for source, epoch in partitions.items():
-            self._partitions[source] = _Partition(source, epoch=epoch, lanes=self._limits.lanes)
+            self._partitions[source] = _Partition(source, epoch=epoch, lanes=self._limits.lanes_of(source.topic))
             metrics.PARTITION_OWNED.labels(source.topic, str(source.partition)).set(1)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> None:
