@@ -16,6 +16,8 @@ from messaging.stores.cassandra.session import (
     Call,
     Conditional,
     Database,
+    Mutation,
+    Query,
     SamePartition,
     Statement,
     Write,
@@ -35,29 +37,23 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        each, write, conditionally = Call.each, Call.write, Call.conditionally
+        at_once, conditionally = Call.at_once, Call.conditionally
 
-        def recorded_each(call: Call, cql: str, many: Iterable[Any]) -> list[Any]:
-            listed = list(many)
-            self.steps.append([Statement(cql, values) for values in listed])
-            return each(call, cql, listed)
-
-        def recorded_write(call: Call, writes: Iterable[Write]) -> None:
+        def recorded_at_once(call: Call, queries: Sequence[Query], writes: Iterable[Write] = ()) -> list[Any]:
             listed = list(writes)
-            self.steps.append(listed)
-            write(call, listed)
+            self.steps.append([*(Statement(query.cql, values) for query in queries for values in query.many), *listed])
+            return at_once(call, queries, listed)
 
         def recorded_conditionally(call: Call, writes: Sequence[Conditional]) -> list[bool | None]:
             self.steps.append([each.write for each in writes])
             return conditionally(call, writes)
 
-        Call.each = recorded_each  # type: ignore[assignment, method-assign]
-        Call.write = recorded_write  # type: ignore[assignment, method-assign]
+        Call.at_once = recorded_at_once  # type: ignore[assignment, method-assign]
         Call.conditionally = recorded_conditionally  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
-            Call.each, Call.write, Call.conditionally = each, write, conditionally  # type: ignore[method-assign]
+            Call.at_once, Call.conditionally = at_once, conditionally  # type: ignore[method-assign]
 
 
 class BareDriver:
@@ -83,14 +79,14 @@ class BareDriver:
 
     def _sent(self, call: Call, step: Step) -> Iterator[Any]:
         """Writes travel together as the store's do; what is asked, or has a condition, by itself."""
-        bound = [
-            mutation
-            for write in step
-            for mutation in bounded(self._prepare(call._session, each.cql).bind(each.values) for each in write)
-        ]
-        if any(each.cql.startswith("SELECT") or " IF " in each.cql for write in step for each in write):
-            return (statement for mutation in bound for statement in mutation.statements)
-        return packed(bound, call._replicas)
+        writes: list[Mutation] = []
+        for write in step:
+            bound = [self._prepare(call._session, each.cql).bind(each.values) for each in write]
+            if any(each.cql.startswith("SELECT") or " IF " in each.cql for each in write):
+                yield from bound
+            else:
+                writes += bounded(bound)
+        yield from packed(writes, call._replicas)
 
     def _prepare(self, session: Any, cql: str) -> Any:
         if cql not in self._prepared:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -165,6 +165,17 @@ class RecipientStatus:
     rank: int
     at_ms: int
     reason: str | None = None
+
+
+def once_stored(message: Message, found: Mapping[tuple[UUID, str], RecipientStatus]) -> list[RecipientStatus]:
+    """Where a message stands for its recipients, in its order, once it is stored: SENT, or what was ``found`` of it by
+    id and recipient, where that is higher, or as high and earlier."""
+    stands = []
+    for recipient in message.recipients:
+        sent = RecipientStatus(recipient, Status.SENT, rank(Status.SENT), message.accepted_at_ms)
+        told = found.get((message.message_id, recipient), sent)
+        stands.append(max(sent, told, key=lambda each: (each.rank, -each.at_ms)))
+    return stands
 
 
 def overall(statuses: Iterable[RecipientStatus]) -> Status:

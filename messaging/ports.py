@@ -274,6 +274,17 @@ class ParkScope:
     conversation_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What saving messages found: the ``known`` had been stored before, the others are new.
+
+    ``statuses``: where each new one stands for its recipients, in the message's order.
+    """
+
+    known: Set[UUID]
+    statuses: Mapping[UUID, Sequence[RecipientStatus]]
+
+
 class MessageStore(Protocol):
     """Conversations, messages, statuses, claims. Every write may be repeated with the same values and changes nothing.
 
@@ -304,9 +315,8 @@ class MessageStore(Protocol):
         """Those of which a user is a member now, last active first; equal times by id, descending."""
 
     # messages
-    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
-        """Store with status SENT for each recipient (history: a transition each), move last activities forward. The
-        ids of those that had been stored before.
+    def save_messages(self, messages: Sequence[Message]) -> Saved:
+        """Store with status SENT for each recipient (history: a transition each), move last activities forward.
 
         A status that was applied before its message counts from now on. Saving again changes nothing: no status goes
         back, no transition doubles. All or nothing on adapters with transactions, else repeatable after a failure."""

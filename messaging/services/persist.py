@@ -12,7 +12,7 @@ from uuid import UUID
 from core.clock import SYSTEM_CLOCK, Clock
 from core.failpoints import failpoint
 from messaging import codec, metrics, topics, tracing
-from messaging.domain import Message, Outbound, Party, RecipientStatus, Status, rank
+from messaging.domain import Message, Outbound, Party, RecipientStatus
 from messaging.errors import LogUnavailable
 from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services.batches import AWAY, Item, Lease, Outcomes, all_of, decoded
@@ -50,12 +50,12 @@ def persist(
     if not messages:
         return outcomes
     lease.check()
-    before = store.save_messages(messages)
-    values = _as_stored(values, before, store)
+    saved = store.save_messages(messages)
+    values = _as_stored(values, saved.known, store)
     messages = [message for _, message in values]
     recent.remember(messages)
     failpoint("persist.stored")
-    statuses = _standing(messages, before, store)
+    statuses = {**saved.statuses, **_standing(messages, saved.known, store)}
     seen_by = _audiences(messages, store, clock.now_ms())
     lease.check()
     notify([push for each in messages for push in _pushes(each, statuses[each.message_id], seen_by[each.message_id])])
@@ -102,30 +102,18 @@ def _portions(values: Values, now_ms: int) -> Iterator[tuple[int, list[NewRecord
         yield len(values), portion
 
 
-def _as_stored(values: Values, before: Set[UUID], store: MessageStore) -> list[Value]:
+def _as_stored(values: Values, known: Set[UUID], store: MessageStore) -> list[Value]:
     """Of records with one id the first counts: a retry of a request may name people who joined meanwhile."""
     first = {message.message_id: message for _, message in reversed(values)}
-    if before:
-        first |= store.messages(before)
+    if known:
+        first |= store.messages(known)
     return [(item, first[message.message_id]) for item, message in values]
 
 
-def _standing(
-    messages: Sequence[Message], before: Set[UUID], store: MessageStore
-) -> dict[UUID, Sequence[RecipientStatus]]:
-    """Where each stands for its recipients. A user may have read one that was not stored yet; whoever is on a platform
-    gets it when it was, so that what is new need not be looked up."""
-    found: dict[UUID, Sequence[RecipientStatus]] = {}
-    looked_up = []
-    for message in messages:
-        if message.message_id in before or any(Party.parse(each).is_user for each in message.recipients):
-            looked_up.append(message)
-        else:
-            found[message.message_id] = [
-                RecipientStatus(each, Status.SENT, rank(Status.SENT), message.accepted_at_ms)
-                for each in message.recipients
-            ]
-    return found | store.statuses(looked_up) if looked_up else found
+def _standing(messages: Sequence[Message], known: Set[UUID], store: MessageStore) -> dict[UUID, list[RecipientStatus]]:
+    """Where those stand by now that were stored before."""
+    stored = [message for message in messages if message.message_id in known]
+    return store.statuses(stored) if stored else {}
 
 
 def _count(messages: Sequence[Message], now_ms: int) -> None:

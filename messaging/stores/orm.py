@@ -31,7 +31,17 @@ from django.db.models import Max, Model, Q, QuerySet, UUIDField
 from core.clock import SYSTEM_CLOCK, Clock
 from core.forks import unforked
 from messaging import topics
-from messaging.domain import Contact, Conversation, ExternalRef, Message, RecipientStatus, StatusChange
+from messaging.domain import (
+    Contact,
+    Conversation,
+    ExternalRef,
+    Message,
+    RecipientStatus,
+    Status,
+    StatusChange,
+    once_stored,
+    rank,
+)
 from messaging.errors import StoreUnavailable
 from messaging.models import ContactThread, DeliveryClaim, ExternalId, IdempotencyKey, Membership, MessageStatus
 from messaging.models import Conversation as ConversationRow
@@ -49,6 +59,7 @@ from messaging.ports import (
     ListCursor,
     ParkedRecord,
     ParkScope,
+    Saved,
     TopicPartition,
     Transition,
 )
@@ -169,24 +180,29 @@ class OrmStore:
         return members
 
     # messages
-    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
+    def save_messages(self, messages: Sequence[Message]) -> Saved:
         if not messages:
-            return set()
+            return Saved(frozenset(), {})
         with self._transaction():
-            return set().union(*map(self._save, _chunks(messages)))
+            saved = [self._save(some) for some in _chunks(messages)]
+        known = frozenset[UUID]().union(*(each.known for each in saved))
+        return Saved(known, {message_id: each for some in saved for message_id, each in some.statuses.items()})
 
-    def _save(self, messages: Sequence[Message]) -> set[UUID]:
-        """Which were stored before."""
+    def _save(self, messages: Sequence[Message]) -> Saved:
         ids = [message.message_id for message in messages]
-        before = set(self._rows(MessageRow).filter(pk__in=ids).values_list("pk", flat=True))
+        known = frozenset(self._rows(MessageRow).filter(pk__in=ids).values_list("pk", flat=True))
         sent = [change for message in messages for change in rows.sent(message)]
         self._insert(MessageRow, map(rows.message_row, messages))
         self._insert(MessageStatus, map(rows.status_row, sent))
         self._insert(TransitionRow, map(rows.transition_row, sent))
-        if self._rows(MessageStatus).filter(message_id__in=ids, rank__lt=0).exists():
-            self._raise(sent)  # something lower than SENT came before the message
+        # What was told of a message before it came here is never SENT: that is what being stored is.
+        told = self._rows(MessageStatus).filter(message_id__in=ids).exclude(rank=rank(Status.SENT))
+        found = {(row.message_id, row.recipient): rows.recipient_status(row) for row in told}
+        if any(each.rank < rank(Status.SENT) for each in found.values()):
+            self._raise(sent)
         self._touch(messages)
-        return before
+        new = (each for each in reversed(messages) if each.message_id not in known)  # of one id the first counts
+        return Saved(known, {each.message_id: once_stored(each, found) for each in new})
 
     def _touch(self, messages: Sequence[Message]) -> None:
         """Move last activities forward. Lanes keep a conversation's batches apart, so that the locks meet no others."""

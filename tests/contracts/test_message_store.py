@@ -306,9 +306,21 @@ class TestMessages:
 
     def test_saving_tells_what_was_stored_before(self, store: MessageStore) -> None:
         messages = [a_message() for _ in range(120)]
-        assert store.save_messages([]) == set()
-        assert store.save_messages(messages[:50]) == set()
-        assert store.save_messages(messages) == {message.message_id for message in messages[:50]}
+        assert store.save_messages([]).known == set()
+        assert store.save_messages(messages[:50]).known == set()
+        assert store.save_messages(messages).known == {message.message_id for message in messages[:50]}
+
+    def test_saving_tells_where_new_messages_stand(self, store: MessageStore) -> None:
+        plain, mixed, read = (a_message(a_conversation(ALICE, *others)) for others in ([BOB], [CARLA, BOB], [BOB]))
+        early = a_message(a_conversation(ALICE, BOB))
+        store.apply_statuses([change(read, BOB, Status.READ), change(early, BOB, Status.ACCEPTED)])
+        known = a_message()
+        store.save_messages([known])
+        messages = [plain, mixed, read, early, known, replace(plain, recipients=(CARLA,))]
+        saved = store.save_messages(messages)
+        assert saved.known == {known.message_id}
+        assert saved.statuses == store.statuses([plain, mixed, read, early])
+        assert [each.status for each in saved.statuses[read.message_id]] == [Status.READ]
 
     def test_history_is_paged_both_ways(self, store: MessageStore) -> None:
         conversation = a_conversation()

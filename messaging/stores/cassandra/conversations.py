@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -12,7 +13,7 @@ from messaging.errors import StoreUnavailable
 from messaging.ports import ConversationListing, ListCursor
 from messaging.stores.cassandra import keys
 from messaging.stores.cassandra.part import Part
-from messaging.stores.cassandra.session import Call, Conditional, Row, Statement
+from messaging.stores.cassandra.session import Call, Conditional, Query, Row, Statement
 
 MAX_CHANGES: Final = 50  # of one conversation's members that may get in between: then something is wrong
 SLICE_ROWS: Final = 500  # of a person's list, read at a time
@@ -109,21 +110,20 @@ class Conversations(Part):
             return _Walk(call, party, workspace_id, after, limit).page()
 
 
-def list_for_members(call: Call, latest: Mapping[UUID, int]) -> None:
-    """Move conversations forward on the lists of who is a member, once their activities are written.
+def members_of(conversation_ids: Iterable[UUID]) -> Query:
+    """Who is a member, for `on_lists`: to be read once the activities are written.
 
     The order matters: `create_conversation` and `add_member` make the member known first and read the activity then, so
     that one of the two sees the other's write.
     """
-    found = call.each(SELECT_MEMBERS, [(conversation_id,) for conversation_id in latest])
-    call.write(
-        each
-        for rows in found
-        for row in rows
-        for each in _listed(
-            row["members"] or (), row["workspace_id"], row["conversation_id"], latest[row["conversation_id"]]
-        )
-    )
+    return Query(SELECT_MEMBERS, [(each,) for each in conversation_ids])
+
+
+def on_lists(found: Iterable[Sequence[Row]], latest: Mapping[UUID, int]) -> Iterator[Statement]:
+    """Conversations move forward on the lists of their members."""
+    for row in itertools.chain.from_iterable(found):
+        conversation_id = row["conversation_id"]
+        yield from _listed(row["members"] or (), row["workspace_id"], conversation_id, latest[conversation_id])
 
 
 def activity(conversation_id: UUID, ms: int) -> Statement:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 from uuid import UUID
 
-from messaging.domain import Message, RecipientStatus, Status, StatusChange
-from messaging.ports import Transition
+from messaging.domain import Message, Party, RecipientStatus, Status, StatusChange, once_stored
+from messaging.ports import Saved, Transition
 from messaging.stores.cassandra import conversations, keys
 from messaging.stores.cassandra.part import Part, chunks, given, grouped
-from messaging.stores.cassandra.session import BATCH_ROWS, Call, Row, SamePartition, Statement
+from messaging.stores.cassandra.session import BATCH_ROWS, Call, Query, Row, SamePartition, Statement
 
 BUCKETS_AT_ONCE: Final = 16  # of a sparse history, at most
 BUCKETS_LISTED: Final = 64
@@ -62,10 +62,10 @@ NewsKey = tuple[UUID, str, int, str]
 class Messages(Part):
     """See `MessageStore`."""
 
-    def save_messages(self, messages: Sequence[Message]) -> set[UUID]:
+    def save_messages(self, messages: Sequence[Message]) -> Saved:
         """Not all or nothing: what a failure leaves undone, the same call does when it is repeated."""
         if not messages:
-            return set()
+            return Saved(frozenset(), {})
         first = {message.message_id: message for message in reversed(messages)}
         with self._db.call() as call:
             return _save(call, list(first.values()))
@@ -124,17 +124,9 @@ class Messages(Part):
         if not messages:
             return {}
         by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
-        wanted = [
-            (*where, [message.message_id for message in some])
-            for where, here in by_day.items()
-            for some in chunks(here)
-        ]
         with self._db.call() as call:
-            found = {
-                (row["message_id"], row["recipient"]): _recipient_status(row)
-                for rows in call.each(SELECT_STATUSES, wanted)
-                for row in rows
-            }
+            [told] = call.at_once([_of_some(SELECT_STATUSES, by_day)])
+            found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
         return {
             message.message_id: [
                 found[message.message_id, each] for each in message.recipients if (message.message_id, each) in found
@@ -156,17 +148,20 @@ class Messages(Part):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _save(call: Call, messages: Sequence[Message]) -> set[UUID]:
-    """Which were stored before."""
+def _save(call: Call, messages: Sequence[Message]) -> Saved:
+    """Three waits: what is there, beside what is the same each time; the messages, beside who is told; their lists.
+
+    The messages come after all that says where they are and stand: they are what a repeat looks for.
+    """
     by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
-    stored = _stored(call, by_bucket)
     by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
     buckets = grouped(by_bucket, lambda where: where[0])
     latest = {
         conversation_id: max(each.accepted_at_ms for each in here)
         for conversation_id, here in grouped(messages, lambda each: each.conversation_id).items()
     }
-    call.write(
+    stored, told = call.at_once(
+        [_stored(by_bucket), _told_before(messages)],
         [
             *(SamePartition([write for each in here for write in _sent(each)]) for here in by_day.values()),
             *(_place(message) for message in messages),
@@ -174,22 +169,44 @@ def _save(call: Call, messages: Sequence[Message]) -> set[UUID]:
                 SamePartition([conversations.activity(conversation_id, ms), *map(_bucket, buckets[conversation_id])])
                 for conversation_id, ms in latest.items()
             ),
-            *(
-                SamePartition([_insert(each) for each in here if each.message_id not in stored])
-                for here in by_bucket.values()
-            ),
-        ]
+        ],
     )
-    conversations.list_for_members(call, latest)
-    return stored
+    known = frozenset(row["message_id"] for rows in stored for row in rows)
+    found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
+    [members] = call.at_once(
+        [conversations.members_of(latest)],
+        (
+            SamePartition([_insert(each) for each in here if each.message_id not in known])
+            for here in by_bucket.values()
+        ),
+    )
+    call.write(conversations.on_lists(members, latest))
+    return Saved(
+        known, {each.message_id: once_stored(each, found) for each in messages if each.message_id not in known}
+    )
 
 
-def _stored(call: Call, by_bucket: dict[tuple[UUID, int], list[Message]]) -> set[UUID]:
+def _stored(by_bucket: dict[tuple[UUID, int], list[Message]]) -> Query:
     """What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once."""
-    wanted = [
-        (*where, [message.message_id for message in some]) for where, here in by_bucket.items() for some in chunks(here)
-    ]
-    return {row["message_id"] for rows in call.each(SELECT_STORED, wanted) for row in rows}
+    return _of_some(SELECT_STORED, by_bucket)
+
+
+def _told_before(messages: Sequence[Message]) -> Query:
+    """A user may have read a message that was not stored yet; whoever is on a platform gets it when it was."""
+    seen = [each for each in messages if any(Party.parse(recipient).is_user for recipient in each.recipients)]
+    return _of_some(SELECT_STATUSES, grouped(seen, lambda each: (each.conversation_id, keys.day(each.message_id))))
+
+
+def _of_some(cql: str, by_partition: Mapping[tuple[UUID, int], Sequence[Message]]) -> Query:
+    """A query of each partition for messages in it."""
+    return Query(
+        cql,
+        [
+            (*where, [message.message_id for message in some])
+            for where, here in by_partition.items()
+            for some in chunks(here)
+        ],
+    )
 
 
 def _insert(message: Message) -> Statement:

@@ -88,6 +88,14 @@ Write = Statement | SamePartition
 
 
 @dataclass(frozen=True, slots=True)
+class Query:
+    """A SELECT, and the values of each time that it is asked."""
+
+    cql: str
+    many: Sequence[Values]
+
+
+@dataclass(frozen=True, slots=True)
 class Conditional:
     """A light-weight transaction whose effect can be told afterwards: by the revision that it leaves (None: no row)."""
 
@@ -266,6 +274,7 @@ class Database:
                     "lazy_connect": True,
                     "port": address.port,
                     "connection_class": LibevConnection,
+                    "compression": False,  # of some hundred bytes: it costs more than it saves
                     "ssl_context": _tls(address) if address.tls else None,
                     "connect_timeout": self._timeout_s,
                     "control_connection_timeout": self._timeout_s,
@@ -328,13 +337,19 @@ class Call:
 
     def each(self, cql: str, many: Iterable[Values]) -> list[list[Row]]:
         """The rows for each, in the order given, asked for at once."""
-        prepared = self._prepared(cql)
-        bound = [prepared.bind(values) for values in many]
-        return [self._all(asked, result) for asked, result in zip(bound, self._run(bound), strict=True)]
+        [found] = self.at_once([Query(cql, list(many))])
+        return found
 
     def write(self, writes: Iterable[Write]) -> None:
         """All of these, at once and in no order. Those whose partitions have the same replicas travel together."""
-        self._run(packed((bound for write in writes for bound in self._mutations(write)), self._replicas))
+        self.at_once([], writes)
+
+    def at_once(self, queries: Sequence[Query], writes: Iterable[Write] = ()) -> list[list[list[Row]]]:
+        """As `each` for every query and `write`, under way together and in no order: one wait for all of them."""
+        asked = [[self._prepared(query.cql).bind(values) for values in query.many] for query in queries]
+        sent = packed((bound for write in writes for bound in self._mutations(write)), self._replicas)
+        results = iter(self._run(itertools.chain(*asked, sent)))
+        return [[self._all(each, next(results)) for each in some] for some in asked]
 
     def conditionally(self, writes: Sequence[Conditional]) -> list[bool | None]:
         """Which of these took effect; None: no answer came and it has not, but it may yet.
