@@ -278,7 +278,8 @@ class ParkScope:
 class Saved:
     """What saving messages found: the ``known`` had been stored before, the others are new.
 
-    ``statuses``: where each new one stands for its recipients, in the message's order.
+    ``statuses``: where each new one stands for its recipients, in the message's order, as it was read after all of it
+    was stored. Of a message to people on platforms alone that is SENT: they get it once it is stored.
     """
 
     known: Set[UUID]

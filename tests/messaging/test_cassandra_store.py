@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import random
 import socket
@@ -50,6 +51,7 @@ from tests.contracts.message_stores import (
     ALICE,
     BOB,
     CARLA,
+    MALLORY,
     NOON_MS,
     a_conversation,
     a_message,
@@ -420,6 +422,103 @@ class TestCompeting:
         assert not store.unpark(scope, [(source, 1)], next_due_ms=NOON_MS + 3)
         assert [each.value for each in store.parked(scope, limit=9)] == [b"late"]
         assert store.due_scopes(topic=topic, now_ms=NOON_MS + 3, limit=9) == [scope]
+
+
+SAVE_WAITS = 3
+MOMENTS = [
+    pytest.param(number, moment, id=f"{moment} of wait {number}")
+    for number in range(1, SAVE_WAITS + 1)
+    for moment in ("before all", "behind the reads", "behind the writes")
+]
+
+
+@contextmanager
+def amid_wait(number: int, moment: str, act: Callable[[], None]) -> Iterator[None]:
+    """Something happens in the n-th wait for Cassandra from here on, of which reads and writes have no order."""
+    at_once, waits = Call.at_once, itertools.count(1)
+
+    def interrupted(call: Call, queries: Sequence[sessions.Query], writes: Iterable[sessions.Write] = ()) -> Any:
+        if next(waits) != number:
+            return at_once(call, queries, writes)
+        found: Any = None
+        if moment == "behind the reads":
+            found = at_once(call, queries)
+        elif moment == "behind the writes":
+            at_once(call, [], writes)
+            writes = ()
+        act()
+        rest = at_once(call, [] if found else queries, writes)
+        return found or rest
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Call, "at_once", interrupted)
+        yield
+
+
+class TestSaving:
+    def test_a_save_waits_three_times(self, store: CassandraStore) -> None:
+        waited: list[int] = []
+        for number in range(1, SAVE_WAITS + 2):
+            with amid_wait(number, "before all", partial(waited.append, number)):
+                store.save_messages([a_message(a_conversation(ALICE, BOB))])
+        assert waited == list(range(1, SAVE_WAITS + 1))
+
+    @pytest.mark.parametrize(("number", "moment"), MOMENTS)
+    def test_a_status_told_meanwhile_is_shown_by_who_saves_or_by_who_tells(
+        self, store: CassandraStore, number: int, moment: str
+    ) -> None:
+        """Who tells writes it, and shows it where the message is stored; see `messaging.services.statuses`."""
+        message = a_message(a_conversation(ALICE, BOB, CARLA))
+        shown: list[Message] = []
+
+        def tell() -> None:
+            store.apply_statuses([change(message, Status.READ)])
+            shown.extend(store.messages([message.message_id]).values())
+
+        with amid_wait(number, moment, tell):
+            saved = store.save_messages([message])
+        by_who_saves = [each.status for each in saved.statuses[message.message_id] if each.recipient == BOB]
+        assert shown == [message] or by_who_saves == [Status.READ]
+        assert [each.status for each in store.statuses([message])[message.message_id]] == [Status.READ, Status.SENT]
+
+    @pytest.mark.parametrize(("number", "moment"), MOMENTS)
+    def test_who_joins_meanwhile_has_it_on_their_list(self, store: CassandraStore, number: int, moment: str) -> None:
+        conversation = a_conversation(ALICE, BOB, created_at_ms=NOON_MS)
+        store.create_conversation(conversation)
+        message = a_message(conversation, accepted_at_ms=NOON_MS + 86_400_000)
+        joins = partial(store.add_member, conversation.conversation_id, MALLORY, at_ms=NOON_MS)
+        with amid_wait(number, moment, joins):
+            store.save_messages([message])
+        for user in (ALICE, BOB, MALLORY):
+            [listed] = store.conversations_of(user, workspace_id=conversation.workspace_id, after=None, limit=5)
+            assert listed.last_activity_ms == message.accepted_at_ms
+
+    @pytest.mark.parametrize(("number", "moment"), MOMENTS)
+    def test_wherever_it_breaks_off_what_is_shown_is_whole_and_a_repeat_ends_it(
+        self, store: CassandraStore, number: int, moment: str
+    ) -> None:
+        conversation = a_conversation(ALICE, BOB)
+        store.create_conversation(conversation)
+        message = a_message(conversation, accepted_at_ms=NOON_MS + 5)
+
+        def fail() -> None:
+            raise StoreUnavailable("it is away")
+
+        with pytest.raises(StoreUnavailable), amid_wait(number, moment, fail):
+            store.save_messages([message])
+        for end in (False, True):
+            if end:
+                assert store.save_messages([message]).known <= {message.message_id}
+            shown = store.history(conversation.conversation_id, limit=5)
+            landed = (number, moment) == (2, "behind the writes") or number == SAVE_WAITS
+            assert shown == ([message] if end or landed else [])
+            for each in shown:
+                assert store.message(each.message_id) == message
+                assert [status.status for status in store.statuses([message])[message.message_id]] == [Status.SENT]
+                assert len(store.transitions(message)) == 1
+                assert store.last_activity_ms(conversation.conversation_id) == message.accepted_at_ms
+        [listed] = store.conversations_of(BOB, workspace_id=conversation.workspace_id, after=None, limit=5)
+        assert listed.last_activity_ms == message.accepted_at_ms
 
 
 class TestRepeating:

@@ -149,9 +149,12 @@ class Messages(Part):
 
 
 def _save(call: Call, messages: Sequence[Message]) -> Saved:
-    """Three waits: what is there, beside what is the same each time; the messages, beside who is told; their lists.
+    """Three waits: what is there, beside what is the same each time; the messages, beside who is told; their lists,
+    beside where the new ones stand.
 
-    The messages come after all that says where they are and stand: they are what a repeat looks for.
+    The messages come after all that says where they are: they are what a repeat looks for. Where they stand is read
+    after them: who tells a status writes it first and looks for the message then, so that one of the two sees the
+    other's write, and somebody shows it.
     """
     by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
     by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
@@ -160,8 +163,8 @@ def _save(call: Call, messages: Sequence[Message]) -> Saved:
         conversation_id: max(each.accepted_at_ms for each in here)
         for conversation_id, here in grouped(messages, lambda each: each.conversation_id).items()
     }
-    stored, told = call.at_once(
-        [_stored(by_bucket), _told_before(messages)],
+    [stored] = call.at_once(
+        [_of_some(SELECT_STORED, by_bucket)],
         [
             *(SamePartition([write for each in here for write in _sent(each)]) for here in by_day.values()),
             *(_place(message) for message in messages),
@@ -172,28 +175,20 @@ def _save(call: Call, messages: Sequence[Message]) -> Saved:
         ],
     )
     known = frozenset(row["message_id"] for rows in stored for row in rows)
-    found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
+    # What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once.
+    new = [each for each in messages if each.message_id not in known]
+    rows_of = grouped(new, lambda each: (each.conversation_id, keys.bucket(each.message_id))).values()
     [members] = call.at_once(
-        [conversations.members_of(latest)],
-        (
-            SamePartition([_insert(each) for each in here if each.message_id not in known])
-            for here in by_bucket.values()
-        ),
+        [conversations.members_of(latest)], (SamePartition([_insert(each) for each in here]) for here in rows_of)
     )
-    call.write(conversations.on_lists(members, latest))
-    return Saved(
-        known, {each.message_id: once_stored(each, found) for each in messages if each.message_id not in known}
-    )
+    [told] = call.at_once([_told_before(new)], conversations.on_lists(members, latest))
+    found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
+    return Saved(known, {each.message_id: once_stored(each, found) for each in new})
 
 
-def _stored(by_bucket: dict[tuple[UUID, int], list[Message]]) -> Query:
-    """What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once."""
-    return _of_some(SELECT_STORED, by_bucket)
-
-
-def _told_before(messages: Sequence[Message]) -> Query:
+def _told_before(new: Sequence[Message]) -> Query:
     """A user may have read a message that was not stored yet; whoever is on a platform gets it when it was."""
-    seen = [each for each in messages if any(Party.parse(recipient).is_user for recipient in each.recipients)]
+    seen = [each for each in new if any(Party.parse(recipient).is_user for recipient in each.recipients)]
     return _of_some(SELECT_STATUSES, grouped(seen, lambda each: (each.conversation_id, keys.day(each.message_id))))
 
 
