@@ -379,9 +379,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the long form, which takes hours")
     parser.add_argument("--only", default=",".join(ALL), help="some of %(default)s")
     parser.add_argument("--stored", type=int, metavar="N", help="messages that the store is filled with")
+    parser.add_argument("--backlog", type=int, metavar="N", help="records that wait before the bridge comes back")
     options = parser.parse_args()
     names, scale = options.only.split(","), FULL if options.full else SHORT
-    scale = replace(scale, stored=options.stored or scale.stored)
+    scale = replace(scale, stored=options.stored or scale.stored, backlog=options.backlog or scale.backlog)
     if unknown := set(names) - set(ALL):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="chat4all-bench-") as folder:

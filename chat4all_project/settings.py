@@ -47,6 +47,9 @@ BUS_URL = env.str("BUS_URL", default="redis://127.0.0.1:8092/0")  # broker, chan
 API_URL = public_url("API_URL", local="http://127.0.0.1:8082", scheme="https", production=PRODUCTION)
 GATEWAY_URL = public_url("GATEWAY_URL", local="ws://127.0.0.1:8085", scheme="wss", production=PRODUCTION)
 PARTITIONS = env.int("PARTITIONS", default=3)
+LANES = env.int("LANES", default=1)
+if not 1 <= LANES <= 16:
+    raise ImproperlyConfigured("LANES is 1 to 16: batches of a partition that may be at work at once. Hint: LANES=1")
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
 RETENTION_DAYS = env.int("RETENTION_DAYS", default=topics.RETENTION.days)
 if not 1 <= RETENTION_DAYS <= topics.MAX_RETENTION.days:

@@ -47,6 +47,7 @@ INHERITED: Final = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", 
 TUNABLES: Final = (
     "LOG_LEVEL",
     "PARTITIONS",
+    "LANES",
     "LOG_PARTITION_BYTES",
     "RETENTION_DAYS",
     "MAX_FILE_BYTES",

@@ -12,7 +12,7 @@ from typing import Final
 from core.clock import Clock
 from messaging import metrics
 from messaging.ports import Record, TopicPartition
-from messaging.topics import channel_of
+from messaging.topics import INBOUND, channel_of
 from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class BridgeLimits:
     """Everything that bounds a bridge; sizes per partition."""
 
     lanes: int = 1  # few: what waits behind the batch in flight goes together next, which is where the speed is
-    sending_lanes: int = 2  # of a channel's topic: a batch waits for its platform there, while another may be at work
+    platform_lanes: int = 2  # of topics whose batches wait for platforms: while one does another may be at work
     batch_records: int = 100
     batch_bytes: int = 256 * 1024
     window_records: int = 2_000
@@ -41,7 +41,8 @@ class BridgeLimits:
 
     def lanes_of(self, topic: str) -> int:
         """Of each partition."""
-        return self.sending_lanes if channel_of(topic) else self.lanes
+        waits = channel_of(topic) or topic == INBOUND  # for an answer; for a file
+        return self.platform_lanes if waits else self.lanes
 
 
 class Watermark:

@@ -155,3 +155,11 @@ def test_a_key_file_is_read(load: Load, tmp_path: Path) -> None:
 
 def test_signing_in_by_a_form_leads_to_the_admin(load: Load) -> None:
     assert load()["LOGIN_REDIRECT_URL"] == "admin:index"
+
+
+@pytest.mark.parametrize("lanes", ["0", "17"])
+def test_a_partition_has_some_lanes_and_not_too_many(load: Load, lanes: str) -> None:
+    assert load()["LANES"] == 1
+    assert load(LANES="2")["LANES"] == 2
+    with pytest.raises(ImproperlyConfigured, match="LANES is 1 to 16"):
+        load(LANES=lanes)

@@ -82,9 +82,11 @@ def test_the_keys_of_each_partition_are_shared_out_among_all_lanes(partitions: i
         assert min(shares) > 0.5 / lanes
 
 
-@pytest.mark.parametrize(("topic", "at_once"), [("messages", 2), ("status-updates", 2), ("whatsapp-outbound", 3)])
+@pytest.mark.parametrize(
+    ("topic", "at_once"), [("messages", 2), ("status-updates", 2), ("inbound", 3), ("whatsapp-outbound", 3)]
+)
 def test_what_goes_to_platforms_has_lanes_of_its_own_number(topic: str, at_once: int) -> None:
-    core = BridgeCore(limits=BridgeLimits(lanes=2, sending_lanes=3), clock=ManualClock())
+    core = BridgeCore(limits=BridgeLimits(lanes=2, platform_lanes=3), clock=ManualClock())
     source = TopicPartition(topic, 0)
     core.assigned({source: 1})
     core.records(replace(record(offset, f"{offset}"), source=source) for offset in range(40))

@@ -29,7 +29,7 @@ from tests.messaging.workbench import FreeLease, Fuse, Killed, Workbench
 
 OUTBOUND = topics.outbound("whatsapp")
 SOURCE = TopicPartition(OUTBOUND, 0)
-LIMITS = BridgeLimits(sending_lanes=3, batch_records=4)
+LIMITS = BridgeLimits(platform_lanes=3, batch_records=4)
 
 
 class Street:

@@ -36,8 +36,8 @@ _OPENS = (
     "jdk.compiler/com.sun.tools.javac", "jdk.management/com.sun.management.internal",
 )  # fmt: skip
 
-# For 10 ms after each request its workers look for the next one every 10 µs, which Linux makes 60: on a virtual machine
-# each look costs as much as half a write does. Late by this much they look a fifth as often, and answer as soon.
+# For 10 ms after each request its workers look for the next one every 10 µs, which Linux makes 60 or less: on a virtual
+# machine that took more CPU than all else at a low rate. Late by this much they look half as often, and answer as soon.
 TIMER_SLACK_US: Final = 200
 
 COMMITLOG_SYNC = {

@@ -20,7 +20,7 @@ from core.commands import LeanCommand
 from core.health import serve_health
 from files import services as files
 from messaging import dispatch, metrics, sampling, tasks, wiring
-from messaging.bridge import Bridge
+from messaging.bridge import Bridge, BridgeLimits
 from messaging.dispatch import BusDispatcher
 from messaging.services.deliver import RESUME_WITHIN_MS
 from messaging.topics import channel_of
@@ -56,6 +56,7 @@ class Command(LeanCommand):
             topics=topics,
             group=wiring.GROUP,
             member=member,
+            limits=BridgeLimits(lanes=settings.LANES),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: bridge.stop())
