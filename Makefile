@@ -53,7 +53,7 @@ format: $(VENV)/.dev-installed ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev-installed ## measure the cluster profile beside its floors into docs/performance.md, about 14 minutes (BENCH='--only local')
+bench: $(VENV)/.dev-installed ## measure the cluster profile beside its floors into docs/performance.md, about 13 minutes (BENCH='--only local')
 	@SERVERS=1 .ci/system-parts
 	@$(ON_SERVERS) $(BIN)/python -m bench --write $(BENCH)
 
