@@ -299,6 +299,9 @@ class MessageStore(Protocol):
 
     def conversation(self, conversation_id: UUID) -> Conversation | None: ...
 
+    def conversations(self, conversation_ids: Collection[UUID]) -> dict[UUID, Conversation]:
+        """Those of these that exist, by id."""
+
     def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
         """Who is in each of these that exist."""
 

@@ -192,7 +192,9 @@ def _accept_all(
 ) -> list[Accepted | Chat4AllError]:
     answers: list[Accepted | Chat4AllError] = []
     messages = []
-    answered = _known_messages({each.reply_to for each in drafts if isinstance(each, Draft) and each.reply_to}, desk)
+    good = [draft for draft in drafts if isinstance(draft, Draft)]
+    answered = _known_messages({each.reply_to for each in good if each.reply_to}, desk)
+    desk.cache.prepare({derived_id(each.workspace_id, each.conversation) for each in good}, desk.store.conversations)
     for number, draft in enumerate(drafts):
         message_id = batch_id(base, number)
         if isinstance(draft, NoDraft):

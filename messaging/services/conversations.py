@@ -59,16 +59,36 @@ class ConversationCache:
 
     def get(self, conversation_id: UUID, load: Callable[[UUID], Conversation | None]) -> Conversation | None:
         """From the cache, else loaded; absence is not cached, nor is what was loaded while anything was forgotten."""
+        if (kept := self._kept(conversation_id)) is not None:
+            return kept
+
+        def alone(_: Collection[UUID]) -> dict[UUID, Conversation]:
+            found = load(conversation_id)
+            return {} if found is None else {conversation_id: found}
+
+        return self._load([conversation_id], alone).get(conversation_id)
+
+    def prepare(
+        self, conversation_ids: Collection[UUID], load: Callable[[Collection[UUID]], Mapping[UUID, Conversation]]
+    ) -> None:
+        """So that `get` has them: those that are not kept are loaded together."""
+        if missing := [each for each in conversation_ids if self._kept(each) is None]:
+            self._load(missing, load)
+
+    def _kept(self, conversation_id: UUID) -> Conversation | None:
         kept = self._known.get(conversation_id)
-        now_s = self._clock.monotonic_s()
-        if kept is not None and now_s < self._until_s(kept):
-            return kept.conversation
-        forgotten = self._forgotten
-        conversation = load(conversation_id)
+        return kept.conversation if kept and self._clock.monotonic_s() < self._until_s(kept) else None
+
+    def _load(
+        self, conversation_ids: Collection[UUID], load: Callable[[Collection[UUID]], Mapping[UUID, Conversation]]
+    ) -> Mapping[UUID, Conversation]:
+        now_s, forgotten = self._clock.monotonic_s(), self._forgotten
+        found = load(conversation_ids)
         with self._lock:
-            if conversation is not None and self._forgotten == forgotten:
-                self._known.put(conversation_id, _Kept(conversation, now_s))
-        return conversation
+            if self._forgotten == forgotten:
+                for conversation_id, conversation in found.items():
+                    self._known.put(conversation_id, _Kept(conversation, now_s))
+        return found
 
     def _until_s(self, kept: _Kept) -> float:
         return min(kept.asked_s + KEPT_S, max(kept.asked_s, self._heard_s) + MEMBERSHIP_TTL_S)

@@ -129,6 +129,16 @@ class OrmStore:
             row = self._rows(ConversationRow).filter(pk=conversation_id).first()
             return rows.conversation(row, self._members([row.pk]).get(row.pk, ())) if row else None
 
+    def conversations(self, conversation_ids: Collection[UUID]) -> dict[UUID, Conversation]:
+        with self._session():
+            found = [
+                row
+                for some in _chunks(sorted(conversation_ids))
+                for row in self._rows(ConversationRow).filter(pk__in=some)
+            ]
+            members = self._members([row.pk for row in found])
+            return {row.pk: rows.conversation(row, members.get(row.pk, ())) for row in found}
+
     def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
         with self._session():
             there = self._rows(ConversationRow).filter(pk__in=conversation_ids).values_list("pk", flat=True)

@@ -177,6 +177,15 @@ class TestListing:
         assert found == {both.conversation_id: [ALICE, BOB], left.conversation_id: []}
         assert store.members([]) == {}
 
+    def test_many_conversations_are_read_at_once_and_none_that_does_not_exist(self, store: MessageStore) -> None:
+        many = [a_conversation(ALICE, BOB) for _ in range(120)]
+        for each in many:
+            store.create_conversation(each)
+        store.remove_member(many[0].conversation_id, BOB)
+        expected = {each.conversation_id: each for each in [replace(many[0], members=(ALICE,)), *many[1:]]}
+        assert store.conversations([*expected, many[1].conversation_id, uuid4()]) == expected
+        assert store.conversations([]) == {}
+
     def test_the_last_activity_is_that_of_the_list(self, store: MessageStore) -> None:
         conversation = a_conversation(ALICE, BOB)
         store.create_conversation(conversation)

@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import Chat4AllError, InvalidRequest, Unavailable
 from core.ids import BATCH_IDS, batch_id, uuid7, uuid7_ms
-from messaging.domain import Message
+from messaging.domain import Conversation, Message
 from messaging.errors import IdempotencyMismatch, LogUnavailable, SenderMismatch, StoreUnavailable
 from messaging.ports import MessageStore
 from messaging.services.accept import KEY_LEASE_MS, MAX_BATCH, Accepted, Draft, NoDraft, accept_many
@@ -164,6 +164,28 @@ def test_ids_of_a_batch_sort_among_those_around_it() -> None:
     for number in (-1, BATCH_IDS):
         with pytest.raises(ValueError, match="no number"):
             batch_id(base, number)
+
+
+def test_conversations_of_many_are_looked_up_once(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, 200 conversations that a process does not know took their requests' time-out, if 50 came at once."""
+    names = [f"lunch {number}" for number in range(20)]
+    accept_many([draft("first", name, recipient_id=BOB) for name in names], counter.desk)
+    counter.desk.cache.forget_all()
+    asked: list[int] = []
+    conversations = counter.bench.store.conversations
+
+    def counted(conversation_ids: Collection[UUID]) -> dict[UUID, Conversation]:
+        asked.append(len(conversation_ids))
+        return conversations(conversation_ids)
+
+    def never(_: UUID) -> None:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr(counter.bench.store, "conversations", counted)
+    monkeypatch.setattr(counter.bench.store, "conversation", never)
+    for text in ("second", "third"):
+        assert len(ids(accept_many([draft(text, name) for name in names], counter.desk))) == len(names)
+    assert asked == [len(names)]
 
 
 def test_what_many_answer_is_looked_up_once(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,11 @@ class Conversations(Part):
         with self._db.call() as call:
             return _stored(call, conversation_id)
 
+    def conversations(self, conversation_ids: Collection[UUID]) -> dict[UUID, Conversation]:
+        with self._db.call() as call:
+            found = call.each(SELECT, [(each,) for each in set(conversation_ids)])
+            return {row["conversation_id"]: _conversation(row) for rows in found for row in rows}
+
     def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
         with self._db.call() as call:
             found = call.each(SELECT_MEMBERS, [(each,) for each in set(conversation_ids)])
