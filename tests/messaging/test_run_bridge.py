@@ -19,7 +19,9 @@ from chat4all_project.celery import app
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import wiring
+from messaging.bridge import BridgeLimits
 from messaging.dispatch import bus
+from messaging.management.commands import run_bridge
 from messaging.management.commands.run_bridge import (
     MAX_WAITING,
     PRUNES,
@@ -31,6 +33,22 @@ from messaging.ports import MessageStore, ParkedRecord, ParkScope, TopicPartitio
 from tests.contracts.message_stores import orm_on_sqlite
 
 TOPICS = ("messages", "whatsapp-outbound")
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_bridge_has_the_lanes_that_the_environment_says(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+    told: list[BridgeLimits] = []
+
+    def bridge(*_: object, limits: BridgeLimits, **__: object) -> None:
+        told.append(limits)
+        raise Unavailable("enough was seen")
+
+    monkeypatch.setattr(settings, "LANES", lanes)
+    monkeypatch.setattr(run_bridge, "Bridge", bridge)
+    monkeypatch.setattr(wiring, "event_log", lambda: None)
+    with pytest.raises(Unavailable, match="enough"):
+        run_bridge.Command().handle(topics=["messages"], member="b1", health_port=0)
+    assert [each.lanes_of("messages") for each in told] == [lanes]
 
 
 @pytest.fixture
