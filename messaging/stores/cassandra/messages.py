@@ -177,9 +177,12 @@ def _save(call: Call, messages: Sequence[Message]) -> Saved:
     known = frozenset(row["message_id"] for rows in stored for row in rows)
     # What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once.
     new = [each for each in messages if each.message_id not in known]
-    rows_of = grouped(new, lambda each: (each.conversation_id, keys.bucket(each.message_id))).values()
     [members] = call.at_once(
-        [conversations.members_of(latest)], (SamePartition([_insert(each) for each in here]) for here in rows_of)
+        [conversations.members_of(latest)],
+        (
+            SamePartition([_insert(each) for each in here if each.message_id not in known])
+            for here in by_bucket.values()
+        ),
     )
     [told] = call.at_once([_told_before(new)], conversations.on_lists(members, latest))
     found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
