@@ -56,11 +56,13 @@ class Outgoing:
 @dataclass(frozen=True, slots=True)
 class WebhookItem:
     """One item of a webhook, not yet understood, and which account it is about. ``contact`` orders the log: equal for
-    news about one person."""
+    news about one person. ``receipt``: no person wrote it, `Connector.parse` makes a `StatusReport` of it, or Ignored.
+    """
 
     account_id: str
     contact: str
     payload: dict[str, object]
+    receipt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,9 @@ class Instagram(MetaConnector):
     def split(self, account: Account, payload: Mapping[str, object]) -> list[WebhookItem]:
         del account  # an app has one address for all its accounts
         return [
-            WebhookItem(account_id, _person(account_id, as_dict(item)), {"messaging": item})
+            WebhookItem(
+                account_id, _person(account_id, as_dict(item)), {"messaging": item}, receipt=_is_receipt(as_dict(item))
+            )
             for entry in entries(payload, object_name="instagram")
             for account_id in (as_text(entry.get("id")),)
             for item in each(entry, "messaging")
@@ -146,6 +148,10 @@ def _person(account_id: str, item: Mapping[str, object]) -> str:
     """The one of both ends that is not us: an echo comes from ourselves."""
     sender, recipient = (as_text(as_dict(item.get(end)).get("id")) for end in ("sender", "recipient"))
     return recipient if sender == account_id else sender
+
+
+def _is_receipt(item: Mapping[str, object]) -> bool:
+    return "read" in item and "message" not in item and "postback" not in item
 
 
 def _noise(item: Mapping[str, object]) -> str:

@@ -241,7 +241,7 @@ def _items(value: dict[str, object]) -> list[WebhookItem]:
     contacts = [as_dict(contact) for contact in each(value, "contacts")]
     messages = [_message_item(number_id, message, contacts) for message in each(value, "messages")]
     statuses = [
-        WebhookItem(number_id, _address(as_dict(status).get("recipient_id")), {"status": status})
+        WebhookItem(number_id, _address(as_dict(status).get("recipient_id")), {"status": status}, receipt=True)
         for status in each(value, "statuses")
     ]
     errors = [WebhookItem(number_id, "", {"error": error}) for error in each(value, "errors")]

@@ -6,11 +6,12 @@ unknown kind or broken bytes raise UndecodableRecord and end in the dead letters
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from messaging.domain import InboundEvent, Message, Outbound, StatusChange
+from messaging.domain import InboundEvent, InboundReceipts, Message, Outbound, StatusChange
 from messaging.errors import UndecodableRecord
 
 VERSION: Final = 1
@@ -18,10 +19,12 @@ _KINDS: Final[dict[type, str]] = {
     Message: "message",
     StatusChange: "status",
     InboundEvent: "inbound",
+    InboundReceipts: "receipts",
     Outbound: "outbound",
 }
 
-Value = TypeVar("Value", Message, StatusChange, InboundEvent, Outbound)
+AnyValue = Message | StatusChange | InboundEvent | InboundReceipts | Outbound
+Value = TypeVar("Value", Message, StatusChange, InboundEvent, InboundReceipts, Outbound)
 
 
 class _Envelope(msgspec.Struct):
@@ -32,23 +35,32 @@ class _Envelope(msgspec.Struct):
 
 _encoder = msgspec.json.Encoder()
 _envelope = msgspec.json.Decoder(_Envelope)
-_bodies: Final[dict[type, msgspec.json.Decoder[Any]]] = {kind: msgspec.json.Decoder(kind) for kind in _KINDS}
+_bodies: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    name: msgspec.json.Decoder(each) for each, name in _KINDS.items()
+}
 
 
-def encode(value: Message | StatusChange | InboundEvent | Outbound) -> bytes:
+def encode(value: AnyValue) -> bytes:
     """The bytes of a value, for the log."""
     return _encoder.encode({"v": VERSION, "kind": _KINDS[type(value)], "body": value})
 
 
 def decode(kind: type[Value], data: bytes) -> Value:
     """The value in these bytes. Raises UndecodableRecord: bytes that are no JSON, another kind, an unknown version."""
-    try:
-        envelope = _envelope.decode(data)
-        _check(envelope, _KINDS[kind])
-        body: Value = _bodies[kind].decode(envelope.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UndecodableRecord(f"not a record of ours: {type(error).__name__}") from error
-    return body
+    value: Value = _decoded(data, {_KINDS[kind]})
+    return value
+
+
+def decode_inbound(data: bytes) -> InboundEvent | InboundReceipts:
+    """Whichever of the two that `inbound` holds. Raises UndecodableRecord."""
+    value: InboundEvent | InboundReceipts = _decoded(data, {_KINDS[InboundEvent], _KINDS[InboundReceipts]})
+    return value
+
+
+def decode_any(data: bytes) -> AnyValue:
+    """The value in these bytes, whatever it is. Raises UndecodableRecord."""
+    value: AnyValue = _decoded(data, _bodies.keys())
+    return value
 
 
 def readable(kind: type[Value], data: bytes) -> Value | None:
@@ -59,8 +71,13 @@ def readable(kind: type[Value], data: bytes) -> Value | None:
         return None
 
 
-def _check(envelope: _Envelope, kind: str) -> None:
-    if envelope.v > VERSION:
-        raise UndecodableRecord(f"version {envelope.v} is newer than {VERSION}: upgrade this reader first")
-    if envelope.kind != kind:
-        raise UndecodableRecord(f"a {envelope.kind!r} where a {kind!r} belongs")
+def _decoded(data: bytes, kinds: Collection[str]) -> Any:
+    try:
+        envelope = _envelope.decode(data)
+        if envelope.v > VERSION:
+            raise UndecodableRecord(f"version {envelope.v} is newer than {VERSION}: upgrade this reader first")
+        if envelope.kind not in kinds:
+            raise UndecodableRecord(f"a {envelope.kind!r} where a {' or a '.join(map(repr, sorted(kinds)))} belongs")
+        return _bodies[envelope.kind].decode(envelope.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UndecodableRecord(f"not a record of ours: {type(error).__name__}") from error

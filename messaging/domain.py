@@ -186,13 +186,31 @@ def overall(statuses: Iterable[RecipientStatus]) -> Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboundEvent:
-    """One item of a platform's webhook, verified and split, not yet understood. Keyed ``account:contact``."""
+    """One item of a platform's webhook that may be a person's message, verified and split, not yet understood. Keyed
+    ``account:contact``."""
 
     workspace_id: UUID
     channel: str
     account_id: str
     contact: str  # the platform's id of the person, as far as the item names one; orders the log
     payload: dict[str, object]
+    received_at_ms: int
+
+    @property
+    def payloads(self) -> tuple[dict[str, object], ...]:
+        """As `InboundReceipts` have several."""
+        return (self.payload,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundReceipts:
+    """What one webhook told of messages that an account sent: items that no person wrote, about any number of them.
+    Keyed ``account:receipts:…``, each by itself: statuses only move forward, in whatever order they are told."""
+
+    workspace_id: UUID
+    channel: str
+    account_id: str
+    payloads: tuple[dict[str, object], ...]
     received_at_ms: int
 
 

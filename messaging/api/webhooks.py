@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from django.http import HttpResponse
@@ -17,15 +18,16 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from connectors import registry
-from connectors.base import Connector
+from connectors.base import Connector, WebhookItem
 from connectors.errors import BadSignature, BadWebhook, UnknownChannel
 from core.clock import SYSTEM_CLOCK
 from core.errors import Chat4AllError, NotFound, Unavailable
 from core.text import storable
 from messaging import channels, codec, topics, tracing, wiring
 from messaging.channels import ChannelConfig
-from messaging.domain import InboundEvent
+from messaging.domain import InboundEvent, InboundReceipts
 from messaging.ports import NewRecord
+from messaging.services import receipts
 
 MAX_WEBHOOK_BYTES: Final = 4 * 1024 * 1024  # Meta sends up to 3 MB
 MAX_ACCOUNTS: Final = 100  # beside the addressed one: each is a query
@@ -63,31 +65,49 @@ class WebhookView(APIView):
         connector.verify_signature(ours.account, request.headers, body)
         items = connector.split(ours.account, _decoded(body))
         named = _Named(connector, ours, request.headers, body)
-        now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
-        records = [
-            NewRecord(
-                topics.INBOUND,
-                f"{item.account_id}:{item.contact}",
-                codec.encode(
-                    InboundEvent(
-                        workspace_id=whose.workspace_id,
-                        channel=channel,
-                        account_id=item.account_id,
-                        contact=item.contact,
-                        payload=item.payload,
-                        received_at_ms=now_ms,
-                    )
-                ),
-                headers,
-            )
-            for item in items
-            if (whose := named.account(item.account_id))
-        ]
-        if records:
-            wiring.event_log().append(records)
+        known = [(item, whose) for item in items if (whose := named.account(item.account_id))]
+        if known:
+            wiring.event_log().append([*_said(channel, known), *_told(channel, known)])
         if named.failure:  # it comes again as a whole: what is known by then is no news
             raise named.failure
-        return Response({"received": len(records)})
+        return Response({"received": len(known)})
+
+
+Known = Sequence[tuple[WebhookItem, ChannelConfig]]
+
+
+def _said(channel: str, known: Known) -> Iterator[NewRecord]:
+    """What people wrote, or may have written: a record for each, in order."""
+    now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
+    for item, whose in known:
+        if not item.receipt:
+            event = InboundEvent(
+                workspace_id=whose.workspace_id,
+                channel=channel,
+                account_id=item.account_id,
+                contact=item.contact,
+                payload=item.payload,
+                received_at_ms=now_ms,
+            )
+            yield NewRecord(topics.INBOUND, f"{item.account_id}:{item.contact}", codec.encode(event), headers)
+
+
+def _told(channel: str, known: Known) -> Iterator[NewRecord]:
+    """All receipts of an account together."""
+    now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
+    payloads: dict[tuple[str, UUID], list[dict[str, object]]] = {}
+    for item, whose in known:
+        if item.receipt:
+            payloads.setdefault((item.account_id, whose.workspace_id), []).append(item.payload)
+    for (account_id, workspace_id), some in payloads.items():
+        told = InboundReceipts(
+            workspace_id=workspace_id,
+            channel=channel,
+            account_id=account_id,
+            payloads=tuple(some),
+            received_at_ms=now_ms,
+        )
+        yield from receipts.records_of(told, headers)
 
 
 class _Named:

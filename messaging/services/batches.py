@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
-from messaging import codec
-from messaging.domain import InboundEvent, Message, Outbound, StatusChange
 from messaging.errors import UndecodableRecord
 from messaging.ports import Record
 from messaging.work import Outcome, Verdict
 
-Value = TypeVar("Value", Message, StatusChange, InboundEvent, Outbound)
+Value = TypeVar("Value")
 Outcomes = dict[int, Outcome]
 
 AWAY: Final = Outcome(Verdict.PAUSED, after_s=1.0, reason="unavailable")  # a part is away: again, no attempt burned
@@ -35,13 +33,13 @@ class Lease(Protocol):
         """Raises LeaseLost; call it before every append, push and send."""
 
 
-def decoded(kind: type[Value], items: Sequence[Item]) -> tuple[list[tuple[Item, Value]], Outcomes]:
-    """The values of a batch in order, and an outcome for each record that is none."""
+def decoded(read: Callable[[bytes], Value], items: Sequence[Item]) -> tuple[list[tuple[Item, Value]], Outcomes]:
+    """The values of a batch in order, and an outcome for each record that ``read`` finds undecodable."""
     values: list[tuple[Item, Value]] = []
     outcomes: Outcomes = {}
     for item in items:
         try:
-            values.append((item, codec.decode(kind, item.record.value)))
+            values.append((item, read(item.record.value)))
         except UndecodableRecord:
             outcomes[item.record.offset] = Outcome(Verdict.POISON, reason="undecodable")
     return values, outcomes

@@ -157,7 +157,7 @@ def deliver(items: Sequence[Item], delivery: Delivery, *, owner: str, lease: Lea
 
     Raises Unavailable and LeaseLost: then everything may be repeated, the claims keep that harmless.
     """
-    values, outcomes = decoded(Outbound, items)
+    values, outcomes = decoded(functools.partial(codec.decode, Outbound), items)
     threads = _by_conversation(values)
     outcomes |= _park_behind_parked(threads, delivery)
     with ThreadPoolExecutor(delivery.parallel, thread_name_prefix="send") as pool:
@@ -182,7 +182,7 @@ def resume_parked(
     parked = delivery.store.parked(scope, limit=100)
     parked = [each for each in parked if each.source == parked[0].source]  # offsets tell apart within a partition only
     items = {each.offset: _as_item(each, scope) for each in parked}
-    values, outcomes = decoded(Outbound, list(items.values()))
+    values, outcomes = decoded(functools.partial(codec.decode, Outbound), list(items.values()))
     threads = _by_conversation(values)
     with ThreadPoolExecutor(1, thread_name_prefix="send") as pool:
         run = _Run(delivery, owner=owner, lease=lease, pool=pool, parks=False)

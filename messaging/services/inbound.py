@@ -1,7 +1,7 @@
-"""Behind `inbound`: understand one item of a platform's webhook and put it where it belongs.
+"""Behind `inbound`: understand the items of a platform's webhook and put them where they belong.
 
 A person's message gets the id that the first sight of its platform id claimed, a conversation and its readers, and goes
-to `messages`; a receipt goes to `status-updates`. Repeating any step writes the same again.
+to `messages`; receipts go to `status-updates`. Repeating any step writes the same again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import UUID
 from connectors.base import Account, Event, Ignored, InboundAttachment, InboundText, StatusReport
 from connectors.errors import DeliveryError, PermanentDeliveryError
 from core.clock import Clock
-from core.failpoints import WAITS, failpoint
+from core.failpoints import failpoint
 from core.ids import derived_id, uuid7, uuid7_ms
 from core.text import storable
 from files.errors import EmptyFile, FileTooLarge, StorageTooSlow, StorageUnavailable
@@ -26,40 +26,30 @@ from messaging.domain import (
     Contact,
     Conversation,
     ExternalRef,
-    InboundEvent,
+    InboundReceipts,
     Message,
     Party,
-    Status,
-    StatusChange,
-    correlated,
     inbound_conversation,
 )
 from messaging.errors import SecretsUnreadable
-from messaging.ports import DeliveryKey, DeliveryOutcome, EventLog, MessageStore, NewRecord, Notify, Push
+from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
+from messaging.services import receipts
 from messaging.services.batches import Item, Lease, Outcomes, decoded
 from messaging.services.conversations import changing
-from messaging.services.deliver import status_record
-from messaging.services.recent import RecentReferences, Reference
+from messaging.services.receipts import Arrived, Receipt, References
+from messaging.services.recent import RecentReferences
 from messaging.services.render import conversation_json
 from messaging.work import DONE, Outcome, Verdict
 
 logger = logging.getLogger(__name__)
 
-# A receipt for a message we do not know (yet) waits under a key of its own: statuses only move forward, so it may be
-# overtaken, and the person's next message must not wait behind a receipt for something that was never ours.
-WAITING: Final = "~waiting"
-# A file that our storage could not take waits like that, too: its message went on with the id that the file will have.
+# A file that our storage could not take waits at the end of the log: its message went on with the id it will have.
 LATE_FILE: Final = "~file"  # behind the attachment's number: one that takes long, or fails, holds up no other
 LATE_FILE_AGAIN_MS: Final = 30_000  # of failing: then it goes to the end of the log, and holds no watermark
 LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while the platform does not give it, or it is too much for our storage
 KEEP_WITHIN_S: Final = 35.0  # of a batch's deadline: a task that takes longer counts as hanging, and is killed
 FILE_LATE_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
-UNKNOWN_STATUS_WAIT_MS: Final = 10_000  # set apart: a receipt may come before the send call returned
-# One that names a message of ours may, too: its sender is about to write what the platform calls it. To write the same
-# before it, as evidence, would cost more than all else about a receipt, so that waits until it is slow, or gone.
-EARLY_MS: Final = int(2_000 * WAITS)
 UNREADABLE_AGAIN_S: Final = 5.0
-EARLY_AGAIN_S: Final = 0.5
 NOT_BEFORE: Final = "not-before-ms"  # a header
 
 
@@ -119,10 +109,11 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
 
     Raises Unavailable and LeaseLost.
     """
-    values, outcomes = decoded(InboundEvent, items)
+    values, outcomes = decoded(codec.decode_inbound, items)
     letters, resolved = _opened_letters(values, inbound)
     lease.check()
-    refs = _references(letters, inbound)
+    told = [receipt for letter in letters for receipt in letter.receipts]
+    refs = receipts.references(told, store=inbound.store, recent=inbound.recent)
     waiting: set[str] = set()  # people whose earlier item must be tried again first
     found: list[NewRecord] = []
     for letter in letters:
@@ -154,20 +145,17 @@ def _append(found: Sequence[NewRecord], log: EventLog) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """An item of a webhook and what it says; ``inbox`` is None when its account is gone. ``early``: a receipt that may
-    be faster than the answer to its send."""
+    """A record, what each of its items says, and those of them that are receipts; ``inbox`` is None when its account is
+    gone."""
 
     item: Item
-    event: InboundEvent
+    event: Arrived
     inbox: Inbox | None
-    news: Event
-    early: bool = False
+    news: Sequence[Event] = ()
+    receipts: Sequence[Receipt] = ()
 
 
-References = dict[Reference, ExternalRef]
-
-
-def _opened_letters(values: Sequence[tuple[Item, InboundEvent]], inbound: Inbound) -> tuple[list[_Letter], Outcomes]:
+def _opened_letters(values: Sequence[tuple[Item, Arrived]], inbound: Inbound) -> tuple[list[_Letter], Outcomes]:
     """And what becomes of those whose account nobody can read. It is asked for once: should somebody mend it meanwhile,
     what a person wrote later would go first."""
     letters: list[_Letter] = []
@@ -189,139 +177,69 @@ def _opened_letters(values: Sequence[tuple[Item, InboundEvent]], inbound: Inboun
     return letters, outcomes
 
 
-def _opened_letter(item: Item, event: InboundEvent, inbound: Inbound) -> _Letter:
+def _opened_letter(item: Item, event: Arrived, inbound: Inbound) -> _Letter:
     inbox = inbound.inbox_for(event.channel, event.account_id)
     if inbox is None or inbox.workspace_id != event.workspace_id:
-        return _Letter(item, event, None, Ignored("account_gone"))
-    news = _storable(inbound.translator_for(event.channel).parse(inbox.account, event.payload))
-    return _Letter(item, event, inbox, news, early=_is_early(event, news, inbound.clock.now_ms()))
-
-
-def _is_early(event: InboundEvent, news: Event, now_ms: int) -> bool:
-    """Not by a clock that is wrong: it could stay early for minutes."""
-    names_ours = isinstance(news, StatusReport) and _correlation(news) is not None
-    return names_ours and 0 <= now_ms - event.received_at_ms < EARLY_MS
-
-
-def _references(letters: Sequence[_Letter], inbound: Inbound) -> References:
-    """What the receipts of a batch are about, looked up together: each message of ours comes back with three.
-
-    By the platform's id; else by the id of ours that the platform sent back, and then that is kept.
-    """
-    reports: dict[Reference, tuple[_Letter, StatusReport]] = {}
-    for letter in letters:  # of several about one message one that names it as we do, if any does
-        if isinstance(report := letter.news, StatusReport):
-            place = _place(letter.event, report)
-            if place not in reports or _correlation(reports[place][1]) is None:
-                reports[place] = letter, report
-    wanted: dict[tuple[str, str], set[str]] = {}
-    for channel, account_id, external_id in reports:
-        wanted.setdefault((channel, account_id), set()).add(external_id)
-    known = inbound.recent.get(wanted, inbound.store)
-    unknown = [
-        (letter.event, report) for place, (letter, report) in reports.items() if place not in known and not letter.early
+        return _Letter(item, event, None)
+    translator, now_ms = inbound.translator_for(event.channel), inbound.clock.now_ms()
+    news = [_storable(translator.parse(inbox.account, payload)) for payload in event.payloads]
+    if isinstance(event, InboundReceipts):
+        news = [Ignored("no_receipt") if isinstance(each, InboundText) else each for each in news]
+    told = [
+        Receipt.of(event, payload, each, now_ms=now_ms)
+        for payload, each in zip(event.payloads, news, strict=True)
+        if isinstance(each, StatusReport)
     ]
-    return known | _kept_evidence(_correlated(unknown, inbound), inbound)
-
-
-def _place(event: InboundEvent, report: StatusReport) -> Reference:
-    return event.channel, event.account_id, report.external_id
-
-
-def _kept_evidence(refs: Sequence[ExternalRef], inbound: Inbound) -> References:
-    """The platform has these, whatever the send calls met or will meet: nobody sends them again."""
-    if not refs:
-        return {}
-    outcomes = [
-        DeliveryOutcome(DeliveryKey(ref.message_id, ref.party, ref.attempt), external_id=ref.external_id)
-        for ref in refs
-    ]
-    inbound.store.settle_deliveries(outcomes, owner="platform")
-    inbound.store.note_externals(refs)
-    return {(ref.channel, ref.account_id, ref.external_id): ref for ref in refs}
-
-
-def _correlated(reports: Sequence[tuple[InboundEvent, StatusReport]], inbound: Inbound) -> list[ExternalRef]:
-    """Those that are about a message of ours of the account's own workspace."""
-    named = [(event, report, ours) for event, report in reports if (ours := _correlation(report))]
-    messages = inbound.store.messages({message_id for _, _, (message_id, _) in named}) if named else {}
-    refs = []
-    for event, report, (message_id, attempt) in named:
-        message = messages.get(message_id)
-        if message is None or message.workspace_id != event.workspace_id:
-            continue
-        if recipient := _recipient(message, event, report):
-            refs.append(
-                ExternalRef(
-                    channel=event.channel,
-                    account_id=event.account_id,
-                    external_id=report.external_id,
-                    message_id=message.message_id,
-                    conversation_id=message.conversation_id,
-                    party=recipient,
-                    attempt=attempt,
-                )
-            )
-    return refs
-
-
-def _correlation(report: StatusReport) -> tuple[UUID, int] | None:
-    """A message of ours and which attempt to send it, as the platform sent them back."""
-    try:
-        return correlated(report.correlation_id or "")
-    except ValueError:
-        return None
-
-
-def _recipient(message: Message, event: InboundEvent, report: StatusReport) -> str | None:
-    wanted = str(Party(event.channel, report.recipient or ""))
-    on_channel = [each for each in message.recipients if Party.parse(each).channel == event.channel]
-    if wanted in on_channel:
-        return wanted
-    return on_channel[0] if len(on_channel) == 1 else None
+    return _Letter(item, event, inbox, news, told)
 
 
 def _resolve_one(
     letter: _Letter, inbound: Inbound, refs: References, found: list[NewRecord], *, deadline_s: float
 ) -> Outcome:
-    event, inbox = letter.event, letter.inbox
-    if inbox is None:
-        metrics.INBOUND.labels(event.channel, "account_gone").inc()
+    """Put it where it belongs."""
+    channel = letter.event.channel
+    if letter.inbox is None:
+        metrics.INBOUND.labels(channel, "account_gone").inc(len(letter.event.payloads))
         return DONE
-    outcome = _put(letter, inbox, inbound, refs, found, deadline_s=deadline_s)
-    if outcome.verdict is not Verdict.PAUSED:
-        metrics.INBOUND.labels(event.channel, type(letter.news).__name__).inc()
+    match letter.news:
+        case [InboundText() as text]:
+            outcome = _take(letter, text, inbox=letter.inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+            if outcome.verdict is not Verdict.PAUSED:
+                metrics.INBOUND.labels(channel, "InboundText").inc()
+            return outcome
+    outcome = receipts.put(
+        letter.item, letter.receipts, refs, found, clock=inbound.clock, retry_delay_s=inbound.retry_delay_s
+    )
+    if outcome.verdict is Verdict.DONE:
+        for each in letter.news:
+            if isinstance(each, Ignored):
+                _ignore(letter, each.kind)
     return outcome
 
 
-def _put(
+def _ignore(letter: _Letter, kind: str) -> None:
+    metrics.INBOUND.labels(letter.event.channel, "Ignored").inc()
+    with tracing.about(letter.item.record):
+        logger.info("inbound ignored", extra={"channel": letter.event.channel, "kind": kind})
+
+
+def _take(
     letter: _Letter,
+    text: InboundText,
+    *,
     inbox: Inbox,
     inbound: Inbound,
-    refs: References,
     found: list[NewRecord],
-    *,
     deadline_s: float,
 ) -> Outcome:
-    """Where it belongs."""
-    event = letter.event
+    """What a person wrote, or a file of it that comes late."""
     key = letter.item.record.key
-    match letter.news:
-        case InboundText() as text if key.endswith(LATE_FILE):
-            number = key.removesuffix(LATE_FILE).rpartition("~")[2]
-            if not number.isdecimal():
-                return _each_late_file(letter.item, text, found)
-            return _late_file(
-                letter, text, int(number), inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s
-            )
-        case InboundText() as text:
-            return _receive(letter, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
-        case StatusReport() as report:
-            return _report(letter, report, inbound, refs, found)
-        case Ignored(kind):
-            with tracing.about(letter.item.record):
-                logger.info("inbound ignored", extra={"channel": event.channel, "kind": kind})
-            return DONE
+    if not key.endswith(LATE_FILE):
+        return _receive(letter, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+    number = key.removesuffix(LATE_FILE).rpartition("~")[2]
+    if not number.isdecimal():
+        return _each_late_file(letter.item, text, found)
+    return _late_file(letter, text, int(number), inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
 
 
 def _storable(news: Event) -> Event:
@@ -452,7 +370,7 @@ def _numbered(text: InboundText, number: int) -> str:
     return f"{text.external_id}#{number}" if number else text.external_id
 
 
-def _age_ms(event: InboundEvent, ref: ExternalRef | None, inbound: Inbound) -> int:
+def _age_ms(event: Arrived, ref: ExternalRef | None, inbound: Inbound) -> int:
     """Since somebody of us first looked at it: before that nobody could ask, as `inbound` may have waited for long."""
     return inbound.clock.now_ms() - (uuid7_ms(ref.message_id) if ref else event.received_at_ms)
 
@@ -492,7 +410,7 @@ def _again(item: Item, suffix: str = "", *, not_before_ms: int = 0) -> NewRecord
 
 
 def _claimed(
-    external_id: str, event: InboundEvent, text: InboundText, conversation: Conversation, inbound: Inbound
+    external_id: str, event: Arrived, text: InboundText, conversation: Conversation, inbound: Inbound
 ) -> ExternalRef:
     """Our id for a platform's message: the first sight mints it, every repeat finds it."""
     new = ExternalRef(
@@ -507,7 +425,7 @@ def _claimed(
     return claimed
 
 
-def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _conversation(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
     """The conversation that the answered message is in, else the last one with this person, else a new one."""
     sender = str(Party(event.channel, text.sender))
     candidates = []
@@ -529,7 +447,7 @@ def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound:
     return _opened(event, text, inbox, inbound)
 
 
-def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _attended(conversation: Conversation, event: Arrived, inbox: Inbox, inbound: Inbound) -> Conversation:
     """With the account's agents of now where no user is in it: nobody would read what comes."""
     if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
         return conversation
@@ -539,7 +457,7 @@ def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inb
     return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
-def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _opened(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
     """A conversation between an unknown person and the account's agents."""
     sender = str(Party(event.channel, text.sender))
     public_id = inbound_conversation(event.channel, text.sender, event.account_id)
@@ -564,7 +482,7 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
 
 
 def _tell_users(
-    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, event_id: str
+    conversation: Conversation, event: Arrived, text: InboundText, inbound: Inbound, *, event_id: str
 ) -> None:
     sender = str(Party(event.channel, text.sender))
     names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
@@ -605,18 +523,18 @@ def _asked_long(item: Item, inbound: Inbound) -> bool:
     return bool(item.first_failed_ms) and inbound.clock.now_ms() - item.first_failed_ms > FILE_LATE_MS
 
 
-def _replied(event: InboundEvent, text: InboundText, inbound: Inbound) -> UUID | None:
+def _replied(event: Arrived, text: InboundText, inbound: Inbound) -> UUID | None:
     if not text.reply_to_external_id:
         return None
     ref = _external(event, text.reply_to_external_id, inbound)
     return ref.message_id if ref else None
 
 
-def _external(event: InboundEvent, external_id: str, inbound: Inbound) -> ExternalRef | None:
+def _external(event: Arrived, external_id: str, inbound: Inbound) -> ExternalRef | None:
     return inbound.store.externals(event.channel, event.account_id, [external_id]).get(external_id)
 
 
-def _contact(event: InboundEvent, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
+def _contact(event: Arrived, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
     return Contact(
         workspace_id=event.workspace_id,
         channel=event.channel,
@@ -627,37 +545,3 @@ def _contact(event: InboundEvent, text: InboundText, conversation: Conversation,
         name=text.sender_name,
         handle=text.sender_handle,
     )
-
-
-def _report(
-    letter: _Letter, report: StatusReport, inbound: Inbound, refs: References, found: list[NewRecord]
-) -> Outcome:
-    """A receipt: what our message's status becomes by it."""
-    item, event = letter.item, letter.event
-    target = refs.get(_place(event, report))
-    if target is None:
-        if letter.early:
-            return Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")
-        if not item.record.key.endswith(WAITING):
-            found.append(_again(item, WAITING))
-            return DONE
-        if inbound.clock.now_ms() - item.record.appended_at_ms < UNKNOWN_STATUS_WAIT_MS:  # the store answered then
-            return Outcome(Verdict.RETRY, after_s=inbound.retry_delay_s(item.attempts), reason="unknown_message")
-        metrics.INBOUND.labels(event.channel, "status_of_unknown").inc()
-        return DONE
-    status = Status(report.status)
-    if status is Status.SENT and not target.attempt:
-        return DONE  # so it stands since it was stored; that the platform has it is known by its id
-    change = StatusChange(
-        message_id=target.message_id,
-        conversation_id=target.conversation_id,
-        recipient=target.party,
-        status=status,
-        # Meta's times are whole seconds: a receipt must not look older than its message.
-        at_ms=max(report.at_ms or event.received_at_ms, uuid7_ms(target.message_id)),
-        attempt=target.attempt,
-        reason=report.reason,
-        external_id=report.external_id,
-    )
-    found.append(status_record(change, tracing.onward(item.record)))
-    return DONE

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -45,7 +46,7 @@ def persist(
 
     Raises Unavailable (nothing is done then, all may be repeated) and LeaseLost.
     """
-    values, outcomes = decoded(Message, items)
+    values, outcomes = decoded(partial(codec.decode, Message), items)
     messages = [message for _, message in values]
     if not messages:
         return outcomes

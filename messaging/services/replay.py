@@ -7,7 +7,7 @@ never forgets one. A send that failed is replayed as a new attempt, which the st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,7 +15,17 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from messaging import codec, topics, tracing
-from messaging.domain import MAX_ATTEMPT, InboundEvent, Message, Outbound, RecipientStatus, Status, StatusChange, rank
+from messaging.domain import (
+    MAX_ATTEMPT,
+    InboundEvent,
+    InboundReceipts,
+    Message,
+    Outbound,
+    RecipientStatus,
+    Status,
+    StatusChange,
+    rank,
+)
 from messaging.errors import UndecodableRecord
 from messaging.ports import EventLog, MessageStore, NewRecord, Record, TopicPartition
 from messaging.services.deliver import UNKNOWN, status_record
@@ -28,14 +38,6 @@ HEADER_PREFIX: Final = "dl-"
 CUT: Final = "dl-cut"  # see `bridge.dead_letters`
 REPLAY_OF: Final = "replay-of"
 GIVEN_UP: Final = frozenset({EXPIRED, UNKNOWN})  # FAILED with its letter, whatever its status, which may lag, says
-
-Value = Message | StatusChange | InboundEvent | Outbound
-_READERS: Final[tuple[Callable[[bytes], Value], ...]] = (
-    lambda data: codec.decode(Message, data),
-    lambda data: codec.decode(Outbound, data),
-    lambda data: codec.decode(StatusChange, data),
-    lambda data: codec.decode(InboundEvent, data),
-)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -65,7 +67,7 @@ class Letter:
 
     place: Place
     record: Record
-    value: Value | None
+    value: codec.AnyValue | None
 
     @property
     def error(self) -> str:
@@ -234,7 +236,7 @@ def workspaces(letters: Sequence[Letter], store: MessageStore) -> dict[Place, UU
     found = {place: messages[id_].workspace_id for place, id_ in statuses.items() if id_ in messages}
     for each in letters:
         match each.value:
-            case Message() | InboundEvent():
+            case Message() | InboundEvent() | InboundReceipts():
                 found[each.place] = each.value.workspace_id
             case Outbound():
                 found[each.place] = each.value.message.workspace_id
@@ -253,10 +255,9 @@ def _chosen(letters: Sequence[Letter], wanted: Wanted, store: MessageStore) -> l
     return [each for each in chosen if owners.get(each.place) == wanted.workspace_id]
 
 
-def _value(record: Record) -> Value | None:
-    for read in _READERS:
-        with suppress(UndecodableRecord):
-            return read(record.value)
+def _value(record: Record) -> codec.AnyValue | None:
+    with suppress(UndecodableRecord):
+        return codec.decode_any(record.value)
     return None
 
 

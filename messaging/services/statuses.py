@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from uuid import UUID
 
 from core.clock import iso_utc
 from core.failpoints import failpoint
-from messaging import metrics
+from messaging import codec, metrics
 from messaging.domain import Message, Party, RecipientStatus, Status, StatusChange, overall
 from messaging.ports import MessageStore, Notify, Push
 from messaging.services.batches import Item, Lease, Outcomes, all_of, decoded
@@ -22,7 +23,7 @@ def apply_statuses(
     items: Sequence[Item], *, store: MessageStore, notify: Notify, lease: Lease, recent: RecentMessages
 ) -> Outcomes:
     """Raises Unavailable and LeaseLost."""
-    values, outcomes = decoded(StatusChange, items)
+    values, outcomes = decoded(partial(codec.decode, StatusChange), items)
     changes = [change for _, change in values]
     if not changes:
         return outcomes

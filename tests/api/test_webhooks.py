@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, Workspace
 from messaging import channels, codec, topics
-from messaging.domain import InboundEvent
+from messaging.domain import InboundEvent, InboundReceipts
 from messaging.models import ChannelAccount
 from tests.api.conftest import APP_SECRET, SECRETS, VERIFY_TOKEN, Log, problem
 
@@ -26,6 +26,13 @@ def text(number: int, account: Any = "1055") -> dict[str, object]:
     message = {"id": f"wamid.{number}", "from": f"55119999988{number:02}", "timestamp": "1700000000", "type": "text",
                "text": {"body": "hello"}}  # fmt: skip
     value = {"metadata": {"phone_number_id": account}, "contacts": [], "messages": [message]}
+    return {"id": "0", "changes": [{"field": "messages", "value": value}]}
+
+
+def told(number: int, account: Any = "1055") -> dict[str, object]:
+    status = {"id": f"wamid.{number}", "status": "read", "timestamp": "1700000000",
+              "recipient_id": f"55119999988{number:02}"}  # fmt: skip
+    value = {"metadata": {"phone_number_id": account}, "statuses": [status]}
     return {"id": "0", "changes": [{"field": "messages", "value": value}]}
 
 
@@ -48,6 +55,23 @@ def test_appends_every_item_in_order(log: Log) -> None:
     events = [codec.decode(InboundEvent, each.value) for each in log.new(topics.INBOUND)]
     assert {event.contact for event in events} == {"+5511999998801", "+5511999998802"}
     assert {each.key for each in log.new(topics.INBOUND)} == {"1055:+5511999998801", "1055:+5511999998802"}
+
+
+def test_all_receipts_of_an_account_are_one_record(log: Log, elsewhere: Workspace) -> None:
+    add("2066", elsewhere)
+    answer = post(webhook(told(1), text(2), told(3, "2066"), told(4), told(5, "nobody's")))
+    assert (answer.status_code, answer.json()) == (200, {"received": 4})
+    records = log.new(topics.INBOUND)
+    values = [codec.decode_inbound(each.value) for each in records]
+    found = {(each.account_id, each.workspace_id): each for each in values if isinstance(each, InboundReceipts)}
+    ids = {
+        place: [payload["status"]["id"] for payload in each.payloads]  # type: ignore[index]
+        for place, each in found.items()
+    }
+    assert ids == {("1055", DEFAULT_WORKSPACE_ID): ["wamid.1", "wamid.4"], ("2066", elsewhere.id): ["wamid.3"]}
+    assert [each.contact for each in values if isinstance(each, InboundEvent)] == ["+5511999998802"]
+    assert len(records) == len({each.key for each in records}) == 3
+    assert [each.headers for each in records] == [{"request-id": answer["X-Request-ID"]}] * 3
 
 
 def test_its_records_name_the_request(log: Log) -> None:

@@ -125,7 +125,9 @@ def test_arbitrary_json_is_refused_or_understood_and_never_breaks_it(
             continue
         for item in items:
             assert isinstance(item.contact, str)
-            check_event(connector.parse(account(connector), item.payload))
+            event = connector.parse(account(connector), item.payload)
+            check_event(event)
+            assert not (item.receipt and isinstance(event, InboundText))
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
@@ -176,6 +178,7 @@ def test_the_items_of_a_recorded_webhook_survive_the_log(connector: Connector) -
     for item in items:
         again = msgspec.json.decode(msgspec.json.encode(item.payload))
         assert connector.parse(mine, again) == connector.parse(mine, item.payload)
+        assert item.receipt == isinstance(connector.parse(mine, item.payload), StatusReport)
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)

@@ -404,7 +404,7 @@ class _Persons:
 
 def heard_id(record: bytes) -> str:
     """The platform's id of the message that a webhook's item brought; "" where it brought none."""
-    with suppress(UndecodableRecord):
+    with suppress(UndecodableRecord):  # receipts among others
         payload = codec.decode(InboundEvent, record).payload
         match payload.get("messaging", payload):  # an item of Instagram, of WhatsApp
             case {"message": {"mid": str(found)} | {"id": str(found)}}:

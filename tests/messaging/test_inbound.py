@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import OperationalError, connection
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from pytest_django import Settings
 
@@ -25,23 +27,38 @@ from core.ids import derived_id, uuid7, uuid7_ms
 from files.errors import EmptyFile, FileTooLarge, StorageTooSlow, StorageUnavailable
 from files.services import PING_WITHIN_S
 from messaging import codec, dispatch, tasks, topics, tracing, wiring
-from messaging.domain import Conversation, ExternalRef, InboundEvent, Message, Outbound, Status, StatusChange
+from messaging.domain import (
+    Conversation,
+    ExternalRef,
+    InboundEvent,
+    InboundReceipts,
+    Message,
+    Outbound,
+    Status,
+    StatusChange,
+)
 from messaging.errors import LeaseLost, SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
-    EARLY_AGAIN_S,
-    EARLY_MS,
     FILE_LATE_MS,
     KEEP_WITHIN_S,
     LATE_FILE_AGAIN_MS,
     LATE_FILE_GIVEN_UP_MS,
     NOT_BEFORE,
-    UNKNOWN_STATUS_WAIT_MS,
     Inbound,
     Inbox,
     resolve,
 )
 from messaging.services.persist import persist
+from messaging.services.receipts import (
+    EARLY_AGAIN_S,
+    EARLY_MS,
+    TOGETHER,
+    TOGETHER_BYTES,
+    UNKNOWN_WAIT_MS,
+    WAITING,
+    records_of,
+)
 from messaging.services.recent import RecentMessages
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
@@ -101,8 +118,14 @@ class Desk:
         self.inboxes: dict[tuple[str, str], Inbox] = {("whatsapp", "1055"): Inbox(WHATSAPP, WORKSPACE, (ALICE, BOB))}
 
     def arrives(self, *events: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE) -> list[Record]:
-        """Their records on the log, as the webhook view appends them."""
-        return [self._append(event, account_id, workspace_id) for event in events]
+        """Their records on the log, as the webhook view appends those of so many webhooks."""
+        records = []
+        for event in events:
+            if isinstance(event, StatusReport):
+                records += self.arrive_together(event, account_id=account_id, workspace_id=workspace_id)
+            else:
+                records += self.arrives_alone(event, account_id=account_id, workspace_id=workspace_id)
+        return records
 
     def arrived(self, *events: Event) -> list[Record]:
         """The same, so long ago that who sent what they are about has written what the platform calls it."""
@@ -110,7 +133,21 @@ class Desk:
         self.bench.clock.advance(EARLY_MS / 1000)
         return records
 
-    def _append(self, event: Event, account_id: str, workspace_id: UUID) -> Record:
+    def arrive_together(self, *events: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE) -> list[Record]:
+        """The receipts of one webhook."""
+        told = InboundReceipts(
+            workspace_id=workspace_id,
+            channel="whatsapp",
+            account_id=account_id,
+            payloads=tuple(map(self.webhooks.payload, events)),
+            received_at_ms=self.bench.clock.now_ms(),
+        )
+        return [self._append(record) for record in records_of(told, self.headers)]
+
+    def arrives_alone(
+        self, event: Event, account_id: str = "1055", workspace_id: UUID = WORKSPACE, suffix: str = ""
+    ) -> list[Record]:
+        """What a person wrote; or a receipt, as earlier releases appended it."""
         contact = event.sender if isinstance(event, InboundText) else getattr(event, "recipient", None) or ""
         value = InboundEvent(
             workspace_id=workspace_id,
@@ -120,7 +157,10 @@ class Desk:
             payload=self.webhooks.payload(event),
             received_at_ms=self.bench.clock.now_ms(),
         )
-        record = NewRecord(topics.INBOUND, f"{account_id}:{contact}", codec.encode(value), self.headers)
+        key = f"{account_id}:{contact}{suffix}"
+        return [self._append(NewRecord(topics.INBOUND, key, codec.encode(value), self.headers))]
+
+    def _append(self, record: NewRecord) -> Record:
         [(source, offset)] = self.bench.log.append([record])
         return self.bench.log.read(source, start=offset, limit=1)[0]
 
@@ -176,7 +216,7 @@ class Desk:
     def waiting(self) -> list[Record]:
         """Receipts that were put back."""
         source = TopicPartition(topics.INBOUND, 0)
-        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith("~waiting")]
+        return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith(WAITING)]
 
     def wait_until(self, ms: int) -> None:
         self.bench.clock.advance((ms - self.bench.clock.now_ms()) / 1000)
@@ -211,9 +251,9 @@ def says(text: str = "oi", *, id_: str = "wamid.in1", sender: str = "+5511999998
     return InboundText(external_id=id_, sender=sender, text=text, sender_name="Carla", **more)
 
 
-def lost() -> float:
-    """How many files were left out."""
-    labels = {"channel": "whatsapp", "kind": "attachment_gone"}
+def seen(kind: str) -> float:
+    """How many items were that."""
+    labels = {"channel": "whatsapp", "kind": kind}
     return REGISTRY.get_sample_value("chat4all_inbound_events_total", labels) or 0
 
 
@@ -744,10 +784,10 @@ def test_a_late_file_does_not_wait_for_ever_for_a_message_that_is_never_stored(d
         since_ms = uuid7_ms(ref.message_id)
     desk.wait_until(since_ms + LATE_FILE_GIVEN_UP_MS - 500)
     assert desk.resolve([late]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="not_stored_yet")]
-    counted, seen = lost(), len(desk.late())
+    counted, late_ones = seen("attachment_gone"), len(desk.late())
     desk.bench.clock.advance(1)
     assert desk.resolve([late]) == [DONE]
-    assert (lost() - counted, len(desk.late()) - seen) == (1, 0)
+    assert (seen("attachment_gone") - counted, len(desk.late()) - late_ones) == (1, 0)
 
 
 def test_a_day_for_a_late_file_begins_when_somebody_looked_at_its_message(desk: Desk) -> None:
@@ -812,13 +852,13 @@ def test_an_early_receipt_waits_a_moment_for_its_sender_and_asks_nothing_about_t
     message, store, counted = sent(desk, external_id=None), desk.bench.store, Counter[str]()
     for name in ("messages", "settle_deliveries", "note_externals"):
         monkeypatch.setattr(store, name, _counted(getattr(store, name), counted))
-    told = desk.arrives(
-        *(reports(each, "wamid.x", correlation_id=str(message.message_id)) for each in ("SENT", "READ"))
-    )
-    assert desk.resolve(told) == [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early"), None]
+    both = [reports(each, "wamid.x", correlation_id=str(message.message_id)) for each in ("SENT", "READ")]
+    told = [*desk.arrive_together(*both), *desk.arrives_alone(both[0])]
+    assert desk.resolve(told) == 2 * [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")]
     store.claim_externals([ref_of(message, "wamid.x")])
     assert desk.resolve(told) == [DONE, DONE]
     assert counted == {}
+    assert desk.bench.reported() == [("READ", None)]
 
 
 def test_who_told_it_by_a_clock_ahead_of_ours_is_not_early_for_long(desk: Desk) -> None:
@@ -925,7 +965,7 @@ def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -
 def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) -> None:
     desk.resolve(desk.arrives(reports("DELIVERED", "wamid.stranger")))
     [waiting] = desk.waiting()
-    desk.bench.clock.advance(UNKNOWN_STATUS_WAIT_MS / 1000 - 0.001)
+    desk.bench.clock.advance(UNKNOWN_WAIT_MS / 1000 - 0.001)
     assert [outcome.verdict for outcome in desk.resolve([waiting]) if outcome] == [Verdict.RETRY]
     desk.bench.clock.advance(0.001)
     assert desk.resolve([waiting]) == [DONE]
@@ -956,7 +996,7 @@ def test_a_receipt_that_an_outage_held_up_still_waits_for_its_message(desk: Desk
 def test_nobody_moves_a_message_of_another_workspace(desk: Desk, correlation: Any) -> None:
     desk.resolve(desk.arrived(reports("READ", "wamid.theirs", correlation_id=correlation(desk))))
     [waiting] = desk.waiting()
-    desk.bench.clock.advance(UNKNOWN_STATUS_WAIT_MS / 1000)
+    desk.bench.clock.advance(UNKNOWN_WAIT_MS / 1000)
     assert desk.resolve([waiting]) == [DONE]
     assert desk.bench.reported() == []
 
@@ -972,6 +1012,157 @@ def test_a_receipt_by_our_id_names_who_it_is_about_among_several(desk: Desk) -> 
     )
     desk.resolve(desk.arrived(unclear))
     assert len(desk.waiting()) == 1
+
+
+# --- receipts of one webhook ---------------------------------------------------------------------------------------
+
+
+def test_receipts_of_one_webhook_are_one_record_and_each_finds_its_message(desk: Desk) -> None:
+    messages = [sent(desk, external_id=f"wamid.{number}") for number in range(3)]
+    told = [reports(status, f"wamid.{number}") for status in ("DELIVERED", "READ") for number in range(3)]
+    records = desk.arrive_together(*told)
+    assert desk.resolve(records) == [DONE]
+    changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert [(each.message_id, each.status) for each in changes] == [
+        (message.message_id, status) for status in (Status.DELIVERED, Status.READ) for message in messages
+    ]
+
+
+def test_one_that_cannot_be_placed_yet_holds_up_none_of_the_others(desk: Desk) -> None:
+    known, early = sent(desk, external_id="wamid.known"), sent(desk, external_id=None)
+    told = desk.arrive_together(
+        reports("READ", "wamid.early", correlation_id=str(early.message_id)),
+        reports("DELIVERED", "wamid.known"),
+        reports("READ", "wamid.stranger"),
+    )
+    before = seen("StatusReport"), seen("status_of_unknown")
+    assert desk.resolve(told) == [DONE]
+    [rest] = desk.waiting()
+    assert desk.resolve([rest]) == [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")]
+    desk.bench.store.claim_externals([ref_of(early, "wamid.early")])
+    assert desk.resolve([rest]) == [DONE]
+    last = desk.waiting()[-1]
+    assert desk.resolve([last]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
+    desk.bench.clock.advance(UNKNOWN_WAIT_MS / 1000)
+    assert desk.resolve([last]) == [DONE]
+    changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert [(each.message_id, each.status) for each in changes] == [
+        (known.message_id, Status.DELIVERED),
+        (early.message_id, Status.READ),
+    ]
+    assert (seen("StatusReport") - before[0], seen("status_of_unknown") - before[1]) == (2, 1)
+    assert len(desk.waiting()) == 2
+
+
+def test_what_waits_is_as_old_as_its_webhook(desk: Desk) -> None:
+    known, early = sent(desk, external_id="wamid.known"), sent(desk, external_id=None)
+    told = desk.arrive_together(
+        reports("DELIVERED", "wamid.known"),
+        reports("READ", "wamid.early", correlation_id=str(early.message_id)),
+    )
+    desk.bench.clock.advance(EARLY_MS / 1000 - 0.001)
+    desk.resolve(told)
+    [rest] = desk.waiting()
+    desk.bench.clock.advance(0.001)
+    assert desk.resolve([rest]) == [DONE]
+    changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
+    assert [each.message_id for each in changes] == [known.message_id, early.message_id]
+
+
+def test_what_is_no_receipt_among_them_is_left_out_and_counted_once(desk: Desk, lines: Lines) -> None:
+    """Once they are through: while they wait they are looked at again and again."""
+    early = sent(desk, external_id=None)
+    told = desk.arrive_together(
+        Ignored("unknown_status"),
+        says("I am a person"),
+        reports("READ", "wamid.early", correlation_id=str(early.message_id)),
+    )
+    before = seen("Ignored")
+    for _ in range(3):
+        assert [outcome.verdict for outcome in desk.resolve(told) if outcome] == [Verdict.PAUSED]
+    desk.bench.store.claim_externals([ref_of(early, "wamid.early")])
+    assert desk.resolve(told) == [DONE]
+    assert seen("Ignored") - before == 2
+    assert [line["kind"] for line in lines() if line["message"] == "inbound ignored"] == [
+        "unknown_status",
+        "no_receipt",
+    ]
+    assert desk.store_all() == []
+
+
+def test_receipts_of_an_account_that_is_gone_are_counted_each(desk: Desk) -> None:
+    before = seen("account_gone")
+    told = desk.arrive_together(reports("READ", "wamid.1"), reports("READ", "wamid.2"), account_id="gone")
+    assert desk.resolve(told) == [DONE]
+    assert seen("account_gone") - before == 2
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_receipt_that_an_earlier_release_appended_by_itself_is_understood(desk: Desk, waiting: bool) -> None:
+    told = desk.arrives_alone(reports("DELIVERED", "wamid.out1"), suffix=WAITING if waiting else "")
+    if waiting:
+        assert desk.resolve(told) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
+    else:
+        assert desk.resolve(told) == [DONE]
+        told = desk.waiting()
+    sent(desk)
+    assert desk.resolve(told) == [DONE]
+    assert desk.bench.reported() == [("DELIVERED", None)]
+
+
+def test_many_receipts_are_as_many_records_as_a_batch_takes_well(desk: Desk) -> None:
+    told = InboundReceipts(
+        workspace_id=WORKSPACE,
+        channel="whatsapp",
+        account_id="1055",
+        payloads=tuple({"number": number} for number in range(2 * TOGETHER + 1)),
+        received_at_ms=1,
+    )
+    records = list(records_of(told, {}))
+    found = [codec.decode(InboundReceipts, record.value) for record in records]
+    assert [len(each.payloads) for each in found] == [TOGETHER, TOGETHER, 1]
+    assert tuple(payload for each in found for payload in each.payloads) == told.payloads
+    assert len({record.key for record in records}) == 3
+
+
+@given(sizes=st.lists(st.integers(0, TOGETHER_BYTES + 10) | st.integers(0, 100), max_size=30))
+def test_large_receipts_are_not_together_in_a_record(sizes: list[int]) -> None:
+    payloads = tuple({"status": "x" * size, "number": number} for number, size in enumerate(sizes))
+    told = InboundReceipts(
+        workspace_id=WORKSPACE, channel="whatsapp", account_id="1055", payloads=payloads, received_at_ms=1
+    )
+    records = list(records_of(told, {}))
+    found = [codec.decode(InboundReceipts, record.value).payloads for record in records]
+    assert tuple(payload for each in found for payload in each) == payloads
+    for record, each in zip(records, found, strict=True):
+        assert len(each) == 1 or len(record.value) < TOGETHER_BYTES + 1000
+
+
+@pytest.mark.parametrize("error", [Killed, Unavailable, LeaseLost])
+def test_whatever_step_receipts_end_at_the_next_worker_tells_all_of_them(
+    desk: Desk, error: type[BaseException]
+) -> None:
+    numbers = itertools.count()
+
+    def run(fuse: Fuse) -> None:
+        ids = [f"wamid.{next(numbers)}" for _ in range(3)]
+        known, named = sent(desk, external_id=ids[0]), sent(desk, external_id=None)
+        told = desk.arrive_together(
+            reports("DELIVERED", ids[0]),
+            reports("READ", ids[1], correlation_id=str(named.message_id)),
+            reports("READ", ids[2]),
+        )
+        desk.bench.clock.advance(EARLY_MS / 1000)
+        try:
+            desk.resolve(told, fuse=fuse)
+        except error:
+            assert desk.resolve(told) == [DONE]
+        late = sent(desk, external_id=ids[2])
+        assert {outcome.verdict for outcome in desk.resolve(desk.waiting()) if outcome} == {Verdict.DONE}
+        told_of = {each.message_id for each in desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)}
+        assert {each.message_id for each in (known, named, late)} <= told_of
+
+    assert every_step(run, error) >= 8
 
 
 # --- repeats -----------------------------------------------------------------------------------------------------

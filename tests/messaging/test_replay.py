@@ -17,13 +17,14 @@ from django.core.management.base import CommandError
 from accounts.models import AuditEvent
 from messaging import codec, topics, tracing, wiring
 from messaging.bridge import DeadLetters
-from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange
+from messaging.domain import InboundEvent, InboundReceipts, Message, Outbound, Status, StatusChange
 from messaging.management.commands import replay_dead_letters
 from messaging.models import ReplayedLetter
 from messaging.ports import DeliveryKey, NewRecord, Record, TopicPartition
 from messaging.replays import SqlMarks
 from messaging.services import persist, replay, statuses
 from messaging.services.deliver import MAX_AGE_MS, deliver
+from messaging.services.receipts import records_of
 from messaging.services.recent import RecentMessages
 from messaging.services.replay import Fate, Letter, Mark, Place, Replayed, Wanted
 from messaging.work import DONE, EXPIRED, Work
@@ -402,6 +403,19 @@ def names(found: Sequence[Letter]) -> list[str]:
 )
 def test_letters_are_chosen(mixed: Workbench, which: Callable[[int], Wanted], expected: list[str]) -> None:
     assert names(letters(mixed, which(mixed.clock.now_ms()))) == expected
+
+
+def test_receipts_are_their_workspaces_and_go_back_as_they_were(bench: Workbench) -> None:
+    told = InboundReceipts(
+        workspace_id=WORKSPACE, channel="whatsapp", account_id="1055", payloads=({"a": 1}, {"b": 2}), received_at_ms=1
+    )
+    theirs = replace(told, workspace_id=uuid4())
+    records = [record for each in (told, theirs) for record in records_of(each, {})]
+    places = bench.log.append(records)
+    bury(bench, [bench.log.read(source, start=offset, limit=1)[0] for source, offset in places])
+    assert run(bench, wanted(workspace_id=WORKSPACE)) == [Fate.REPLAYED]
+    back = on(bench, topics.INBOUND)[-1]
+    assert (back.key, codec.decode(InboundReceipts, back.value)) == (records[0].key, told)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 20])
