@@ -38,6 +38,7 @@ class Received(msgspec.Struct, kw_only=True):
     received_at: int  # ms
     attempt: int = 1
     status: str = "accepted"  # the last that was handed to the webhook's queue
+    told: str = "accepted"  # the last that the webhook answered with 200
 
     @property
     def weight(self) -> int:

@@ -361,7 +361,7 @@ class Platform:
     ) -> None:
         kind, payload = whatsapp.status_item(status, wamid=message.id, draft=draft, at_s=_now_ms() // 1000, error=error)
         self._reached(message, status)
-        done = delivered.set if delivered is not None else None
+        done = partial(_told, message, status, delivered)
         self._emit(account, Item(contact=draft.contact, kind=kind, payload=payload, delivered=done))
         if status == "read":
             self._answer_from_script(account, draft.contact)
@@ -378,8 +378,10 @@ class Platform:
     def _report_instagram(self, account: Account, draft: Draft, message: Received, name: str) -> None:
         shape = instagram.echo_item if name == "echo" else instagram.read_item
         payload = shape(account, draft, mid=message.id, at_ms=_now_ms())
-        self._reached(message, "sent" if name == "echo" else "read")
-        self._emit(account, Item(contact=draft.contact, kind="messaging", payload=payload))
+        status = "sent" if name == "echo" else "read"
+        self._reached(message, status)
+        done = partial(_told, message, status, None)
+        self._emit(account, Item(contact=draft.contact, kind="messaging", payload=payload, delivered=done))
         if name == "read":
             self._answer_from_script(account, draft.contact)
 
@@ -516,6 +518,13 @@ def _whatsapp_content(said: Said, utterance: Utterance, file: MediaFile | None) 
         filename=file.filename,
         caption=utterance.text,
     )
+
+
+def _told(message: Received, status: str, delivered: asyncio.Event | None) -> None:
+    if STATUS_RANK[status] > STATUS_RANK[message.told]:
+        message.told = status
+    if delivered is not None:
+        delivered.set()
 
 
 def _mark_delivered(said: Said) -> None:

@@ -37,6 +37,7 @@ class Rule(StrEnum):
     HISTORY_ORDER = "listed in another order than that of ids"
     STATUS_BACK = "a status went back"
     STATUS_LOST = "a status on the log does not stand in the store"
+    RECEIPT_LOST = "a platform's receipt was answered with a 200, and is no status on the log"
     NOT_SENT = "never reached its platform, and nothing says that it failed"
     SENT_TWICE = "reached its platform more than once, unmarked"
     SENT_WRONG = "reached somebody whom it was not for"
@@ -319,6 +320,17 @@ def _status_lost(facts: _Facts) -> Found:
                 yield f"{row.message_id} for {recipient}"
 
 
+def _receipt_lost(facts: _Facts) -> Found:
+    """Dead letters of `inbound` that nobody spoke hold receipts, of whatever messages: then nothing can be said."""
+    if any(each.source[0] == "inbound" and not each.external_id for each in facts.history.dead):
+        return
+    ranks = {row.message_id: row.ranks for row in facts.rows}
+    for each in facts.history.sent:
+        ours = each.recipient in ranks.get(each.message_id, {})
+        if ours and each.receipt > facts.highest_told.get((each.message_id, each.recipient), 0):
+            yield f"{each.message_id} to {each.recipient}"
+
+
 def _not_sent(facts: _Facts) -> Found:
     arrived = {(each.message_id, each.recipient) for each in facts.history.sent}
     for row in {row.message_id: row for row in facts.rows}.values():
@@ -445,6 +457,7 @@ RULES: Final[dict[Rule, Callable[[_Facts], Found]]] = {
     Rule.HISTORY_ORDER: _history_order,
     Rule.STATUS_BACK: _status_back,
     Rule.STATUS_LOST: _status_lost,
+    Rule.RECEIPT_LOST: _receipt_lost,
     Rule.NOT_SENT: _not_sent,
     Rule.SENT_TWICE: _sent_twice,
     Rule.SENT_WRONG: _sent_wrong,

@@ -50,6 +50,7 @@ READERS: Final = 8  # histories that are fetched at once
 AGAIN: Final = (409, 503)  # what a careful client may meet first; 409: its own first try is still running
 EXPECTED: Final = (202, *AGAIN)
 GROUP: Final = "bridge"
+RECEIPTS: Final = {"delivered": rank(Status.DELIVERED), "read": rank(Status.READ)}  # as platforms say it
 
 
 class Writer:
@@ -623,7 +624,8 @@ def _sent(
     for each in since.received(town, account_id):
         correlation = each["correlation"] or ""  # names the attempt, too
         message_id = correlation.partition("/")[0] or by_text.get(each["text"], "")
-        yield Sent(where.get(message_id, ""), _address(each, "to"), message_id)
+        receipt = RECEIPTS.get(each["told"], 0) if correlation else 0
+        yield Sent(where.get(message_id, ""), _address(each, "to"), message_id, receipt)
 
 
 def _heard(town: Town, account_id: str, since: Mark) -> Iterator[Heard]:

@@ -80,11 +80,13 @@ class Row:
 
 class Sent(NamedTuple):
     """A message that a platform took from us, in the order in which it took them. What is none that we know has no
-    conversation and no id."""
+    conversation and no id. ``receipt`` is the rank of what it then told our webhook, which answered 200; of a platform
+    that gives back our id: what the others tell of a send whose answer nobody saw names nothing that we know."""
 
     conversation: str
     recipient: str
     message_id: Id
+    receipt: int = 0
 
 
 class Frame(NamedTuple):

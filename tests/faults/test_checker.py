@@ -59,7 +59,7 @@ def right(chats: int = 2, each: int = 4) -> History:
         told=[Told(ids[key], CARLA, READ) for key in sent],
         dead=[],
         stored=rows,
-        sent=[Sent(name, CARLA, ids[name, number]) for name, number in sent],
+        sent=[Sent(name, CARLA, ids[name, number], READ) for name, number in sent],
         clients=[Client("alice", [*frames, *ticks], dict.fromkeys(names, frozenset()))],
         commits=[Commit(MESSAGES, offset, offset) for offset in range(len(sent))],
         levels=[Level("bridge RSS, MB", 80, 256)],
@@ -227,6 +227,9 @@ RIGHT_HISTORIES = {
     "what a person said is a dead letter before it got an id": hearing(
         rows=(0, 1), dead=[DeadLetter(INBOUND, 7, None, "wamid 2")]
     ),
+    "a dead letter held receipts": but(
+        told=RIGHT.told[1:], stored=standing(0), clients=[], dead=[DeadLetter(INBOUND, 7, None)]
+    ),
     "what a person said is a dead letter": hearing(rows=(0, 1), dead=[DeadLetter(MESSAGES, 102, id_of("carla@us", 2))]),
     "what a person said is on the log twice": hearing(0, 1, 2, 0),
 }
@@ -357,6 +360,11 @@ WRONG: list[tuple[str, Rule, History]] = [
         but(clients=client(frames=[*CLIENT.frames, Frame("e1", 17, "chat 0", FIRST, CARLA, rank(Status.DELIVERED))])),
     ),
     ("the store never heard of READ", Rule.STATUS_LOST, but(stored=standing(0), clients=[])),
+    (
+        "a receipt went no further than our webhook",
+        Rule.RECEIPT_LOST,
+        but(told=RIGHT.told[1:], stored=standing(0), clients=[]),
+    ),
     (
         "a client never heard of READ",
         Rule.STATUS_DIFFERS,

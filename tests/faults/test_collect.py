@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from messaging import codec
-from messaging.domain import InboundEvent
+from messaging.domain import InboundEvent, InboundReceipts
 from tests.faults.collect import heard_id
 
 
@@ -30,6 +30,17 @@ def test_what_a_webhook_brought_is_known_by_its_platform_s_id(payload: dict[str,
         workspace_id=uuid4(), channel="x", account_id="9", contact="1784", payload=payload, received_at_ms=1
     )
     assert heard_id(codec.encode(event)) == found
+
+
+def test_receipts_have_none() -> None:
+    told = InboundReceipts(
+        workspace_id=uuid4(),
+        channel="x",
+        account_id="9",
+        payloads=({"status": {"id": "wamid.1", "status": "delivered"}},),
+        received_at_ms=1,
+    )
+    assert heard_id(codec.encode(told)) == ""
 
 
 def test_what_nobody_can_read_has_none() -> None:

@@ -211,6 +211,16 @@ def test_lingering_gathers_a_batch(simulator: Simulator, receiver: Receiver) -> 
     raise AssertionError("five never came together")
 
 
+def test_what_the_webhook_took_of_a_message_is_known(simulator: Simulator, receiver: Receiver) -> None:
+    simulator.turn(status_delay_ms={"sent": 0, "delivered": 0, "read": 0})
+    receiver.gate.clear()
+    simulator.send_text()
+    eventually(lambda: simulator.messages()[0]["status"] == "read")
+    assert simulator.messages()[0]["told"] == "accepted"
+    receiver.gate.set()
+    eventually(lambda: simulator.messages()[0]["told"] == "read")
+
+
 # --- failures of the webhook
 
 
