@@ -14,7 +14,7 @@ SEGMENT: Final = timedelta(days=1)  # Kafka deletes whole segments, by their new
 MAX_RETENTION: Final = CLAIM_LIFETIME - 2 * SEGMENT
 PARTITION_BYTES: Final = 64 * 1024 * 1024
 
-INBOUND: Final = "inbound"  # key account:contact, value InboundEvent; or of no order, value InboundReceipts
+INBOUND: Final = "inbound"  # key account:contact, value InboundEvent; or account:receipts:…, InboundReceipts
 MESSAGES: Final = "messages"  # key conversation id, value Message
 STATUS_UPDATES: Final = "status-updates"  # key conversation id, value StatusChange
 OUTBOUND_SUFFIX: Final = "-outbound"

@@ -399,7 +399,7 @@ CONNECTORS: Final = Dashboard(
             [
                 rates("From platforms", "Items of webhooks by what they were: texts, statuses, duplicates, news of unknown messages.",
                       'chat4all_inbound_events_total{channel=~"$channel"}', "channel, kind", width=12),
-                Panel("Inbound lag", "short", "Webhook items that wait to be understood.",
+                Panel("Inbound lag", "short", "Records that wait to be understood: what people wrote, and receipts, those of a webhook as one.",
                       [Query(f'sum({LAG}{{topic="inbound"}}))', "inbound")], width=12, red=10_000),
             ],
         ),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
 from django.http import HttpResponse
@@ -67,47 +66,47 @@ class WebhookView(APIView):
         named = _Named(connector, ours, request.headers, body)
         known = [(item, whose) for item in items if (whose := named.account(item.account_id))]
         if known:
-            wiring.event_log().append([*_said(channel, known), *_told(channel, known)])
+            records = _records(channel, known, now_ms=SYSTEM_CLOCK.now_ms(), headers=tracing.of_request())
+            wiring.event_log().append(records)
         if named.failure:  # it comes again as a whole: what is known by then is no news
             raise named.failure
         return Response({"received": len(known)})
 
 
-Known = Sequence[tuple[WebhookItem, ChannelConfig]]
-
-
-def _said(channel: str, known: Known) -> Iterator[NewRecord]:
-    """What people wrote, or may have written: a record for each, in order."""
-    now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
-    for item, whose in known:
-        if not item.receipt:
-            event = InboundEvent(
-                workspace_id=whose.workspace_id,
-                channel=channel,
-                account_id=item.account_id,
-                contact=item.contact,
-                payload=item.payload,
-                received_at_ms=now_ms,
-            )
-            yield NewRecord(topics.INBOUND, f"{item.account_id}:{item.contact}", codec.encode(event), headers)
-
-
-def _told(channel: str, known: Known) -> Iterator[NewRecord]:
-    """All receipts of an account together."""
-    now_ms, headers = SYSTEM_CLOCK.now_ms(), tracing.of_request()
-    payloads: dict[tuple[str, UUID], list[dict[str, object]]] = {}
+def _records(
+    channel: str,
+    known: Sequence[tuple[WebhookItem, ChannelConfig]],
+    *,
+    now_ms: int,
+    headers: Mapping[str, str],
+) -> list[NewRecord]:
+    """For each item that a person may have written one, in order; of each account one with all of its receipts."""
+    records: list[NewRecord] = []
+    payloads: dict[str, list[dict[str, object]]] = {}
+    owners = {item.account_id: whose.workspace_id for item, whose in known}
     for item, whose in known:
         if item.receipt:
-            payloads.setdefault((item.account_id, whose.workspace_id), []).append(item.payload)
-    for (account_id, workspace_id), some in payloads.items():
+            payloads.setdefault(item.account_id, []).append(item.payload)
+            continue
+        event = InboundEvent(
+            workspace_id=whose.workspace_id,
+            channel=channel,
+            account_id=item.account_id,
+            contact=item.contact,
+            payload=item.payload,
+            received_at_ms=now_ms,
+        )
+        records.append(NewRecord(topics.INBOUND, f"{item.account_id}:{item.contact}", codec.encode(event), headers))
+    for account_id, some in payloads.items():
         told = InboundReceipts(
-            workspace_id=workspace_id,
+            workspace_id=owners[account_id],
             channel=channel,
             account_id=account_id,
             payloads=tuple(some),
             received_at_ms=now_ms,
         )
-        yield from receipts.records_of(told, headers)
+        records += receipts.records_of(told, headers)
+    return records
 
 
 class _Named:

@@ -6,6 +6,8 @@ to `messages`; receipts go to `status-updates`. Repeating any step writes the sa
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -26,7 +28,7 @@ from messaging.domain import (
     Contact,
     Conversation,
     ExternalRef,
-    InboundReceipts,
+    InboundEvent,
     Message,
     Party,
     inbound_conversation,
@@ -36,7 +38,7 @@ from messaging.ports import EventLog, MessageStore, NewRecord, Notify, Push
 from messaging.services import receipts
 from messaging.services.batches import Item, Lease, Outcomes, decoded
 from messaging.services.conversations import changing
-from messaging.services.receipts import Arrived, Receipt, References
+from messaging.services.receipts import Receipt, References, Told
 from messaging.services.recent import RecentReferences
 from messaging.services.render import conversation_json
 from messaging.work import DONE, Outcome, Verdict
@@ -50,6 +52,7 @@ LATE_FILE_GIVEN_UP_MS: Final = 24 * 3600_000  # while the platform does not give
 KEEP_WITHIN_S: Final = 35.0  # of a batch's deadline: a task that takes longer counts as hanging, and is killed
 FILE_LATE_MS: Final = 15 * 60_000  # of asking in vain; until then the person's later messages wait behind it
 UNREADABLE_AGAIN_S: Final = 5.0
+AT_ONCE: Final = 200  # items of a batch: what is asked of the store about them must end in time
 NOT_BEFORE: Final = "not-before-ms"  # a header
 
 
@@ -110,9 +113,9 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
     Raises Unavailable and LeaseLost.
     """
     values, outcomes = decoded(codec.decode_inbound, items)
-    letters, resolved = _opened_letters(values, inbound)
+    letters, resolved = _understood(_at_once(values), inbound)
     lease.check()
-    told = [receipt for letter in letters for receipt in letter.receipts]
+    told = [receipt for letter in letters if isinstance(letter, _Slips) for receipt in letter.receipts]
     refs = receipts.references(told, store=inbound.store, recent=inbound.recent)
     waiting: set[str] = set()  # people whose earlier item must be tried again first
     found: list[NewRecord] = []
@@ -134,112 +137,123 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
     return outcomes | resolved
 
 
+def _at_once(values: Sequence[tuple[Item, Told]]) -> Sequence[tuple[Item, Told]]:
+    """As many as are looked up well within a batch's time; at least one. The others are not started."""
+    sizes = itertools.accumulate(len(event.payloads) for _, event in values)
+    return values[: max(1, sum(size <= AT_ONCE for size in sizes))]
+
+
 def _append(found: Sequence[NewRecord], log: EventLog) -> None:
-    """What is to be looked at once more goes first: a log that takes a part of an append alone could have the message,
-    which a repeat finds stored, and never the record that fetches its file."""
-    again = [each for each in found if each.topic == topics.INBOUND]
+    """A log may take a part of this alone, and the batch comes again. It must not have a message, which a repeat finds
+    stored, without the record that fetches its file; nor again and again receipts that are put back, but not what was
+    made of the others."""
+    files = [each for each in found if each.topic == topics.INBOUND and each.key.endswith(LATE_FILE)]
     onward = [each for each in found if each.topic != topics.INBOUND]
-    for records in filter(None, (again, onward)):
+    back = [each for each in found if each.topic == topics.INBOUND and not each.key.endswith(LATE_FILE)]
+    for records in filter(None, (files, onward, back)):
         log.append(records, onward=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """A record, what each of its items says, and those of them that are receipts; ``inbox`` is None when its account is
-    gone."""
+    """What a person wrote."""
 
     item: Item
-    event: Arrived
-    inbox: Inbox | None
-    news: Sequence[Event] = ()
+    event: InboundEvent
+    inbox: Inbox
+    text: InboundText
+
+
+@dataclass(frozen=True, slots=True)
+class _Slips:
+    """A record of which nothing is a person's: its receipts, and the kinds of what else is in it. ``gone``: nothing is
+    known of it, as its account is not ours any more."""
+
+    item: Item
+    event: Told
     receipts: Sequence[Receipt] = ()
+    ignored: Sequence[str] = ()
+    gone: bool = False
 
 
-def _opened_letters(values: Sequence[tuple[Item, Arrived]], inbound: Inbound) -> tuple[list[_Letter], Outcomes]:
-    """And what becomes of those whose account nobody can read. It is asked for once: should somebody mend it meanwhile,
-    what a person wrote later would go first."""
-    letters: list[_Letter] = []
+def _understood(values: Sequence[tuple[Item, Told]], inbound: Inbound) -> tuple[list[_Letter | _Slips], Outcomes]:
+    """And what becomes of those that wait: whose account nobody can read (it is asked for once: should somebody mend it
+    meanwhile, what a person wrote later would go first), or that were looked at just now."""
+    opened: list[_Letter | _Slips] = []
     outcomes: Outcomes = {}
     unreadable: set[tuple[str, str]] = set()
-    waits = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=SecretsUnreadable.code)
     for item, event in values:
         account = event.channel, event.account_id
+        if after_s := receipts.rest_s(item.record, inbound.clock.now_ms()):
+            outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=after_s, reason="put_back")
+            continue
         if account not in unreadable:
             try:
-                letters.append(_opened_letter(item, event, inbound))
+                opened.append(_understand(item, event, inbound))
                 continue
             except SecretsUnreadable:
                 unreadable.add(account)
+        waits = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=SecretsUnreadable.code)
         outcomes[item.record.offset] = waits
     for channel, account_id in unreadable:
         extra = {"channel": channel, "account_id": account_id}
         logger.warning("credentials cannot be read: what people wrote waits", extra=extra)
-    return letters, outcomes
+    return opened, outcomes
 
 
-def _opened_letter(item: Item, event: Arrived, inbound: Inbound) -> _Letter:
+def _understand(item: Item, event: Told, inbound: Inbound) -> _Letter | _Slips:
     inbox = inbound.inbox_for(event.channel, event.account_id)
     if inbox is None or inbox.workspace_id != event.workspace_id:
-        return _Letter(item, event, None)
+        return _Slips(item, event, gone=True)
     translator, now_ms = inbound.translator_for(event.channel), inbound.clock.now_ms()
-    news = [_storable(translator.parse(inbox.account, payload)) for payload in event.payloads]
-    if isinstance(event, InboundReceipts):
-        news = [Ignored("no_receipt") if isinstance(each, InboundText) else each for each in news]
-    told = [
-        Receipt.of(event, payload, each, now_ms=now_ms)
-        for payload, each in zip(event.payloads, news, strict=True)
-        if isinstance(each, StatusReport)
-    ]
-    return _Letter(item, event, inbox, news, told)
+    told: list[Receipt] = []
+    ignored: list[str] = []
+    for payload in event.payloads:
+        match _storable(translator.parse(inbox.account, payload)):
+            case InboundText() as text if isinstance(event, InboundEvent):
+                return _Letter(item, event, inbox, text)
+            case InboundText():
+                ignored.append("no_receipt")
+            case StatusReport() as report:
+                told.append(Receipt.of(event, payload, report, now_ms=now_ms))
+            case Ignored(kind):
+                ignored.append(kind)
+    return _Slips(item, event, told, ignored)
 
 
 def _resolve_one(
-    letter: _Letter, inbound: Inbound, refs: References, found: list[NewRecord], *, deadline_s: float
+    opened: _Letter | _Slips, inbound: Inbound, refs: References, found: list[NewRecord], *, deadline_s: float
 ) -> Outcome:
     """Put it where it belongs."""
-    channel = letter.event.channel
-    if letter.inbox is None:
-        metrics.INBOUND.labels(channel, "account_gone").inc(len(letter.event.payloads))
+    counted = functools.partial(metrics.INBOUND.labels, opened.event.channel)
+    if isinstance(opened, _Letter):
+        outcome = _take(opened, inbound=inbound, found=found, deadline_s=deadline_s)
+        if outcome.verdict is not Verdict.PAUSED:
+            counted("InboundText").inc()
+        return outcome
+    if opened.gone:
+        counted("account_gone").inc(len(opened.event.payloads))
         return DONE
-    match letter.news:
-        case [InboundText() as text]:
-            outcome = _take(letter, text, inbox=letter.inbox, inbound=inbound, found=found, deadline_s=deadline_s)
-            if outcome.verdict is not Verdict.PAUSED:
-                metrics.INBOUND.labels(channel, "InboundText").inc()
-            return outcome
-    outcome = receipts.put(
-        letter.item, letter.receipts, refs, found, clock=inbound.clock, retry_delay_s=inbound.retry_delay_s
+    outcome = receipts.resolve(
+        opened.item, opened.receipts, refs, found, clock=inbound.clock, retry_delay_s=inbound.retry_delay_s
     )
     if outcome.verdict is Verdict.DONE:
-        for each in letter.news:
-            if isinstance(each, Ignored):
-                _ignore(letter, each.kind)
+        with tracing.about(opened.item.record):
+            for kind in opened.ignored:
+                counted("Ignored").inc()
+                logger.info("inbound ignored", extra={"channel": opened.event.channel, "kind": kind})
     return outcome
 
 
-def _ignore(letter: _Letter, kind: str) -> None:
-    metrics.INBOUND.labels(letter.event.channel, "Ignored").inc()
-    with tracing.about(letter.item.record):
-        logger.info("inbound ignored", extra={"channel": letter.event.channel, "kind": kind})
-
-
-def _take(
-    letter: _Letter,
-    text: InboundText,
-    *,
-    inbox: Inbox,
-    inbound: Inbound,
-    found: list[NewRecord],
-    deadline_s: float,
-) -> Outcome:
+def _take(letter: _Letter, *, inbound: Inbound, found: list[NewRecord], deadline_s: float) -> Outcome:
     """What a person wrote, or a file of it that comes late."""
     key = letter.item.record.key
     if not key.endswith(LATE_FILE):
-        return _receive(letter, text, inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+        return _receive(letter, inbound=inbound, found=found, deadline_s=deadline_s)
     number = key.removesuffix(LATE_FILE).rpartition("~")[2]
     if not number.isdecimal():
-        return _each_late_file(letter.item, text, found)
-    return _late_file(letter, text, int(number), inbox=inbox, inbound=inbound, found=found, deadline_s=deadline_s)
+        return _each_late_file(letter, found)
+    return _late_file(letter, int(number), inbound=inbound, found=found, deadline_s=deadline_s)
 
 
 def _storable(news: Event) -> Event:
@@ -259,21 +273,13 @@ def _storable_texts(thing: InboundText | StatusReport | InboundAttachment) -> di
     return {name: storable(value) for name, value in values.items() if isinstance(value, str)}
 
 
-def _receive(
-    letter: _Letter,
-    text: InboundText,
-    *,
-    inbox: Inbox,
-    inbound: Inbound,
-    found: list[NewRecord],
-    deadline_s: float,
-) -> Outcome:
+def _receive(letter: _Letter, *, inbound: Inbound, found: list[NewRecord], deadline_s: float) -> Outcome:
     """A message for each attachment (the first carries the text), or one for the text alone.
 
     A storage that is away holds nobody up, nor does a platform that gives no file for long: the file is fetched later,
     by a record of its own.
     """
-    item, event = letter.item, letter.event
+    item, event, inbox, text = letter.item, letter.event, letter.inbox, letter.text
     conversation = _conversation(event, text, inbox, inbound)
     reply_to = _replied(event, text, inbound)
     for number, attachment in enumerate(text.attachments or (None,)):
@@ -287,7 +293,7 @@ def _receive(
             return Outcome(Verdict.PAUSED, after_s=1.0, reason="out_of_time")
         try:
             file_id = (
-                _fetched(letter, attachment, ref, conversation, inbox=inbox, inbound=inbound, deadline_s=deadline_s)
+                _fetched(letter, attachment, ref, conversation, inbound=inbound, deadline_s=deadline_s)
                 if attachment
                 else None
             )
@@ -324,26 +330,18 @@ def _receive(
     return DONE
 
 
-def _each_late_file(item: Item, text: InboundText, found: list[NewRecord]) -> Outcome:
+def _each_late_file(letter: _Letter, found: list[NewRecord]) -> Outcome:
     """One record stood for all of an item, in an earlier release."""
-    key, headers = item.record.key.removesuffix(LATE_FILE), tracing.onward(item.record)
-    numbers = range(len(text.attachments))
-    found += [NewRecord(topics.INBOUND, f"{key}~{each}{LATE_FILE}", item.record.value, headers) for each in numbers]
+    record = letter.item.record
+    key, headers = record.key.removesuffix(LATE_FILE), tracing.onward(record)
+    numbers = range(len(letter.text.attachments))
+    found += [NewRecord(topics.INBOUND, f"{key}~{each}{LATE_FILE}", record.value, headers) for each in numbers]
     return DONE
 
 
-def _late_file(
-    letter: _Letter,
-    text: InboundText,
-    number: int,
-    *,
-    inbox: Inbox,
-    inbound: Inbound,
-    found: list[NewRecord],
-    deadline_s: float,
-) -> Outcome:
+def _late_file(letter: _Letter, number: int, *, inbound: Inbound, found: list[NewRecord], deadline_s: float) -> Outcome:
     """Fetch what one message of this item waits for. If it is there already it is kept once all the same."""
-    item, event = letter.item, letter.event
+    item, event, inbox, text = letter.item, letter.event, letter.inbox, letter.text
     if (not_before_ms := int(item.record.headers.get(NOT_BEFORE, 0))) > inbound.clock.now_ms():
         return _later(item, "storage_slow", inbound, found, not_before_ms=not_before_ms)
     ref = _external(event, _numbered(text, number), inbound)
@@ -355,7 +353,7 @@ def _late_file(
         return DONE  # it went without
     try:
         attachment = text.attachments[number]
-        _fetched(letter, attachment, ref, conversation, inbox=inbox, inbound=inbound, deadline_s=deadline_s)
+        _fetched(letter, attachment, ref, conversation, inbound=inbound, deadline_s=deadline_s)
     except DeliveryError as error:
         return _later_today(letter, ref, error.reason, inbound, found)
     except StorageTooSlow:
@@ -370,7 +368,7 @@ def _numbered(text: InboundText, number: int) -> str:
     return f"{text.external_id}#{number}" if number else text.external_id
 
 
-def _age_ms(event: Arrived, ref: ExternalRef | None, inbound: Inbound) -> int:
+def _age_ms(event: InboundEvent, ref: ExternalRef | None, inbound: Inbound) -> int:
     """Since somebody of us first looked at it: before that nobody could ask, as `inbound` may have waited for long."""
     return inbound.clock.now_ms() - (uuid7_ms(ref.message_id) if ref else event.received_at_ms)
 
@@ -410,7 +408,7 @@ def _again(item: Item, suffix: str = "", *, not_before_ms: int = 0) -> NewRecord
 
 
 def _claimed(
-    external_id: str, event: Arrived, text: InboundText, conversation: Conversation, inbound: Inbound
+    external_id: str, event: InboundEvent, text: InboundText, conversation: Conversation, inbound: Inbound
 ) -> ExternalRef:
     """Our id for a platform's message: the first sight mints it, every repeat finds it."""
     new = ExternalRef(
@@ -425,7 +423,7 @@ def _claimed(
     return claimed
 
 
-def _conversation(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
     """The conversation that the answered message is in, else the last one with this person, else a new one."""
     sender = str(Party(event.channel, text.sender))
     candidates = []
@@ -447,7 +445,7 @@ def _conversation(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbo
     return _opened(event, text, inbox, inbound)
 
 
-def _attended(conversation: Conversation, event: Arrived, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inbound: Inbound) -> Conversation:
     """With the account's agents of now where no user is in it: nobody would read what comes."""
     if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
         return conversation
@@ -457,7 +455,7 @@ def _attended(conversation: Conversation, event: Arrived, inbox: Inbox, inbound:
     return replace(conversation, members=(*conversation.members, *inbox.agents))
 
 
-def _opened(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
+def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> Conversation:
     """A conversation between an unknown person and the account's agents."""
     sender = str(Party(event.channel, text.sender))
     public_id = inbound_conversation(event.channel, text.sender, event.account_id)
@@ -482,7 +480,7 @@ def _opened(event: Arrived, text: InboundText, inbox: Inbox, inbound: Inbound) -
 
 
 def _tell_users(
-    conversation: Conversation, event: Arrived, text: InboundText, inbound: Inbound, *, event_id: str
+    conversation: Conversation, event: InboundEvent, text: InboundText, inbound: Inbound, *, event_id: str
 ) -> None:
     sender = str(Party(event.channel, text.sender))
     names = {**inbound.names(event.workspace_id, conversation.members), sender: text.sender_name}
@@ -497,16 +495,17 @@ def _fetched(
     ref: ExternalRef,
     conversation: Conversation,
     *,
-    inbox: Inbox,
     inbound: Inbound,
     deadline_s: float,
 ) -> str | None:
     """The id of the stored file; None when it is not to be had or kept. Raises a DeliveryError to try again, and
     StorageUnavailable."""
     try:
-        content = inbound.translator_for(letter.event.channel).fetch_media(inbox.account, attachment)
+        content = inbound.translator_for(letter.event.channel).fetch_media(letter.inbox.account, attachment)
         keep_by_s = deadline_s + KEEP_WITHIN_S
-        return inbound.keep_file(inbox, conversation, str(ref.message_id), attachment, content, deadline_s=keep_by_s)
+        return inbound.keep_file(
+            letter.inbox, conversation, str(ref.message_id), attachment, content, deadline_s=keep_by_s
+        )
     except (PermanentDeliveryError, EmptyFile, FileTooLarge) as error:
         _lost(letter, ref, type(error).__name__)
         return None
@@ -523,18 +522,18 @@ def _asked_long(item: Item, inbound: Inbound) -> bool:
     return bool(item.first_failed_ms) and inbound.clock.now_ms() - item.first_failed_ms > FILE_LATE_MS
 
 
-def _replied(event: Arrived, text: InboundText, inbound: Inbound) -> UUID | None:
+def _replied(event: InboundEvent, text: InboundText, inbound: Inbound) -> UUID | None:
     if not text.reply_to_external_id:
         return None
     ref = _external(event, text.reply_to_external_id, inbound)
     return ref.message_id if ref else None
 
 
-def _external(event: Arrived, external_id: str, inbound: Inbound) -> ExternalRef | None:
+def _external(event: InboundEvent, external_id: str, inbound: Inbound) -> ExternalRef | None:
     return inbound.store.externals(event.channel, event.account_id, [external_id]).get(external_id)
 
 
-def _contact(event: Arrived, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
+def _contact(event: InboundEvent, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
     return Contact(
         workspace_id=event.workspace_id,
         channel=event.channel,

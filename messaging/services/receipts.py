@@ -28,15 +28,15 @@ from messaging.domain import (
     StatusChange,
     correlated,
 )
-from messaging.ports import DeliveryKey, DeliveryOutcome, MessageStore, NewRecord
+from messaging.ports import DeliveryKey, DeliveryOutcome, MessageStore, NewRecord, Record
 from messaging.services.batches import Item
 from messaging.services.deliver import status_record
 from messaging.services.recent import RecentReferences, Reference
 from messaging.work import DONE, Outcome, Verdict
 
-TOGETHER: Final = 100  # receipts of one record, which is one step of a worker's
-TOGETHER_BYTES: Final = 64 * 1024  # as platforms write them: 100 of WhatsApp's are 40 KB
-# Behind the key of those that named nothing we know at their first look: until then an outage may have held up them and
+TOGETHER: Final = 100  # receipts of one record
+TOGETHER_BYTES: Final = 64 * 1024  # of them, as platforms write them: 100 of WhatsApp's are 40 KB
+# Behind the key of those that could not be placed at their first look: until then an outage may have held up them and
 # the message's sender alike, so that only now their time begins.
 WAITING: Final = "~waiting"
 UNKNOWN_WAIT_MS: Final = 10_000
@@ -44,10 +44,10 @@ UNKNOWN_WAIT_MS: Final = 10_000
 # To write the same before it, as evidence, would cost more than all else about a receipt, so that one which names a
 # message of ours waits until that sender is slow, or gone.
 EARLY_MS: Final = int(2_000 * WAITS)
-EARLY_AGAIN_S: Final = 0.5
+AGAIN_MS: Final = 500  # between two looks at what waits
 
 References = Mapping[Reference, ExternalRef]
-Arrived = InboundEvent | InboundReceipts  # a record of an earlier release's holds one receipt, as it does a message
+Told = InboundEvent | InboundReceipts  # a record of an earlier release's holds one receipt, as it does a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ class Receipt:
     """What a platform wrote of one message that an account sent, and what that says. ``early``: it may be faster than
     the answer to its send."""
 
-    event: Arrived
+    event: Told
     payload: dict[str, object]
     report: StatusReport
     early: bool
 
     @classmethod
-    def of(cls, event: Arrived, payload: dict[str, object], report: StatusReport, *, now_ms: int) -> Receipt:
+    def of(cls, event: Told, payload: dict[str, object], report: StatusReport, *, now_ms: int) -> Receipt:
         # Not by a clock that is wrong: it could stay early for minutes.
         early = _correlation(report) is not None and 0 <= now_ms - event.received_at_ms < EARLY_MS
         return cls(event, payload, report, early)
@@ -90,21 +90,27 @@ def _record(told: InboundReceipts, headers: Mapping[str, str], suffix: str) -> N
     return NewRecord(topics.INBOUND, f"{told.account_id}:receipts:{uuid4().hex}{suffix}", codec.encode(told), headers)
 
 
+def rest_s(record: Record, now_ms: int) -> float:
+    """How long one that waits must not be looked at yet, as that was done just now."""
+    age_ms = now_ms - record.appended_at_ms
+    return (AGAIN_MS - age_ms) / 1000 if record.key.endswith(WAITING) and 0 <= age_ms < AGAIN_MS else 0.0
+
+
 def references(receipts: Sequence[Receipt], *, store: MessageStore, recent: RecentReferences) -> References:
     """What they are about, looked up together: each message of ours comes back with three.
 
     By the platform's id; else by the id of ours that the platform sent back, and then that is kept. Raises
     StoreUnavailable.
     """
-    reports: dict[Reference, Receipt] = {}
-    for receipt in receipts:  # of several about one message one that names it as we do, if any does
-        if receipt.place not in reports or _correlation(reports[receipt.place].report) is None:
-            reports[receipt.place] = receipt
+    chosen: dict[Reference, Receipt] = {}
+    for receipt in receipts:  # of several about one message one that names it as we do, and not just now, if any does
+        if receipt.place not in chosen or (_correlation(receipt.report) is not None and not receipt.early):
+            chosen[receipt.place] = receipt
     wanted: dict[tuple[str, str], set[str]] = {}
-    for channel, account_id, external_id in reports:
+    for channel, account_id, external_id in chosen:
         wanted.setdefault((channel, account_id), set()).add(external_id)
     known = recent.get(wanted, store)
-    unknown = [receipt for place, receipt in reports.items() if place not in known and not receipt.early]
+    unknown = [receipt for place, receipt in chosen.items() if place not in known and not receipt.early]
     return known | _kept_evidence(_correlated(unknown, store), store)
 
 
@@ -163,7 +169,7 @@ def _recipient(message: Message, receipt: Receipt) -> str | None:
     return on_channel[0] if len(on_channel) == 1 else None
 
 
-def put(
+def resolve(
     item: Item,
     receipts: Sequence[Receipt],
     refs: References,
@@ -172,36 +178,35 @@ def put(
     clock: Clock,
     retry_delay_s: Callable[[int], float],
 ) -> Outcome:
-    """Add to ``found`` what one record's receipts make of our messages, and those that ``refs`` does not know in a
-    record of their own: where it knows none at all they wait as they are."""
+    """Add to ``found`` what one record's receipts make of our messages, and the others in a record of their own; those
+    of which nothing is known at all wait as they are once they have one."""
     placed = [receipt for receipt in receipts if receipt.place in refs]
     rest = [receipt for receipt in receipts if receipt.place not in refs]
     if rest and not placed:
         if any(receipt.early for receipt in rest):
-            return Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")
+            return Outcome(Verdict.PAUSED, after_s=AGAIN_MS / 1000, reason="early")
         if item.record.key.endswith(WAITING):
             if clock.now_ms() - item.record.appended_at_ms < UNKNOWN_WAIT_MS:
                 return Outcome(Verdict.RETRY, after_s=retry_delay_s(item.attempts), reason="unknown_message")
             metrics.INBOUND.labels(rest[0].event.channel, "status_of_unknown").inc(len(rest))
             return DONE
     headers = tracing.onward(item.record)
-    if rest:
-        found += records_of(_together(rest), headers, suffix=WAITING)
     for receipt in placed:
         metrics.INBOUND.labels(receipt.event.channel, "StatusReport").inc()
         found += [status_record(change, headers) for change in _news(receipt, refs[receipt.place])]
+    if rest:
+        found += _put_back(item, rest, headers)
     return DONE
 
 
-def _together(receipts: Sequence[Receipt]) -> InboundReceipts:
-    event = receipts[0].event
-    return InboundReceipts(
-        workspace_id=event.workspace_id,
-        channel=event.channel,
-        account_id=event.account_id,
-        payloads=tuple(receipt.payload for receipt in receipts),
-        received_at_ms=event.received_at_ms,
-    )
+def _put_back(item: Item, rest: Sequence[Receipt], headers: Mapping[str, str]) -> Iterator[NewRecord]:
+    """As the kind of record that it is: workers of the release before may be at work beside us."""
+    match rest[0].event:
+        case InboundReceipts() as event:
+            left = replace(event, payloads=tuple(receipt.payload for receipt in rest))
+            yield from records_of(left, headers, suffix=WAITING)
+        case InboundEvent():
+            yield NewRecord(topics.INBOUND, item.record.key + WAITING, item.record.value, headers)
 
 
 def _news(receipt: Receipt, target: ExternalRef) -> Iterator[StatusChange]:

@@ -12,9 +12,11 @@ from django.test import Client
 from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, Workspace
+from core.clock import SYSTEM_CLOCK
 from messaging import channels, codec, topics
 from messaging.domain import InboundEvent, InboundReceipts
 from messaging.models import ChannelAccount
+from messaging.services import receipts
 from tests.api.conftest import APP_SECRET, SECRETS, VERIFY_TOKEN, Log, problem
 
 pytestmark = [pytest.mark.django_db(databases=["default", "messages"]), pytest.mark.usefixtures("accounts")]
@@ -72,6 +74,14 @@ def test_all_receipts_of_an_account_are_one_record(log: Log, elsewhere: Workspac
     assert [each.contact for each in values if isinstance(each, InboundEvent)] == ["+5511999998802"]
     assert len(records) == len({each.key for each in records}) == 3
     assert [each.headers for each in records] == [{"request-id": answer["X-Request-ID"]}] * 3
+
+
+def test_many_receipts_are_as_few_records_as_they_fit_into(log: Log) -> None:
+    now_ms = SYSTEM_CLOCK.now_ms()
+    assert post(webhook(*map(told, range(receipts.TOGETHER + 1)))).json() == {"received": receipts.TOGETHER + 1}
+    found = [codec.decode(InboundReceipts, each.value) for each in log.new(topics.INBOUND)]
+    assert sorted(len(each.payloads) for each in found) == [1, receipts.TOGETHER]
+    assert all(now_ms <= each.received_at_ms <= SYSTEM_CLOCK.now_ms() for each in found)
 
 
 def test_its_records_name_the_request(log: Log) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +40,7 @@ from messaging.domain import (
 from messaging.errors import LeaseLost, SecretsUnreadable
 from messaging.ports import DeliveryKey, DeliveryOutcome, DeliveryState, NewRecord, Record, TopicPartition
 from messaging.services.inbound import (
+    AT_ONCE,
     FILE_LATE_MS,
     KEEP_WITHIN_S,
     LATE_FILE_AGAIN_MS,
@@ -51,7 +52,7 @@ from messaging.services.inbound import (
 )
 from messaging.services.persist import persist
 from messaging.services.receipts import (
-    EARLY_AGAIN_S,
+    AGAIN_MS,
     EARLY_MS,
     TOGETHER,
     TOGETHER_BYTES,
@@ -214,7 +215,8 @@ class Desk:
         return {ALICE: "Alice"}
 
     def waiting(self) -> list[Record]:
-        """Receipts that were put back."""
+        """Receipts that were put back, long enough ago to be looked at."""
+        self.bench.clock.advance(AGAIN_MS / 1000)
         source = TopicPartition(topics.INBOUND, 0)
         return [each for each in self.bench.log.read(source, start=0, limit=1000) if each.key.endswith(WAITING)]
 
@@ -854,7 +856,7 @@ def test_an_early_receipt_waits_a_moment_for_its_sender_and_asks_nothing_about_t
         monkeypatch.setattr(store, name, _counted(getattr(store, name), counted))
     both = [reports(each, "wamid.x", correlation_id=str(message.message_id)) for each in ("SENT", "READ")]
     told = [*desk.arrive_together(*both), *desk.arrives_alone(both[0])]
-    assert desk.resolve(told) == 2 * [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")]
+    assert desk.resolve(told) == 2 * [Outcome(Verdict.PAUSED, after_s=AGAIN_MS / 1000, reason="early")]
     store.claim_externals([ref_of(message, "wamid.x")])
     assert desk.resolve(told) == [DONE, DONE]
     assert counted == {}
@@ -965,7 +967,7 @@ def test_a_receipt_of_an_unknown_message_waits_and_holds_up_nobody(desk: Desk) -
 def test_a_receipt_that_nobody_explains_in_ten_seconds_is_dropped(desk: Desk) -> None:
     desk.resolve(desk.arrives(reports("DELIVERED", "wamid.stranger")))
     [waiting] = desk.waiting()
-    desk.bench.clock.advance(UNKNOWN_WAIT_MS / 1000 - 0.001)
+    desk.bench.clock.advance((UNKNOWN_WAIT_MS - AGAIN_MS) / 1000 - 0.001)
     assert [outcome.verdict for outcome in desk.resolve([waiting]) if outcome] == [Verdict.RETRY]
     desk.bench.clock.advance(0.001)
     assert desk.resolve([waiting]) == [DONE]
@@ -1034,11 +1036,12 @@ def test_one_that_cannot_be_placed_yet_holds_up_none_of_the_others(desk: Desk) -
         reports("READ", "wamid.early", correlation_id=str(early.message_id)),
         reports("DELIVERED", "wamid.known"),
         reports("READ", "wamid.stranger"),
+        reports("READ", "wamid.another"),
     )
     before = seen("StatusReport"), seen("status_of_unknown")
     assert desk.resolve(told) == [DONE]
     [rest] = desk.waiting()
-    assert desk.resolve([rest]) == [Outcome(Verdict.PAUSED, after_s=EARLY_AGAIN_S, reason="early")]
+    assert desk.resolve([rest]) == [Outcome(Verdict.PAUSED, after_s=AGAIN_MS / 1000, reason="early")]
     desk.bench.store.claim_externals([ref_of(early, "wamid.early")])
     assert desk.resolve([rest]) == [DONE]
     last = desk.waiting()[-1]
@@ -1050,8 +1053,66 @@ def test_one_that_cannot_be_placed_yet_holds_up_none_of_the_others(desk: Desk) -
         (known.message_id, Status.DELIVERED),
         (early.message_id, Status.READ),
     ]
-    assert (seen("StatusReport") - before[0], seen("status_of_unknown") - before[1]) == (2, 1)
+    assert (seen("StatusReport") - before[0], seen("status_of_unknown") - before[1]) == (2, 2)
     assert len(desk.waiting()) == 2
+
+
+def test_what_was_put_back_is_not_looked_at_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look may put a part of it back once more."""
+    desk.resolve(desk.arrives(reports("READ", "wamid.out1")))
+    [waiting] = desk.waiting()
+    counted = Counter[str]()
+    monkeypatch.setattr(desk.bench.store, "externals", _counted(desk.bench.store.externals, counted))
+    desk.bench.clock.advance(-0.1)
+    [outcome] = desk.resolve([waiting])
+    assert outcome is not None
+    assert (outcome.verdict, outcome.reason) == (Verdict.PAUSED, "put_back")
+    assert outcome.after_s == pytest.approx(0.1)
+    desk.bench.clock.advance(-1)  # by a clock that is behind the log's it would rest for longer, and longer
+    assert [each.verdict for each in desk.resolve([waiting]) if each] == [Verdict.RETRY]
+    assert counted == {"externals": 1}
+
+
+def test_what_a_batch_made_of_some_is_on_the_log_before_the_others_are_put_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While `status-updates` takes nothing, each try would put them back once more."""
+    sent(desk)
+    told = desk.arrive_together(reports("READ", "wamid.stranger"), reports("READ", "wamid.out1"))
+    appended: list[set[str]] = []
+    append = desk.bench.log.append
+
+    def noted(records: Sequence[NewRecord], **how: bool) -> object:
+        appended.append({each.topic for each in records})
+        return append(records, **how)
+
+    monkeypatch.setattr(desk.bench.log, "append", noted)
+    assert desk.resolve(told) == [DONE]
+    assert appended == [{topics.STATUS_UPDATES}, {topics.INBOUND}]
+
+
+def test_a_batch_begins_no_more_than_it_can_look_up_in_its_time(desk: Desk) -> None:
+    """What is asked of the store about all of it must be answered within one time-out, or the lane stands still."""
+    sent(desk)
+    full = [desk.arrive_together(*[reports("READ", "wamid.out1")] * TOGETHER)[0] for _ in range(AT_ONCE // TOGETHER)]
+    behind = desk.arrives(reports("DELIVERED", "wamid.out1"), says("me, too"))
+    assert desk.resolve([*full, *behind]) == [*[DONE] * len(full), None, None]
+    assert desk.resolve(behind) == [DONE, DONE]
+
+
+def test_one_that_is_not_early_is_looked_for_by_our_id_whatever_came_later(desk: Desk) -> None:
+    message = sent(desk, external_id=None)
+    older = desk.arrived(reports("DELIVERED", "wamid.x", correlation_id=str(message.message_id)))
+    newer = desk.arrives(reports("READ", "wamid.x", correlation_id=str(message.message_id)))
+    for both in ([*older, *newer], [*newer, *older]):
+        assert desk.resolve(both) == [DONE, DONE]
+
+
+def test_what_has_no_business_here_is_poison(desk: Desk) -> None:
+    value = codec.encode(desk.bench.message(desk.bench.conversation()))
+    places = desk.bench.log.append([NewRecord(topics.INBOUND, "k", value)])
+    [record] = [desk.bench.log.read(source, start=offset, limit=1)[0] for source, offset in places]
+    assert desk.resolve([record]) == [Outcome(Verdict.POISON, reason="undecodable")]
 
 
 def test_what_waits_is_as_old_as_its_webhook(desk: Desk) -> None:
@@ -1060,9 +1121,10 @@ def test_what_waits_is_as_old_as_its_webhook(desk: Desk) -> None:
         reports("DELIVERED", "wamid.known"),
         reports("READ", "wamid.early", correlation_id=str(early.message_id)),
     )
-    desk.bench.clock.advance(EARLY_MS / 1000 - 0.001)
+    desk.bench.clock.advance((EARLY_MS - AGAIN_MS) / 1000 - 0.001)
     desk.resolve(told)
     [rest] = desk.waiting()
+    assert [each.verdict for each in desk.resolve([rest]) if each] == [Verdict.PAUSED]
     desk.bench.clock.advance(0.001)
     assert desk.resolve([rest]) == [DONE]
     changes = desk.bench.on_log(topics.STATUS_UPDATES, StatusChange)
@@ -1099,14 +1161,15 @@ def test_receipts_of_an_account_that_is_gone_are_counted_each(desk: Desk) -> Non
 
 @pytest.mark.parametrize("waiting", [False, True])
 def test_a_receipt_that_an_earlier_release_appended_by_itself_is_understood(desk: Desk, waiting: bool) -> None:
+    """And put back as it was: workers of that release may be at work beside this one."""
     told = desk.arrives_alone(reports("DELIVERED", "wamid.out1"), suffix=WAITING if waiting else "")
-    if waiting:
-        assert desk.resolve(told) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
-    else:
+    if not waiting:
         assert desk.resolve(told) == [DONE]
-        told = desk.waiting()
+    [again] = desk.waiting()
+    assert (again.key, again.value) == (f"1055:+5511999998888{WAITING}", told[0].value)
+    assert desk.resolve([again]) == [Outcome(Verdict.RETRY, after_s=1.0, reason="unknown_message")]
     sent(desk)
-    assert desk.resolve(told) == [DONE]
+    assert desk.resolve([again]) == [DONE]
     assert desk.bench.reported() == [("DELIVERED", None)]
 
 
