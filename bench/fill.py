@@ -1,27 +1,40 @@
-"""Stores so many messages at once in conversations that exist, spread over the last month, through the store's port.
+"""Stores so many messages at once in conversations that exist, spread over the last month.
 
-    python -m bench.fill COUNT < conversations
+    python -m bench.fill COUNT [--bulk] < conversations
 
 With the environment of a system; each line has a conversation as its client named it, its sender and its recipient.
+Through the store's port; or on Cassandra in bulk: the same rows by the same statements, without a look at what is there
+and at members' lists, and ten times as many at once. Then a sample of them is read through the port, and compared.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 import django
+from django.conf import settings
 
 from bench.people import TEXT
 from core.ids import derived_id, uuid7, uuid7_ms
+from messaging.domain import Message, Status
+from messaging.ports import MessageStore
+from messaging.stores.cassandra import messages
+from messaging.stores.cassandra.address import Address
+from messaging.stores.cassandra.session import Database
 
 BATCH: Final = 100  # of one conversation
 AT_ONCE: Final = 4  # batches
 TOLD_EVERY: Final = 100_000
+SAMPLE: Final = 1_000  # of those that are compared
 MONTH_US: Final = 30 * 24 * 3600 * 1_000_000
 
 
@@ -32,42 +45,67 @@ def id_at_us(us: int) -> UUID:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", type=int, metavar="COUNT", help="messages")
+    parser.add_argument("--bulk", action="store_true", help="into Cassandra past the store's port")
+    options = parser.parse_args()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
     django.setup(set_prefix=False)
     from accounts.models import DEFAULT_WORKSPACE_ID  # noqa: PLC0415 - models need the set-up
     from messaging import wiring  # noqa: PLC0415
-    from messaging.domain import Message  # noqa: PLC0415
 
-    count, talks = int(sys.argv[1]), [line.split() for line in sys.stdin]
+    count, talks = options.count, [line.split() for line in sys.stdin]
     store = wiring.message_store()
+    save: Callable[[Sequence[Message]], object] = store.save_messages
+    if options.bulk:
+        save = partial(_bulk, Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60))
+    size = BATCH * (10 if options.bulk else 1)
     first_us = time.time_ns() // 1000 - MONTH_US
+    sample: list[Message] = []
 
-    def save(start: int) -> None:
-        conversation, sender, recipient = talks[start // BATCH % len(talks)]
-        ids = [id_at_us(first_us + MONTH_US * number // (count + 1)) for number in range(start, start + BATCH)]
-        store.save_messages(
-            [
-                Message(
-                    message_id=each,
-                    workspace_id=DEFAULT_WORKSPACE_ID,
-                    conversation_id=derived_id(DEFAULT_WORKSPACE_ID, conversation),
-                    conversation=conversation,
-                    sender_id=sender,
-                    recipient_id=None,
-                    recipients=(recipient,),
-                    audience=(sender, recipient),
-                    content=TEXT,
-                    accepted_at_ms=uuid7_ms(each),
-                )
-                for each in ids
-            ]
-        )
+    def batch(start: int) -> None:
+        conversation, sender, recipient = talks[start // size % len(talks)]
+        numbers = range(start, min(start + size, count))
+        ids = [id_at_us(first_us + MONTH_US * number // (count + 1)) for number in numbers]
+        some = [
+            Message(
+                message_id=each,
+                workspace_id=DEFAULT_WORKSPACE_ID,
+                conversation_id=derived_id(DEFAULT_WORKSPACE_ID, conversation),
+                conversation=conversation,
+                sender_id=sender,
+                recipient_id=None,
+                recipients=(recipient,),
+                audience=(sender, recipient),
+                content=TEXT,
+                accepted_at_ms=uuid7_ms(each),
+            )
+            for each in ids
+        ]
+        save(some)
+        sample.append(random.choice(some))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done, _ in enumerate(pool.map(save, range(0, count, BATCH)), start=1):
-            if done * BATCH % TOLD_EVERY == 0:
-                print(f"stored {done * BATCH:,} of {count:,}", flush=True)
+        for done, _ in enumerate(pool.map(batch, range(0, count, size)), start=1):
+            if done * size % TOLD_EVERY == 0:
+                print(f"stored {done * size:,} of {count:,}", flush=True)
+    _compare(store, random.sample(sample, min(len(sample), SAMPLE)))
     store.close()
+
+
+def _bulk(database: Database, some: Sequence[Message]) -> None:
+    with database.call() as call:
+        call.write([*messages.around(some), *messages.rows_of(some)])
+
+
+def _compare(store: MessageStore, some: Sequence[Message]) -> None:
+    """Raises RuntimeError where one is not there as it was meant."""
+    found, stand = store.messages([each.message_id for each in some]), store.statuses(some)
+    for each in some:
+        statuses = [one.status for one in stand[each.message_id]]
+        last = store.history(each.conversation_id, before=UUID(int=each.message_id.int + 1), limit=1)
+        if found.get(each.message_id) != each or statuses != [Status.SENT] or last != [each]:
+            raise RuntimeError(f"{each.message_id} is not stored as it was meant")
 
 
 if __name__ == "__main__":

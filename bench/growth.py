@@ -40,6 +40,7 @@ from messaging.topics import outbound
 
 SHAPES: Final = {1: (1, 1), 10: (2, 5), 100: (5, 20), 1_000: (20, 50), 10_000: (50, 200)}  # senders, listeners
 PARCEL: Final = 50
+BULK_ABOVE: Final = 100_000  # messages: through the store's port a million takes twenty minutes
 WINDOW: Final = 500
 WARM_UP_S: Final = 2.0
 PAIRS: Final = 20
@@ -60,7 +61,7 @@ TOLD: Final = ("sent", "delivered", "read")
 HOUR_MS: Final = 3600 * 1000  # later than anybody looks
 
 
-def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Measured]:
+def stored(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Measured]:
     """The same traffic on a store that holds little, and on one with many messages in the same conversations."""
     costs: dict[int, float] = {}
     many, listeners = crowd(system.api_url, *SHAPES[100], prefix="stored")
@@ -68,8 +69,10 @@ def stored(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[Mea
     _at_most(system, posts, listeners, seconds=WARM_UP_S)
     for count in (0, scale.stored):
         if count:
-            took_s = _fill(system, many, count)
-            yield Figure(f"storing {count:,} messages through the store's port", f"{count / took_s:,.0f}/s")
+            bulk = profile == "cluster" and count > BULK_ABOVE
+            took_s = _fill(system, many, count, bulk=bulk)
+            how = "in bulk, with the store's statements" if bulk else "through the store's port"
+            yield Figure(f"storing {count:,} messages {how}", f"{count / took_s:,.0f}/s")
         cost = _at_most(system, posts, listeners, seconds=10 * scale.time)
         costs[count] = cost.ms
         value = f"{cost}; newest page {_page(system, many)}"
@@ -127,13 +130,13 @@ def _at_most(system: LocalSystem, posts: Sequence[Parcel], listeners: Sequence[U
     return cost
 
 
-def _fill(system: LocalSystem, many: Sequence[Talk], count: int) -> float:
+def _fill(system: LocalSystem, many: Sequence[Talk], count: int, *, bulk: bool) -> float:
     lines = [
         f"{each.conversation_id} {each.sender.user_id} {each.recipient.user_id}" for each in many if each.recipient
     ]
     started_s = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "bench.fill", str(count)],
+        [sys.executable, "-m", "bench.fill", str(count), *(["--bulk"] if bulk else [])],
         cwd=ROOT,
         env={**system.env, "SERVICE": "manage"},
         input="\n".join(lines),

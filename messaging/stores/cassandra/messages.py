@@ -156,37 +156,42 @@ def _save(call: Call, messages: Sequence[Message]) -> Saved:
     after them: who tells a status writes it first and looks for the message then, so that one of the two sees the
     other's write, and somebody shows it.
     """
-    by_bucket = grouped(messages, lambda each: (each.conversation_id, keys.bucket(each.message_id)))
-    by_day = grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id)))
-    buckets = grouped(by_bucket, lambda where: where[0])
-    latest = {
-        conversation_id: max(each.accepted_at_ms for each in here)
-        for conversation_id, here in grouped(messages, lambda each: each.conversation_id).items()
-    }
-    [stored] = call.at_once(
-        [_of_some(SELECT_STORED, by_bucket)],
-        [
-            *(SamePartition([write for each in here for write in _sent(each)]) for here in by_day.values()),
-            *(_place(message) for message in messages),
-            *(
-                SamePartition([conversations.activity(conversation_id, ms), *map(_bucket, buckets[conversation_id])])
-                for conversation_id, ms in latest.items()
-            ),
-        ],
-    )
+    by_bucket = grouped(messages, _bucket_of)
+    [stored] = call.at_once([_of_some(SELECT_STORED, by_bucket)], around(messages))
     known = frozenset(row["message_id"] for rows in stored for row in rows)
     # What is there already stays as it was saved first. Lanes see to it that nobody saves the same at once.
     new = [each for each in messages if each.message_id not in known]
-    [members] = call.at_once(
-        [conversations.members_of(latest)],
-        (
-            SamePartition([_insert(each) for each in here if each.message_id not in known])
-            for here in by_bucket.values()
-        ),
-    )
+    latest = _latest(messages)
+    [members] = call.at_once([conversations.members_of(latest)], rows_of(new))
     [told] = call.at_once([_told_before(new)], conversations.on_lists(members, latest))
     found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
     return Saved(known, {each.message_id: once_stored(each, found) for each in new})
+
+
+def around(messages: Sequence[Message]) -> Iterator[SamePartition | Statement]:
+    """All that says where messages are and that they were sent: the same each time, whether they are stored or not."""
+    for here in grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id))).values():
+        yield SamePartition([write for each in here for write in _sent(each)])
+    yield from map(_place, messages)
+    buckets = grouped(grouped(messages, _bucket_of), lambda where: where[0])
+    for conversation_id, ms in _latest(messages).items():
+        yield SamePartition([conversations.activity(conversation_id, ms), *map(_bucket, buckets[conversation_id])])
+
+
+def rows_of(messages: Sequence[Message]) -> Iterator[SamePartition]:
+    """The messages themselves."""
+    for here in grouped(messages, _bucket_of).values():
+        yield SamePartition(list(map(_insert, here)))
+
+
+def _bucket_of(message: Message) -> tuple[UUID, int]:
+    return message.conversation_id, keys.bucket(message.message_id)
+
+
+def _latest(messages: Sequence[Message]) -> dict[UUID, int]:
+    """When something was last said in each of their conversations."""
+    by_conversation = grouped(messages, lambda each: each.conversation_id)
+    return {each: max(message.accepted_at_ms for message in here) for each, here in by_conversation.items()}
 
 
 def _told_before(new: Sequence[Message]) -> Query:
