@@ -254,6 +254,9 @@ class Contact:
     handle: str = ""  # Instagram: the username that resolves to this address
 
 
+Reference = tuple[str, str, str]  # channel, account id, and what the platform calls a message there
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExternalRef:
     """What a platform's message id means to us."""
@@ -265,3 +268,7 @@ class ExternalRef:
     conversation_id: UUID
     party: str  # outbound: the recipient; inbound: the sender
     attempt: int = 0  # outbound: the one that the platform took
+
+    @property
+    def reference(self) -> Reference:
+        return self.channel, self.account_id, self.external_id

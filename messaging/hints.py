@@ -1,5 +1,6 @@
-"""What the store does not know yet, in the bus's Redis: messages that were just accepted, so that GET can answer
-ACCEPTED, and Idempotency-Keys whose request ended while the store was away, so that a retry need not wait.
+"""What the store need not be asked for, or does not know yet, in the bus's Redis: messages that were just accepted, so
+that GET can answer ACCEPTED; what platforms call those that were just sent, as their receipts come soon; and
+Idempotency-Keys whose request ended while the store was away, so that a retry need not wait.
 """
 
 from __future__ import annotations
@@ -7,10 +8,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -18,19 +20,25 @@ from redis.retry import Retry
 from core.clock import SYSTEM_CLOCK, Clock
 from core.rest import Rest
 from messaging import codec
-from messaging.domain import Message
+from messaging.domain import ExternalRef, Message, Reference
 
 logger = logging.getLogger(__name__)
 
 TTL_S: Final = 60
+SHARE: Final = 0.5  # of Redis's `maxmemory` taken, by whatever: then none are put, as the rest is for what must go on
 TIMEOUT_S: Final = 0.25  # a hint may not hold up a 202 for longer
 PAUSE_S: Final = 5.0  # without asking again after Redis failed
 
 Command = tuple[str | bytes | int, ...]
 
-# KEYS of the hints; ARGV seconds, a value for each. One command for hundreds of them.
+# KEYS of the hints; ARGV seconds, share, a value for each. One command for hundreds of them; 0 where there is no room.
 _PUT_ALL: Final = """
-for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end
+local info = redis.pcall('INFO', 'memory') -- an ACL may refuse it, and then it is no string
+info = type(info) == 'string' and info or ''
+local taken = tonumber(string.match(info, '\\nused_memory:(%d+)') or 0)
+local limit = tonumber(string.match(info, '\\nmaxmemory:(%d+)') or 0)
+if limit > 0 and taken > tonumber(ARGV[2]) * limit then return 0 end
+for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 2], 'EX', ARGV[1]) end
 return 1
 """
 TRUSTED_S: Final = 1.0  # to be there without an answer, since it answered
@@ -43,6 +51,7 @@ class RedisHints:
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._rest = Rest(PAUSE_S, clock)
+        self._no_room = Rest(PAUSE_S, clock)
         self._clock = clock
         self._asked_s = float("-inf")  # when Redis last answered that it took one, monotonic
         self._client = redis.Redis.from_url(
@@ -55,13 +64,21 @@ class RedisHints:
         """Redis has them as a rule before what anybody asks it from now on. For most it is not waited for: once a
         second it answers, or nobody would ever know that it is away, full or a replica."""
         keys, values = [_key(each) for each in messages], list(messages.values())
-        if not keys:
-            return
         now_s = self._clock.monotonic_s()
         if len(keys) == 1 and len(values[0]) < READ_AT_ONCE and now_s < self._asked_s + TRUSTED_S:
             self._ask(lambda _: self._one_way.send(("SET", keys[0], values[0], "EX", TTL_S)))
-        elif self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, *values])):
+        elif self._put(keys, values):
             self._asked_s = now_s
+
+    def _put(self, keys: Sequence[str], values: Sequence[bytes]) -> bool:
+        """Whether Redis has them."""
+        if not keys or self._no_room.is_on:
+            return False
+        answer = self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, SHARE, *values]))
+        if answer == 0:
+            self._no_room.begin()
+            logger.warning("no hints for a while: the bus has no room for them")
+        return answer == 1
 
     def get(self, message_id: UUID) -> Message | None:
         """Asked once more where it is not there: one that was put a moment ago may be on its way, or behind others."""
@@ -77,6 +94,19 @@ class RedisHints:
         keys = [_key(each) for each in message_ids]
         found: Any = self._ask(lambda client: client.mget(keys)) if keys else None
         return [message for data in found or () if data and (message := codec.readable(Message, data))]
+
+    def put_references(self, refs: Sequence[ExternalRef]) -> None:
+        """These are stored: whoever gets receipts of them soon need not ask the store."""
+        self._put(
+            [_reference_key(each.channel, each.account_id, each.external_id) for each in refs],
+            list(map(msgspec.json.encode, refs)),
+        )
+
+    def references(self, wanted: Collection[Reference]) -> list[ExternalRef]:
+        """Those of these that are known here."""
+        keys = [_reference_key(*each) for each in wanted]
+        found: Any = self._ask(lambda client: client.mget(keys)) if keys else None
+        return [ref for data in found or () if data and (ref := _reference(data))]
 
     def end_try(self, workspace_id: UUID, sender_id: str, key: str, *, keep_ms: int) -> None:
         name = _try_key(workspace_id, sender_id, key)
@@ -147,6 +177,18 @@ def _says_something(connection: redis.Connection) -> bool:
 
 def _key(message_id: UUID) -> str:
     return f"chat4all:hint:{message_id}"
+
+
+def _reference(data: bytes) -> ExternalRef | None:
+    """None for what another release wrote."""
+    try:
+        return msgspec.json.decode(data, type=ExternalRef)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _reference_key(channel: str, account_id: str, external_id: str) -> str:
+    return f"chat4all:ref:{channel}:{account_id}:{external_id}"
 
 
 def _try_key(workspace_id: UUID, sender_id: str, key: str) -> str:

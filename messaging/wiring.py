@@ -40,7 +40,7 @@ from messaging.services.conversations import ConversationCache
 from messaging.services.deliver import Delivery
 from messaging.services.inbound import Inbound, Inbox
 from messaging.services.reading import acknowledge as acknowledge_messages
-from messaging.services.recent import RecentMessages
+from messaging.services.recent import RecentMessages, RecentReferences
 from messaging.stores.orm import OrmStore
 from realtime.notify import RedisNotifier
 
@@ -178,6 +178,7 @@ def delivery(channel: str) -> Delivery:
         store=store,
         log=event_log(),
         media_for=parties.SentFiles.media,
+        noted=hints().put_references,
         bury=DeadLetters(event_log(), per_minute=BridgeLimits().dead_letters_per_minute, clock=SYSTEM_CLOCK).bury,
         retry_delay_s=retry_delay_s,
         clock=SYSTEM_CLOCK,
@@ -199,6 +200,7 @@ def inbound() -> Inbound:
         retry_delay_s=retry_delay_s,
         members_changed=conversation_cache().changed,
         clock=SYSTEM_CLOCK,
+        recent=RecentReferences(hints().references),
     )
 
 

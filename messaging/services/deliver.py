@@ -106,6 +106,7 @@ class Delivery:
     bury: Callable[[Work, str], bool]  # to the dead letters, with the reason; False: not now
     retry_delay_s: Callable[[int], float]
     clock: Clock
+    noted: Callable[[Sequence[ExternalRef]], None]  # what the platform calls our messages, once it is stored
     parallel: int = 16
 
 
@@ -491,6 +492,7 @@ class _Run:
                 known[person] = bound[person] = binding
         if refs:
             self._delivery.store.note_externals(refs)
+            self._delivery.noted(refs)
         if bound:
             self._delivery.store.bind_contacts(list(bound.values()))
 

@@ -24,6 +24,7 @@ from messaging.domain import (
     InboundReceipts,
     Message,
     Party,
+    Reference,
     Status,
     StatusChange,
     correlated,
@@ -31,7 +32,7 @@ from messaging.domain import (
 from messaging.ports import DeliveryKey, DeliveryOutcome, MessageStore, NewRecord, Record
 from messaging.services.batches import Item
 from messaging.services.deliver import status_record
-from messaging.services.recent import RecentReferences, Reference
+from messaging.services.recent import RecentReferences
 from messaging.work import DONE, Outcome, Verdict
 
 TOGETHER: Final = 100  # receipts of one record
@@ -124,7 +125,7 @@ def _kept_evidence(refs: Sequence[ExternalRef], store: MessageStore) -> dict[Ref
     ]
     store.settle_deliveries(outcomes, owner="platform")
     store.note_externals(refs)
-    return {(ref.channel, ref.account_id, ref.external_id): ref for ref in refs}
+    return {ref.reference: ref for ref in refs}
 
 
 def _correlated(receipts: Sequence[Receipt], store: MessageStore) -> list[ExternalRef]:

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from core.cache import TtlCache
-from messaging.domain import ExternalRef, Message
+from messaging.domain import ExternalRef, Message, Reference
 from messaging.ports import MessageStore
 
 KEPT_S: Final = 600.0
@@ -17,24 +17,33 @@ FEW: Final = 16  # recipients and members: a message to more is looked up
 
 
 Place = tuple[str, str]  # channel, account id
-Reference = tuple[str, str, str]  # and external id
 
 
 class RecentReferences:
-    """Thread-safe. What an id means never changes, so what was read of it once need not be read again."""
+    """Thread-safe. What an id means never changes, so what was read of it once need not be read again.
 
-    def __init__(self) -> None:
+    ``hinted`` tells of those that were stored a moment ago, perhaps by another process.
+    """
+
+    def __init__(self, hinted: Callable[[Collection[Reference]], Iterable[ExternalRef]] = lambda _: ()) -> None:
+        self._hinted = hinted
         self._known: TtlCache[Reference, ExternalRef] = TtlCache(ttl_s=KEPT_S, size=KEPT)
 
     def get(self, wanted: Mapping[Place, Collection[str]], store: MessageStore) -> dict[Reference, ExternalRef]:
         """Those that are recorded of the ids by channel and account. Raises StoreUnavailable."""
-        found = self._known.known((*place, each) for place, external_ids in wanted.items() for each in external_ids)
+        asked = [(*place, each) for place, external_ids in wanted.items() for each in external_ids]
+        found = self._known.known(asked)
+        found |= self._kept(self._hinted([each for each in asked if each not in found]))
         for place, external_ids in wanted.items():
-            missing = [each for each in external_ids if (*place, each) not in found]
-            for external_id, ref in store.externals(*place, missing).items() if missing else ():
-                found[(*place, external_id)] = ref
-                self._known.put((*place, external_id), ref)
+            if missing := [each for each in external_ids if (*place, each) not in found]:
+                found |= self._kept(store.externals(*place, missing).values())
         return found
+
+    def _kept(self, refs: Iterable[ExternalRef]) -> dict[Reference, ExternalRef]:
+        kept = {ref.reference: ref for ref in refs}
+        for reference, ref in kept.items():
+            self._known.put(reference, ref)
+        return kept
 
 
 class RecentMessages:

@@ -179,6 +179,22 @@ def test_sends_what_the_platform_needs_and_remembers_its_answer(bench: Workbench
     assert contact.conversation_id == conversation.conversation_id
 
 
+def test_what_the_platform_calls_a_message_is_told_once_it_is_stored(bench: Workbench) -> None:
+    """Before that it would be believed of a send that nobody recorded, and evidence would not be looked for."""
+
+    def run(fuse: Fuse) -> None:
+        before = len(bench.noted)
+        with suppress(Killed):
+            send(bench, bench.outbound(bench.conversation(), "a1"), fuse=fuse)
+        told = bench.noted[before:]
+        assert told or fuse.blown
+        stored = bench.store.externals("whatsapp", "1055", [each.external_id for each in told])
+        assert list(stored.values()) == told
+
+    assert every_step(run) >= 8
+    assert bench.noted
+
+
 def test_a_transient_failure_holds_back_its_conversation_only(bench: Workbench) -> None:
     one, other = bench.conversation(), bench.conversation()
     bench.platform.will("a1", TransientDeliveryError("refused", retry_after_s=7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from core.clock import ManualClock
 from core.ids import uuid7
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import codec
-from messaging.hints import PAUSE_S, READ_AT_ONCE, TRUSTED_S, TTL_S, RedisHints
+from messaging.domain import ExternalRef
+from messaging.hints import PAUSE_S, READ_AT_ONCE, SHARE, TRUSTED_S, TTL_S, RedisHints
 from tests.messaging.workbench import Workbench
 
 
@@ -118,15 +120,64 @@ def test_that_redis_takes_nothing_is_found_out_within_a_second(
     hints = RedisHints(bus_redis.url, clock)
     with redis.Redis.from_url(bus_redis.url) as admin:
         hints.put({message.message_id: codec.encode(message)})
-        admin.config_set("maxmemory", 1)
+        admin.execute_command("ACL", "SETUSER", "default", "-set")
         try:
             hints.put({message.message_id: codec.encode(message)})
             assert not caplog.records, "nobody waited for an answer"
             clock.advance(TRUSTED_S)
             hints.put({message.message_id: codec.encode(message)})
         finally:
-            admin.config_set("maxmemory", 0)
+            admin.execute_command("ACL", "SETUSER", "default", "+set")
     assert [each.getMessage() for each in caplog.records] == ["hints are away"]
+
+
+@pytest.mark.parametrize("room", [0.45, 0.55], ids=["more than half is taken", "less than half is taken"])
+def test_hints_leave_half_of_the_bus_to_what_must_go_on(
+    bench: Workbench, bus_redis: RedisServer, caplog: pytest.LogCaptureFixture, room: float
+) -> None:
+    """At thousands of messages a second they alone would fill it, and then no batch is handed out."""
+    one, two = bench.message(bench.conversation()), bench.message(bench.conversation())
+    clock = ManualClock()
+    hints = RedisHints(bus_redis.url, clock)
+    with redis.Redis.from_url(bus_redis.url) as admin:
+        taken = admin.info("memory")["used_memory"]
+        admin.config_set("maxmemory", int(taken / (1 - room)))
+        try:
+            hints.put({one.message_id: codec.encode(one)})
+            hints.put({two.message_id: codec.encode(two)})
+            assert hints.accepted([one.message_id, two.message_id]) == ([one, two] if room > SHARE else [])
+        finally:
+            admin.config_set("maxmemory", 0)
+    said = [] if room > SHARE else ["no hints for a while: the bus has no room for them"]
+    assert [each.getMessage() for each in caplog.records] == said
+    clock.advance(PAUSE_S)
+    hints.put({one.message_id: codec.encode(one)})
+    assert hints.get(one.message_id) == one
+
+
+def test_what_platforms_call_messages_is_there_for_whoever_gets_receipts(bus_redis: RedisServer) -> None:
+    one, two = (
+        ExternalRef(
+            channel="whatsapp",
+            account_id="1055",
+            external_id=f"wamid.{uuid7()}",
+            message_id=uuid7(),
+            conversation_id=uuid7(),
+            party="whatsapp:+5511999998888",
+            attempt=attempt,
+        )
+        for attempt in (0, 3)
+    )
+    hints, elsewhere = RedisHints(bus_redis.url), replace(two, account_id="2066")
+    hints.put_references([])
+    hints.put_references([one, two])
+    assert RedisHints(bus_redis.url).references([one.reference, elsewhere.reference, two.reference]) == [one, two]
+    assert hints.references([]) == []
+    with redis.Redis.from_url(bus_redis.url) as bus:
+        [key] = [key for key in bus.scan_iter() if one.external_id in key.decode()]
+        assert 0 < bus.ttl(key) <= TTL_S
+        bus.set(key, b'{"of":"another release"}')
+    assert hints.references([one.reference, two.reference]) == [two]
 
 
 def test_what_comes_while_a_thread_sends_is_sent_by_that_one(

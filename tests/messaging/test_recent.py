@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import cast
 from uuid import uuid4
 
 from core.ids import uuid7
-from messaging.domain import ExternalRef
+from messaging.domain import ExternalRef, Reference
+from messaging.ports import MessageStore
 from messaging.services.recent import RecentReferences
 from tests.contracts.message_stores import CARLA
 from tests.messaging.workbench import Workbench
@@ -42,3 +45,27 @@ def test_what_an_id_means_is_read_once_and_what_is_not_recorded_again(bench: Wor
     assert recent.get(wanted, Counting()) == both  # type: ignore[arg-type]
     assert recent.get(wanted, Counting()) == both  # type: ignore[arg-type]
     assert asked == [[two.external_id]]
+
+
+def test_what_another_process_told_of_is_not_read_and_nobody_is_asked_for_it_again(bench: Workbench) -> None:
+    told, stored, unknown = (ref(f"wamid.{uuid4().hex}") for _ in range(3))
+    bench.store.note_externals([stored])
+    asked: list[list[Reference]] = []
+
+    def hinted(wanted: Collection[Reference]) -> list[ExternalRef]:
+        asked.append(sorted(wanted))
+        return [told]
+
+    class Counting:
+        def externals(self, channel: str, account_id: str, ids: list[str]) -> dict[str, ExternalRef]:
+            read.append(sorted(ids))
+            return bench.store.externals(channel, account_id, ids)
+
+    read: list[list[str]] = []
+    recent, store = RecentReferences(hinted), cast(MessageStore, Counting())
+    wanted = {PLACE: {each.external_id for each in (told, stored, unknown)}}
+    both = {each.reference: each for each in (told, stored)}
+    assert recent.get(wanted, store) == both
+    assert recent.get(wanted, store) == both
+    assert asked == [sorted(each.reference for each in (told, stored, unknown)), [unknown.reference]]
+    assert read == [sorted([stored.external_id, unknown.external_id]), [unknown.external_id]]

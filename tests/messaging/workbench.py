@@ -21,7 +21,7 @@ from messaging import codec, topics
 from messaging.bridge import DeadLetters
 from messaging.codec import Value
 from messaging.dispatch import WorkItem
-from messaging.domain import Conversation, Message, Outbound, StatusChange
+from messaging.domain import Conversation, ExternalRef, Message, Outbound, StatusChange
 from messaging.errors import LeaseLost
 from messaging.eventlog.memory import MemoryLog
 from messaging.ports import MessageStore, NewRecord, Push, Record, TopicPartition
@@ -249,6 +249,7 @@ class Workbench:
         self.breakers = Breakers(clock)
         self.account: Account | None = WHATSAPP
         self.agents = {ALICE}
+        self.noted: list[ExternalRef] = []  # that whoever gets receipts was told of
 
     # things
     def conversation(self, *members: str, workspace_id: UUID = WORKSPACE) -> Conversation:
@@ -318,6 +319,7 @@ class Workbench:
             bury=DeadLetters(fuse.through(self.log), per_minute=60, clock=self.clock).bury,
             retry_delay_s=lambda attempts: 1.0,
             clock=self.clock,
+            noted=self.noted.extend,
         )
 
     # what became of them
