@@ -26,6 +26,7 @@ from django.conf import settings
 from bench.people import TEXT
 from core.ids import derived_id, uuid7, uuid7_ms
 from messaging.domain import Message, Status
+from messaging.errors import StoreUnavailable
 from messaging.ports import MessageStore
 from messaging.stores.cassandra import messages
 from messaging.stores.cassandra.address import Address
@@ -34,6 +35,7 @@ from messaging.stores.cassandra.session import Database
 BATCH: Final = 100  # of one conversation
 AT_ONCE: Final = 4  # batches
 TOLD_EVERY: Final = 100_000
+TRIES: Final = 5
 SAMPLE: Final = 1_000  # of those that are compared
 MONTH_US: Final = 30 * 24 * 3600 * 1_000_000
 
@@ -89,13 +91,23 @@ def main() -> None:
         for done, _ in enumerate(pool.map(batch, range(0, count, size)), start=1):
             if done * size % TOLD_EVERY == 0:
                 print(f"stored {done * size:,} of {count:,}", flush=True)
-    _compare(store, random.sample(sample, min(len(sample), SAMPLE)))
+    compared = random.sample(sample, min(len(sample), SAMPLE))
+    for start in range(0, len(compared), BATCH):
+        _compare(store, compared[start : start + BATCH])
     store.close()
 
 
 def _bulk(database: Database, some: Sequence[Message]) -> None:
-    with database.call() as call:
-        call.write([*messages.around(some), *messages.rows_of(some)])
+    """Tried again while Cassandra does not answer in time: it has more to do than it can, and the same is written."""
+    for left in reversed(range(TRIES)):
+        try:
+            with database.call() as call:
+                call.write([*messages.around(some), *messages.rows_of(some)])
+        except StoreUnavailable:
+            if not left:
+                raise
+        else:
+            return
 
 
 def _compare(store: MessageStore, some: Sequence[Message]) -> None:

@@ -23,7 +23,7 @@ LOG_RULES = (
     "maxmemory-policy noeviction",
     "user default on nopass ~* &* +@all -flushall -flushdb -swapdb",
 )
-BUS_RULES = ("appendonly no", 'save ""', "maxmemory-policy noeviction")
+BUS_RULES = ("appendonly no", 'save ""', "maxmemory 512mb", "maxmemory-policy noeviction")
 OLDEST: Final = (6, 2)
 _REMEDY: Final = "put one (6.2 or newer) on PATH, for example `apt-get install redis-server` or `brew install redis`"
 

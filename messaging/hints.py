@@ -47,11 +47,13 @@ READ_AT_ONCE: Final = 8 * 1024  # bytes; Redis takes up to 16 KiB from a connect
 
 
 class RedisHints:
-    """Best effort: without Redis there are no hints, and a GET in the moment before storage answers 404."""
+    """Best effort: without Redis, or room in it, there are no hints, and nobody finds a message in the moment before it
+    is stored: a GET answers 404, and it is neither read nor replied to."""
 
     def __init__(self, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._rest = Rest(PAUSE_S, clock)
         self._no_room = Rest(PAUSE_S, clock)
+        self._has_room = True
         self._clock = clock
         self._asked_s = float("-inf")  # when Redis last answered that it took one, monotonic
         self._client = redis.Redis.from_url(
@@ -77,14 +79,16 @@ class RedisHints:
         answer = self._ask(lambda _: self._put_all(keys=keys, args=[TTL_S, SHARE, *values]))
         if answer == 0:
             self._no_room.begin()
-            logger.warning("no hints for a while: the bus has no room for them")
+        if answer is not None and self._has_room != bool(answer):
+            self._has_room = bool(answer)
+            logger.warning("hints are left out: the bus has no room" if answer == 0 else "the bus has room for hints")
         return answer == 1
 
     def get(self, message_id: UUID) -> Message | None:
         """Asked once more where it is not there: one that was put a moment ago may be on its way, or behind others."""
         name = _key(message_id)
         data = self._ask(lambda client: client.get(name))
-        if data is None and not self._rest.is_on:
+        if data is None and not self._rest.is_on and not self._no_room.is_on:
             threading.Event().wait(ON_ITS_WAY_S)
             data = self._ask(lambda client: client.get(name))
         return codec.readable(Message, data) if isinstance(data, bytes) else None
@@ -96,7 +100,7 @@ class RedisHints:
         return [message for data in found or () if data and (message := codec.readable(Message, data))]
 
     def put_references(self, refs: Sequence[ExternalRef]) -> None:
-        """These are stored: whoever gets receipts of them soon need not ask the store."""
+        """These are stored: whoever gets receipts of them soon need not ask the store. Raises nothing."""
         self._put(
             [_reference_key(each.channel, each.account_id, each.external_id) for each in refs],
             list(map(msgspec.json.encode, refs)),

@@ -106,6 +106,11 @@ def bus_faults(rules: Rules) -> Iterator[Fault]:
     """The bus may be flushed, but not lose a key here and there: a task without its lease is run twice."""
     yield from _is_old(rules)
     yield from _evicts(rules)
+    if not rules.max_bytes:  # `hints.SHARE`
+        remedy = _conf(
+            "maxmemory to what it has for the bus: what only saves time is left out while half of it is taken"
+        )
+        yield Fault("may take all memory of its machine", remedy, is_error=False)
 
 
 def _is_old(rules: Rules) -> Iterator[Fault]:

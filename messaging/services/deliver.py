@@ -106,7 +106,7 @@ class Delivery:
     bury: Callable[[Work, str], bool]  # to the dead letters, with the reason; False: not now
     retry_delay_s: Callable[[int], float]
     clock: Clock
-    noted: Callable[[Sequence[ExternalRef]], None]  # what the platform calls our messages, once it is stored
+    noted: Callable[[Sequence[ExternalRef]], None]  # once it is stored, what the platform calls ours; raises nothing
     parallel: int = 16
 
 
@@ -492,9 +492,9 @@ class _Run:
                 known[person] = bound[person] = binding
         if refs:
             self._delivery.store.note_externals(refs)
-            self._delivery.noted(refs)
         if bound:
             self._delivery.store.bind_contacts(list(bound.values()))
+        self._delivery.noted(refs)
 
     def _known_people(self, sent: Sequence[tuple[_Send, Account]]) -> dict[tuple[str, str], Contact]:
         """Those of the recipients whom we know, by account id and address."""

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -104,7 +104,7 @@ class Inbound:
     retry_delay_s: Callable[[int], float]
     members_changed: Callable[[UUID], None]  # of a conversation, in the store
     clock: Clock
-    recent: RecentReferences = field(default_factory=RecentReferences)
+    recent: RecentReferences
 
 
 def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s: float) -> Outcomes:

@@ -179,8 +179,8 @@ def resolve(
     clock: Clock,
     retry_delay_s: Callable[[int], float],
 ) -> Outcome:
-    """Add to ``found`` what one record's receipts make of our messages, and the others in a record of their own; those
-    of which nothing is known at all wait as they are once they have one."""
+    """Add to ``found`` what one record's receipts make of our messages, and the others in a record of their own. Where
+    none can be placed they wait as they are: while one is early, and once they were put back."""
     placed = [receipt for receipt in receipts if receipt.place in refs]
     rest = [receipt for receipt in receipts if receipt.place not in refs]
     if rest and not placed:

@@ -154,6 +154,7 @@ def test_a_check_tells_a_redis_that_would_lose_messages(tmp_path: Path, world: W
         ("E003", "set maxmemory-policy noeviction"),
         ("W003", "set maxmemory"),
         ("E042", "set maxmemory-policy noeviction"),
+        ("W042", "set maxmemory to what it has for the bus"),
         ("E043", "a redis-server of its own"),
         ("E012", "manage.py migrate --database messages"),
         ("E022", "manage.py migrate --database default"),

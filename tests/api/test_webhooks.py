@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.test import Client
@@ -13,8 +14,8 @@ from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, Workspace
 from core.clock import SYSTEM_CLOCK
-from messaging import channels, codec, topics
-from messaging.domain import InboundEvent, InboundReceipts
+from messaging import channels, codec, topics, wiring
+from messaging.domain import ExternalRef, InboundEvent, InboundReceipts
 from messaging.models import ChannelAccount
 from messaging.services import receipts
 from tests.api.conftest import APP_SECRET, SECRETS, VERIFY_TOKEN, Log, problem
@@ -82,6 +83,21 @@ def test_many_receipts_are_as_few_records_as_they_fit_into(log: Log) -> None:
     found = [codec.decode(InboundReceipts, each.value) for each in log.new(topics.INBOUND)]
     assert sorted(len(each.payloads) for each in found) == [1, receipts.TOGETHER]
     assert all(now_ms <= each.received_at_ms <= SYSTEM_CLOCK.now_ms() for each in found)
+
+
+def test_what_a_sender_stored_is_known_to_whoever_gets_its_receipts(log: Log) -> None:
+    assert log.new(topics.INBOUND) == []
+    ref = ExternalRef(
+        channel="whatsapp",
+        account_id="1055",
+        external_id=f"wamid.{uuid4().hex}",
+        message_id=uuid4(),
+        conversation_id=uuid4(),
+        party="whatsapp:+5511999998888",
+    )
+    wiring.delivery("whatsapp").noted([ref])  # by another process, which stored it elsewhere
+    found = wiring.inbound().recent.get({("whatsapp", "1055"): {ref.external_id}}, wiring.message_store())
+    assert found == {ref.reference: ref}
 
 
 def test_its_records_name_the_request(log: Log) -> None:

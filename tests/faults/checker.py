@@ -321,10 +321,9 @@ def _status_lost(facts: _Facts) -> Found:
 
 
 def _receipt_lost(facts: _Facts) -> Found:
-    """Dead letters of `inbound` that nobody spoke hold receipts, of whatever messages: then nothing can be said."""
-    if any(each.source[0] == "inbound" and not each.external_id for each in facts.history.dead):
-        return
-    ranks = {row.message_id: row.ranks for row in facts.rows}
+    """What nobody has in the store is told by other rules."""
+    buried = {message_id for each in facts.history.dead for message_id in each.receipts}
+    ranks = {row.message_id: row.ranks for row in facts.rows if row.message_id not in buried}
     for each in facts.history.sent:
         ours = each.recipient in ranks.get(each.message_id, {})
         if ours and each.receipt > facts.highest_told.get((each.message_id, each.recipient), 0):

@@ -22,7 +22,7 @@ import redis
 from core.errors import Unavailable
 from demo.supervisor import queues
 from messaging import codec, topics
-from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange, rank
+from messaging.domain import InboundEvent, Message, Outbound, Status, StatusChange, correlated, rank
 from messaging.errors import UndecodableRecord
 from messaging.ports import Record, TopicPartition
 from messaging.services import replay
@@ -50,7 +50,7 @@ READERS: Final = 8  # histories that are fetched at once
 AGAIN: Final = (409, 503)  # what a careful client may meet first; 409: its own first try is still running
 EXPECTED: Final = (202, *AGAIN)
 GROUP: Final = "bridge"
-RECEIPTS: Final = {"delivered": rank(Status.DELIVERED), "read": rank(Status.READ)}  # as platforms say it
+RECEIPTS: Final = {"failed": Status.FAILED, "delivered": Status.DELIVERED, "read": Status.READ}  # as platforms say it
 
 
 class Writer:
@@ -588,8 +588,10 @@ def dead_letters(town: Town, since: Mark = FROM_THE_START) -> list[DeadLetter]:
             letter, headers = replay.letter(record), record.headers
             origin = headers["dl-topic"], int(headers["dl-partition"])
             message_id = str(letter.message_id) if letter.message_id else None
-            external_id = heard_id(record.value) if name == topics.INBOUND else ""
-            found.append(DeadLetter(origin, int(headers["dl-offset"]), message_id, external_id, letter.error))
+            dead = DeadLetter(origin, int(headers["dl-offset"]), message_id, reason=letter.error)
+            if name == topics.INBOUND:
+                dead = dead._replace(external_id=heard_id(record.value), receipts=receipts_in(record.value))
+            found.append(dead)
     return found
 
 
@@ -624,8 +626,30 @@ def _sent(
     for each in since.received(town, account_id):
         correlation = each["correlation"] or ""  # names the attempt, too
         message_id = correlation.partition("/")[0] or by_text.get(each["text"], "")
-        receipt = RECEIPTS.get(each["told"], 0) if correlation else 0
+        receipt = _receipt(each["told"], correlation)
         yield Sent(where.get(message_id, ""), _address(each, "to"), message_id, receipt)
+
+
+def _receipt(told: str, correlation: str) -> int:
+    """The rank of what a platform told of a message that it names as we do; 0 of any other."""
+    if not correlation or told not in RECEIPTS:
+        return 0
+    _, attempt = correlated(correlation)
+    return rank(RECEIPTS[told], attempt)
+
+
+def receipts_in(record: bytes) -> frozenset[str]:
+    """The messages of ours that the receipts in a record of `inbound` name."""
+    with suppress(UndecodableRecord):
+        payloads = codec.decode_inbound(record).payloads
+        named = [status.get("biz_opaque_callback_data", "") for status in map(_status_in, payloads)]
+        return frozenset(each.partition("/")[0] for each in named if each)
+    return frozenset()
+
+
+def _status_in(payload: Mapping[str, Any]) -> dict[str, str]:
+    found = payload.get("status")
+    return found if isinstance(found, dict) else {}
 
 
 def _heard(town: Town, account_id: str, since: Mark) -> Iterator[Heard]:

@@ -65,6 +65,7 @@ class DeadLetter(NamedTuple):
     message_id: Id | None
     external_id: str = ""
     reason: str = ""
+    receipts: frozenset[Id] = frozenset()  # of `inbound`: the messages of ours that its receipts name
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ FIRST = RIGHT.requests[0].message_id or ""
 TICK = next(each for each in CLIENT.frames if each.message_id == FIRST and each.rank is not None)
 TRIED_AGAIN = [Frame("e1", 0, "chat 0", FIRST, CARLA, 0), Frame("e1", 0, "chat 0", FIRST, CARLA, 0, "maybe_duplicate")]
 NEWS_OF_OLD = Frame("e1", 17, "long ago", "0000-long ago")
+UNTOLD = DeadLetter(("inbound", 0), 7, None, receipts=frozenset({"0000-another"}))
 ALL = {name: frozenset(row.message_id for row in rows) for name, rows in RIGHT.stored.items()}
 
 
@@ -228,8 +229,9 @@ RIGHT_HISTORIES = {
         rows=(0, 1), dead=[DeadLetter(INBOUND, 7, None, "wamid 2")]
     ),
     "a dead letter held receipts": but(
-        told=RIGHT.told[1:], stored=standing(0), clients=[], dead=[DeadLetter(INBOUND, 7, None)]
+        told=RIGHT.told[1:], stored=standing(0), clients=[], dead=[UNTOLD._replace(receipts=frozenset({FIRST}))]
     ),
+    "a message was told further than by its platform": but(sent=[each._replace(receipt=1000) for each in RIGHT.sent]),
     "what a person said is a dead letter": hearing(rows=(0, 1), dead=[DeadLetter(MESSAGES, 102, id_of("carla@us", 2))]),
     "what a person said is on the log twice": hearing(0, 1, 2, 0),
 }
@@ -364,6 +366,21 @@ WRONG: list[tuple[str, Rule, History]] = [
         "a receipt went no further than our webhook",
         Rule.RECEIPT_LOST,
         but(told=RIGHT.told[1:], stored=standing(0), clients=[]),
+    ),
+    (
+        "a receipt was lost, and others are dead letters",
+        Rule.RECEIPT_LOST,
+        but(told=RIGHT.told[1:], stored=standing(0), clients=[], dead=[UNTOLD]),
+    ),
+    (
+        "the platform's refusal of an attempt went no further than our webhook",
+        Rule.RECEIPT_LOST,
+        but(
+            sent=[RIGHT.sent[0]._replace(receipt=FAILED), *RIGHT.sent[1:]],
+            told=RIGHT.told[1:],
+            stored=standing(0),
+            clients=[],
+        ),
     ),
     (
         "a client never heard of READ",

@@ -9,7 +9,7 @@ import pytest
 
 from messaging import codec
 from messaging.domain import InboundEvent, InboundReceipts
-from tests.faults.collect import heard_id
+from tests.faults.collect import heard_id, receipts_in
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,25 @@ def test_receipts_have_none() -> None:
         received_at_ms=1,
     )
     assert heard_id(codec.encode(told)) == ""
+
+
+def test_the_messages_that_receipts_name_are_read_out_of_them() -> None:
+    one, two = str(uuid4()), str(uuid4())
+    told = InboundReceipts(
+        workspace_id=uuid4(),
+        channel="whatsapp",
+        account_id="9",
+        payloads=(
+            {"status": {"id": "wamid.1", "biz_opaque_callback_data": one}},
+            {"status": {"id": "wamid.2", "biz_opaque_callback_data": f"{two}/3"}},
+            {"status": {"id": "wamid.3"}},
+            {"status": "no object"},
+            {"messaging": {"read": {"mid": "mid.1"}}},
+        ),
+        received_at_ms=1,
+    )
+    assert receipts_in(codec.encode(told)) == {one, two}
+    assert receipts_in(b"no record") == frozenset()
 
 
 def test_what_nobody_can_read_has_none() -> None:

@@ -53,6 +53,7 @@ def test_a_healthy_run_keeps_every_promise_and_a_stranger_s_message_is_noticed(h
         healthy = report(history)
         assert (healthy.acknowledged, healthy.lost, healthy.duplicated) == (PEOPLE * EACH, 0, 0)
         assert len(history.sent) == PEOPLE * EACH
+        assert {each.receipt for each in history.sent} == {rank(Status.READ)}
         assert {frame.rank for frame in history.clients[0].frames} >= {None, READ}
         assert {level.name.partition(" ")[0] for level in history.levels} == BOUNDS.keys()
         assert {commit.source[0] for commit in history.commits} == set(topics.work_topics(CHANNELS))

@@ -148,11 +148,25 @@ def test_hints_leave_half_of_the_bus_to_what_must_go_on(
             assert hints.accepted([one.message_id, two.message_id]) == ([one, two] if room > SHARE else [])
         finally:
             admin.config_set("maxmemory", 0)
-    said = [] if room > SHARE else ["no hints for a while: the bus has no room for them"]
-    assert [each.getMessage() for each in caplog.records] == said
     clock.advance(PAUSE_S)
     hints.put({one.message_id: codec.encode(one)})
     assert hints.get(one.message_id) == one
+    said = [] if room > SHARE else ["hints are left out: the bus has no room", "the bus has room for hints"]
+    assert [each.getMessage() for each in caplog.records] == said
+
+
+def test_who_may_not_ask_for_the_bus_s_memory_puts_hints_all_the_same(
+    bench: Workbench, bus_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    message, hints = bench.message(bench.conversation()), RedisHints(bus_redis.url)
+    with redis.Redis.from_url(bus_redis.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-info")
+        try:
+            hints.put({message.message_id: codec.encode(message)})
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "+info")
+    assert hints.get(message.message_id) == message
+    assert not caplog.records
 
 
 def test_what_platforms_call_messages_is_there_for_whoever_gets_receipts(bus_redis: RedisServer) -> None:

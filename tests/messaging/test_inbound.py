@@ -60,7 +60,7 @@ from messaging.services.receipts import (
     WAITING,
     records_of,
 )
-from messaging.services.recent import RecentMessages
+from messaging.services.recent import RecentMessages, RecentReferences
 from messaging.work import DONE, Outcome, Verdict
 from tests.contracts.message_stores import ALICE, BOB, CARLA
 from tests.lines import Lines
@@ -188,6 +188,7 @@ class Desk:
             retry_delay_s=lambda attempts: 1.0,
             members_changed=self.changed.append,
             clock=self.bench.clock,
+            recent=RecentReferences(),
         )
 
     def _inbox(self, channel: str, account_id: str) -> Inbox | None:
