@@ -1,6 +1,6 @@
 """Stores so many messages at once in conversations that exist, spread over the last month.
 
-    python -m bench.fill COUNT [--bulk] < conversations
+    python -m bench.fill COUNT [--bulk] [--settle] < conversations
 
 With the environment of a system; each line has a conversation as its client named it, its sender and its recipient.
 Through the store's port; or on Cassandra in bulk: the same rows by the same statements, without a look at what is there
@@ -36,6 +36,8 @@ BATCH: Final = 100  # of one conversation
 AT_ONCE: Final = 4  # batches
 TOLD_EVERY: Final = 100_000
 TRIES: Final = 5
+SETTLE_S: Final = 1_800.0
+SELECT_TASKS: Final = "SELECT keyspace_name, table_name, kind FROM system_views.sstable_tasks"
 SAMPLE: Final = 1_000  # of those that are compared
 MONTH_US: Final = 30 * 24 * 3600 * 1_000_000
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int, metavar="COUNT", help="messages")
     parser.add_argument("--bulk", action="store_true", help="into Cassandra past the store's port")
+    parser.add_argument("--settle", action="store_true", help="then wait until Cassandra has no more to compact")
     options = parser.parse_args()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat4all_project.settings")
     django.setup(set_prefix=False)
@@ -59,8 +62,9 @@ def main() -> None:
     count, talks = options.count, [line.split() for line in sys.stdin]
     store = wiring.message_store()
     save: Callable[[Sequence[Message]], object] = store.save_messages
-    if options.bulk:
-        save = partial(_bulk, Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60))
+    database = Database(Address.parse(settings.MESSAGE_STORE_URL), timeout_s=60) if options.bulk else None
+    if database:
+        save = partial(_bulk, database)
     size = BATCH * (10 if options.bulk else 1)
     first_us = time.time_ns() // 1000 - MONTH_US
     sample: list[Message] = []
@@ -94,7 +98,19 @@ def main() -> None:
     compared = random.sample(sample, min(len(sample), SAMPLE))
     for start in range(0, len(compared), BATCH):
         _compare(store, compared[start : start + BATCH])
+    if database and options.settle:
+        _settle(database)
     store.close()
+
+
+def _settle(database: Database) -> None:
+    """Or for long enough: what is under way costs whatever is measured next."""
+    until_s = time.monotonic() + SETTLE_S
+    while time.monotonic() < until_s:
+        with database.call() as call:
+            if not call.rows(SELECT_TASKS):
+                return
+        time.sleep(1)
 
 
 def _bulk(database: Database, some: Sequence[Message]) -> None:

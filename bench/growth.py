@@ -71,6 +71,8 @@ def stored(system: LocalSystem, profile: Profile, scale: Scale) -> Iterator[Meas
         if count:
             bulk = profile == "cluster" and count > BULK_ABOVE
             took_s = _fill(system, many, count, bulk=bulk)
+            if bulk:
+                _fill(system, many, 0, bulk=bulk, settle=True)
             how = "in bulk, with the store's statements" if bulk else "through the store's port"
             yield Figure(f"storing {count:,} messages {how}", f"{count / took_s:,.0f}/s")
         cost = _at_most(system, posts, listeners, seconds=10 * scale.time)
@@ -130,13 +132,13 @@ def _at_most(system: LocalSystem, posts: Sequence[Parcel], listeners: Sequence[U
     return cost
 
 
-def _fill(system: LocalSystem, many: Sequence[Talk], count: int, *, bulk: bool) -> float:
+def _fill(system: LocalSystem, many: Sequence[Talk], count: int, *, bulk: bool, settle: bool = False) -> float:
     lines = [
         f"{each.conversation_id} {each.sender.user_id} {each.recipient.user_id}" for each in many if each.recipient
     ]
     started_s = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "bench.fill", str(count), *(["--bulk"] if bulk else [])],
+        [sys.executable, "-m", "bench.fill", str(count), *["--bulk"] * bulk, *["--settle"] * settle],
         cwd=ROOT,
         env={**system.env, "SERVICE": "manage"},
         input="\n".join(lines),
