@@ -214,6 +214,15 @@ def test_every_item_of_every_entry_is_found_in_order_and_says_whose_it_is() -> N
     assert (other.account_id, other.contact) == ("another-account", "1")
 
 
+@pytest.mark.parametrize("said", [{"message": {"mid": "m", "text": "hi"}}, {"postback": {"mid": "m", "title": "hi"}}])
+def test_what_a_person_says_is_no_receipt_whatever_comes_along(said: dict[str, object]) -> None:
+    item = {"sender": {"id": "999"}, "recipient": {"id": INSTAGRAM_ID}, "read": {}, **said}
+    payload = {"object": "instagram", "entry": [{"id": INSTAGRAM_ID, "messaging": [item]}]}
+    [found] = Instagram(HttpClient()).split(ACCOUNT, payload)
+    assert isinstance(Instagram(HttpClient()).parse(ACCOUNT, found.payload), InboundText)
+    assert not found.receipt
+
+
 @pytest.mark.parametrize(
     "payload",
     [

@@ -1101,12 +1101,13 @@ def test_a_batch_begins_no_more_than_it_can_look_up_in_its_time(desk: Desk) -> N
     assert desk.resolve(behind) == [DONE, DONE]
 
 
-def test_one_that_is_not_early_is_looked_for_by_our_id_whatever_came_later(desk: Desk) -> None:
+@pytest.mark.parametrize("newer_first", [False, True])
+def test_one_that_is_not_early_is_looked_for_by_our_id_whatever_came_later(desk: Desk, newer_first: bool) -> None:
     message = sent(desk, external_id=None)
     older = desk.arrived(reports("DELIVERED", "wamid.x", correlation_id=str(message.message_id)))
     newer = desk.arrives(reports("READ", "wamid.x", correlation_id=str(message.message_id)))
-    for both in ([*older, *newer], [*newer, *older]):
-        assert desk.resolve(both) == [DONE, DONE]
+    assert desk.resolve([*newer, *older] if newer_first else [*older, *newer]) == [DONE, DONE]
+    assert len(desk.bench.reported()) == 2
 
 
 def test_what_has_no_business_here_is_poison(desk: Desk) -> None:
