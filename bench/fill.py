@@ -100,6 +100,8 @@ def main() -> None:
         _compare(store, compared[start : start + BATCH])
     if database and options.settle:
         _settle(database)
+    if database:
+        database.close()
     store.close()
 
 

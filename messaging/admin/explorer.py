@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -28,13 +27,12 @@ from connectors.errors import InvalidAddress, UnknownChannel
 from core.errors import Unavailable
 from core.ids import derived_id
 from core.text import storable
-from messaging import codec, topics, wiring
+from messaging import topics, wiring
 from messaging.admin import log_places
-from messaging.domain import Conversation, Message, Outbound, Party, RecipientStatus, StatusChange, overall
-from messaging.errors import UndecodableRecord
+from messaging.domain import Conversation, Message, Party, RecipientStatus, overall
 from messaging.models import Explorer
 from messaging.ports import ListCursor, Record, TopicPartition
-from messaging.services import conversations, reading
+from messaging.services import conversations, reading, replay
 
 logger = logging.getLogger(__name__)
 
@@ -317,19 +315,8 @@ def _letter(record: Record) -> dict[str, object]:
         "record": record,
         "bytes": len(record.value),
         "headers": sorted(record.headers.items()),
-        "message_id": _message_id(record.value),
+        "message_id": replay.letter(record).message_id,
     }
-
-
-def _message_id(value: bytes) -> UUID | None:
-    """Of the message that a dead letter is about, if it can be read."""
-    with suppress(UndecodableRecord):
-        return codec.decode(Message, value).message_id
-    with suppress(UndecodableRecord):
-        return codec.decode(Outbound, value).message.message_id
-    with suppress(UndecodableRecord):
-        return codec.decode(StatusChange, value).message_id
-    return None
 
 
 def lag(_request: HttpRequest) -> Shown:

@@ -107,10 +107,7 @@ def references(receipts: Sequence[Receipt], *, store: MessageStore, recent: Rece
     for receipt in receipts:  # of several about one message one that names it as we do, and not just now, if any does
         if receipt.place not in chosen or (_correlation(receipt.report) is not None and not receipt.early):
             chosen[receipt.place] = receipt
-    wanted: dict[tuple[str, str], set[str]] = {}
-    for channel, account_id, external_id in chosen:
-        wanted.setdefault((channel, account_id), set()).add(external_id)
-    known = recent.get(wanted, store)
+    known = recent.get(chosen, store)
     unknown = [receipt for place, receipt in chosen.items() if place not in known and not receipt.early]
     return known | _kept_evidence(_correlated(unknown, store), store)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
@@ -29,14 +29,16 @@ class RecentReferences:
         self._hinted = hinted
         self._known: TtlCache[Reference, ExternalRef] = TtlCache(ttl_s=KEPT_S, size=KEPT)
 
-    def get(self, wanted: Mapping[Place, Collection[str]], store: MessageStore) -> dict[Reference, ExternalRef]:
-        """Those that are recorded of the ids by channel and account. Raises StoreUnavailable."""
-        asked = [(*place, each) for place, external_ids in wanted.items() for each in external_ids]
-        found = self._known.known(asked)
-        found |= self._kept(self._hinted([each for each in asked if each not in found]))
-        for place, external_ids in wanted.items():
-            if missing := [each for each in external_ids if (*place, each) not in found]:
-                found |= self._kept(store.externals(*place, missing).values())
+    def get(self, wanted: Collection[Reference], store: MessageStore) -> dict[Reference, ExternalRef]:
+        """Those that are recorded. Raises StoreUnavailable."""
+        found = self._known.known(wanted)
+        found |= self._kept(self._hinted([each for each in wanted if each not in found]))
+        missing: dict[Place, list[str]] = {}
+        for channel, account_id, external_id in wanted:
+            if (channel, account_id, external_id) not in found:
+                missing.setdefault((channel, account_id), []).append(external_id)
+        for place, external_ids in missing.items():
+            found |= self._kept(store.externals(*place, external_ids).values())
         return found
 
     def _kept(self, refs: Iterable[ExternalRef]) -> dict[Reference, ExternalRef]:

@@ -96,7 +96,7 @@ def test_what_a_sender_stored_is_known_to_whoever_gets_its_receipts(log: Log) ->
         party="whatsapp:+5511999998888",
     )
     wiring.delivery("whatsapp").noted([ref])  # by another process, which stored it elsewhere
-    found = wiring.inbound().recent.get({("whatsapp", "1055"): {ref.external_id}}, wiring.message_store())
+    found = wiring.inbound().recent.get([ref.reference], wiring.message_store())
     assert found == {ref.reference: ref}
 
 

@@ -29,7 +29,7 @@ def ref(external_id: str) -> ExternalRef:
 
 def test_what_an_id_means_is_read_once_and_what_is_not_recorded_again(bench: Workbench) -> None:
     one, two = ref(f"wamid.{uuid4().hex}"), ref(f"wamid.{uuid4().hex}")
-    wanted = {PLACE: {one.external_id, two.external_id}}
+    wanted = [one.reference, two.reference]
     bench.store.claim_externals([one])
     recent = RecentReferences()
     assert recent.get(wanted, bench.store) == {(*PLACE, one.external_id): one}
@@ -63,7 +63,7 @@ def test_what_another_process_told_of_is_not_read_and_nobody_is_asked_for_it_aga
 
     read: list[list[str]] = []
     recent, store = RecentReferences(hinted), cast(MessageStore, Counting())
-    wanted = {PLACE: {each.external_id for each in (told, stored, unknown)}}
+    wanted = [each.reference for each in (told, stored, unknown)]
     both = {each.reference: each for each in (told, stored)}
     assert recent.get(wanted, store) == both
     assert recent.get(wanted, store) == both
