@@ -4,7 +4,8 @@
 
 With the environment of a system; each line has a conversation as its client named it, its sender and its recipient.
 Through the store's port; or on Cassandra in bulk: the same rows by the same statements, without a look at what is there
-and at members' lists, and ten times as many at once. Then a sample of them is read through the port, and compared.
+and at members' lists, ten times as many at once, and nothing is compacted before all of it is there. Then a sample of
+them is read through the port, and compared.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -37,6 +39,7 @@ AT_ONCE: Final = 4  # batches
 TOLD_EVERY: Final = 100_000
 TRIES: Final = 5
 SETTLE_S: Final = 1_800.0
+SELECT_TABLES: Final = "SELECT table_name, compaction FROM system_schema.tables WHERE keyspace_name = '{}'"
 SELECT_TASKS: Final = "SELECT keyspace_name, table_name, kind FROM system_views.sstable_tasks"
 SAMPLE: Final = 1_000  # of those that are compared
 MONTH_US: Final = 30 * 24 * 3600 * 1_000_000
@@ -91,18 +94,40 @@ def main() -> None:
         save(some)
         sample.append(random.choice(some))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with _uncompacted(database) if database else nullcontext(), ThreadPoolExecutor(AT_ONCE) as pool:
         for done, _ in enumerate(pool.map(batch, range(0, count, size)), start=1):
             if done * size % TOLD_EVERY == 0:
                 print(f"stored {done * size:,} of {count:,}", flush=True)
+    if database and options.settle:
+        _settle(database)
     compared = random.sample(sample, min(len(sample), SAMPLE))
     for start in range(0, len(compared), BATCH):
         _compare(store, compared[start : start + BATCH])
-    if database and options.settle:
-        _settle(database)
     if database:
         database.close()
     store.close()
+
+
+@contextmanager
+def _uncompacted(database: Database) -> Iterator[None]:
+    """Compaction begins behind this: while it runs beside the writes it takes half of what Cassandra has, and writes
+    again what it wrote a minute ago."""
+    keyspace = database.address.keyspace
+    with database.call() as call:
+        tables = {row["table_name"]: dict(row["compaction"]) for row in call.execute(SELECT_TABLES.format(keyspace))}
+    try:
+        for name, compaction in tables.items():
+            _alter(database, name, {**compaction, "enabled": "false"})
+        yield
+    finally:
+        for name, compaction in tables.items():
+            _alter(database, name, compaction)
+
+
+def _alter(database: Database, table: str, compaction: Mapping[str, str]) -> None:
+    literal = ", ".join(f"'{key}': '{value}'" for key, value in compaction.items())
+    with database.call() as call:
+        call.execute(f"ALTER TABLE ks.{table} WITH compaction = {{{literal}}}")
 
 
 def _settle(database: Database) -> None:
