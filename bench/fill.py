@@ -39,6 +39,7 @@ AT_ONCE: Final = 4  # batches
 TOLD_EVERY: Final = 100_000
 TRIES: Final = 5
 SETTLE_S: Final = 1_800.0
+QUIET_S: Final = 75.0
 SELECT_TABLES: Final = "SELECT table_name, compaction FROM system_schema.tables WHERE keyspace_name = '{}'"
 SELECT_TASKS: Final = "SELECT keyspace_name, table_name, kind FROM system_views.sstable_tasks"
 SAMPLE: Final = 1_000  # of those that are compared
@@ -94,7 +95,7 @@ def main() -> None:
         save(some)
         sample.append(random.choice(some))
 
-    with _uncompacted(database) if database else nullcontext(), ThreadPoolExecutor(AT_ONCE) as pool:
+    with _uncompacted(database) if database and count else nullcontext(), ThreadPoolExecutor(AT_ONCE) as pool:
         for done, _ in enumerate(pool.map(batch, range(0, count, size)), start=1):
             if done * size % TOLD_EVERY == 0:
                 print(f"stored {done * size:,} of {count:,}", flush=True)
@@ -114,29 +115,30 @@ def _uncompacted(database: Database) -> Iterator[None]:
     again what it wrote a minute ago."""
     keyspace = database.address.keyspace
     with database.call() as call:
-        tables = {row["table_name"]: dict(row["compaction"]) for row in call.execute(SELECT_TABLES.format(keyspace))}
+        tables = {row["table_name"]: row["compaction"] for row in call.execute(SELECT_TABLES.format(keyspace))}
     try:
         for name, compaction in tables.items():
-            _alter(database, name, {**compaction, "enabled": "false"})
+            _alter(database, name, compaction, enabled="false")
         yield
     finally:
         for name, compaction in tables.items():
-            _alter(database, name, compaction)
+            _alter(database, name, compaction, enabled="true")
 
 
-def _alter(database: Database, table: str, compaction: Mapping[str, str]) -> None:
-    literal = ", ".join(f"'{key}': '{value}'" for key, value in compaction.items())
+def _alter(database: Database, table: str, compaction: Mapping[str, str], *, enabled: str) -> None:
+    literal = ", ".join(f"'{key}': '{value}'" for key, value in {**compaction, "enabled": enabled}.items())
     with database.call() as call:
         call.execute(f"ALTER TABLE ks.{table} WITH compaction = {{{literal}}}")
 
 
 def _settle(database: Database) -> None:
-    """Or for long enough: what is under way costs whatever is measured next."""
+    """Or for long enough: what is under way costs whatever is measured next. Cassandra looks for it once a minute."""
     until_s = time.monotonic() + SETTLE_S
-    while time.monotonic() < until_s:
+    quiet_s = time.monotonic()
+    while time.monotonic() < min(until_s, quiet_s + QUIET_S):
         with database.call() as call:
-            if not call.rows(SELECT_TASKS):
-                return
+            if call.rows(SELECT_TASKS):
+                quiet_s = time.monotonic()
         time.sleep(1)
 
 

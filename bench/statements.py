@@ -1,6 +1,7 @@
 """The Cassandra statements that our store issues for a piece of work, recorded, and run again about other messages.
 
-So the floor does what the product does, whatever that is today, with nothing but the driver around it.
+So the floor does what the product does, whatever that is today, with nothing but the driver around it, and the few
+lines of the store's by which small requests travel together.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from messaging.stores.cassandra.session import (
     Call,
     Conditional,
     Database,
+    Lookup,
     Mutation,
     Query,
     SamePartition,
     Statement,
+    Values,
     Write,
     bounded,
+    is_lookup,
     packed,
 )
 
@@ -39,7 +43,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         at_once, conditionally = Call.at_once, Call.conditionally
 
-        def recorded_at_once(call: Call, queries: Sequence[Query], writes: Iterable[Write] = ()) -> list[Any]:
+        def recorded_at_once(call: Call, queries: Sequence[Query | Lookup], writes: Iterable[Write] = ()) -> list[Any]:
             listed = list(writes)
             self.steps.append([*(Statement(query.cql, values) for query in queries for values in query.many), *listed])
             return at_once(call, queries, listed)
@@ -78,14 +82,20 @@ class BareDriver:
             list(future.result())
 
     def _sent(self, call: Call, step: Step) -> Iterator[Any]:
-        """Writes travel together as the store's do; what is asked, or has a condition, by itself."""
+        """Writes and look-ups travel together as the store's do; what else is asked, or has a condition, by itself."""
         writes: list[Mutation] = []
+        lookups: dict[str, list[Values]] = {}
         for write in step:
+            if isinstance(write, Statement) and is_lookup(write.cql):
+                lookups.setdefault(write.cql, []).append(write.values)
+                continue
             bound = [self._prepare(call._session, each.cql).bind(each.values) for each in write]
             if any(each.cql.startswith("SELECT") or " IF " in each.cql for each in write):
                 yield from bound
             else:
                 writes += bounded(bound)
+        for cql, many in lookups.items():
+            yield from call._asked(Lookup(cql, many))
         yield from packed(writes, call._replicas)
 
     def _prepare(self, session: Any, cql: str) -> Any:

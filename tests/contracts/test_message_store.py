@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -295,6 +295,35 @@ class TestMessages:
         assert store.message(uuid7()) is None
         assert store.messages([]) == store.messages([uuid7()]) == {}
         assert store.history(uuid4(), limit=5) == []
+
+    def test_of_messages_to_many_conversations_each_has_what_is_its_own(self, store: MessageStore) -> None:
+        conversations = [a_conversation(ALICE, BOB) for _ in range(23)]
+        for each in conversations:
+            store.create_conversation(each)
+        some = [a_message(each) for each in conversations for _ in range(2)]
+        another = a_message(conversations[0])
+        early, late = some[::3], some[1::3]
+
+        def told(which: Sequence[Message], status: Status) -> list[StatusChange]:
+            return [change(message, BOB, status) for message in which]
+
+        def stands(of: Mapping[UUID, Sequence[RecipientStatus]]) -> set[UUID]:
+            """Those that were read; the others are sent."""
+            assert {one.status for [one] in of.values()} == {Status.SENT, Status.READ}
+            return {message_id for message_id, [one] in of.items() if one.status is Status.READ}
+
+        assert {each.status for each in store.apply_statuses(told(early, Status.READ))} == {Status.READ}
+        saved = store.save_messages(some)
+        assert saved.known == set()
+        assert stands(saved.statuses) == ids_of(early)
+        assert store.save_messages([*some, another]).known == ids_of(some)
+        store.apply_statuses(told(late, Status.READ))
+        again = [*told(late, Status.READ), *told(early, Status.DELIVERED)]
+        assert {each.status for each in store.apply_statuses(again)} == {Status.READ}
+        assert stands(store.statuses([*some, another])) == ids_of([*early, *late])
+        for message in early:
+            lines = [line.change.status for line in store.transitions(message)]
+            assert sorted(lines) == sorted([Status.SENT, Status.DELIVERED, Status.READ])
 
     def test_many_messages_are_found_at_once_and_unknown_ones_are_not(self, store: MessageStore) -> None:
         messages = [a_message() for _ in range(3)]
@@ -918,6 +947,10 @@ class TestParking:
         assert not store.unpark(scope, [(source, 9), (source, 11)], next_due_ms=NOON_MS + 50)
         assert [each.offset for each in store.parked(scope, limit=10)] == [12]
         assert store.parked_scopes([scope]) == {scope}
+        elsewhere = ParkScope("instagram-outbound", scope.conversation_id)
+        others = [ParkScope(scope.topic, uuid4()) for _ in range(25)]
+        store.park(others[3], [parked(source, 13)], due_at_ms=NOON_MS)
+        assert store.parked_scopes([elsewhere, *others, scope]) == {others[3], scope}
         assert store.unpark(scope, [(source, 12)], next_due_ms=NOON_MS + 60)
         assert store.parked(scope, limit=10) == []
         assert store.parked_scopes([scope]) == set()
@@ -1071,6 +1104,10 @@ def change(
         reason=reason,
         external_id=external_id,
     )
+
+
+def ids_of(messages: Iterable[Message]) -> set[UUID]:
+    return {message.message_id for message in messages}
 
 
 def standing(store: MessageStore, message: Message, recipient: str) -> RecipientStatus:

@@ -22,7 +22,7 @@ import pytest
 from cassandra import AuthenticationFailed, InvalidRequest
 from cassandra.cluster import NoHostAvailable
 from cassandra.io import libevreactor
-from cassandra.query import BatchStatement, BatchType
+from cassandra.query import BatchStatement, BatchType, BoundStatement
 from django.core.management import CommandError, call_command
 from pytest_django import DjangoDbBlocker, Settings
 
@@ -40,12 +40,12 @@ from messaging.ports import (
     ParkScope,
     TopicPartition,
 )
-from messaging.stores.cassandra import CassandraStore, messages, parking, schema
+from messaging.stores.cassandra import CassandraStore, keys, messages, parking, people, schema
 from messaging.stores.cassandra import session as sessions
 from messaging.stores.cassandra import store as stores
 from messaging.stores.cassandra.address import Address
 from messaging.stores.cassandra.claims import SELECT_CLAIM
-from messaging.stores.cassandra.session import PACK_BYTES, Call, Database, Mutation, packed
+from messaging.stores.cassandra.session import PACK_BYTES, Call, Database, Mutation, gathered, packed
 from tests.bounds import once_within, refused_s
 from tests.contracts.message_stores import (
     ALICE,
@@ -118,7 +118,9 @@ class TestStatements:
         assert len(named) > 45
         for name, cql in named.items():
             assert "ALLOW FILTERING" not in cql, name
-            whole = raw._prepared(cql).routing_key_indexes or name in OF_SEVERAL
+            of_one = sessions.Lookup(cql, []).of_one if sessions.is_lookup(cql) else cql
+            assert raw._prepared(cql)
+            whole = raw._prepared(of_one).routing_key_indexes or name in OF_SEVERAL
             assert whole, f"{name} does not name its whole partition"
 
     def test_there_are_no_counters_and_no_indexes(self, raw: Call) -> None:
@@ -167,21 +169,51 @@ class TestStatements:
         conversation = a_conversation(ALICE, BOB)
         store.create_conversation(conversation)
         messages = [a_message(conversation) for _ in range(100)]
-        ran: list[int] = []
-        run = Call._run
-
-        def counted(call: Call, bound: Any) -> list[Any]:
-            listed = list(bound)
-            ran.append(len(listed))
-            return run(call, listed)
-
-        monkeypatch.setattr(Call, "_run", counted)
+        ran = requests_of(monkeypatch)
         store.save_messages(messages)
         # Read what is stored; 100 places, ten at a time; statuses; messages; the activity; members; two lists.
-        assert sum(ran) <= 10 + 8, ran
+        assert sum(map(sum, ran)) <= 10 + 8, ran
         ran.clear()
         store.apply_statuses([change(each, Status.READ) for each in messages])
-        assert sum(ran) <= 6, ran
+        assert sum(map(sum, ran)) <= 6, ran
+
+    def test_what_is_looked_up_of_twenty_conversations_takes_two_requests(
+        self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        workspace_id = uuid4()
+        conversations = [a_conversation(ALICE, BOB, workspace_id=workspace_id) for _ in range(20)]
+        for each in conversations:
+            store.create_conversation(each)
+        messages = [a_message(each, message_id=id_at(NOON_MS + n)) for n, each in enumerate(conversations)]
+        ran = requests_of(monkeypatch)
+        store.save_messages(messages)
+        assert [asked for asked, _ in ran] == [2, 2, 2]  # what is stored, who is a member, where they stand
+        ran.clear()
+        store.apply_statuses([change(each, Status.READ) for each in messages])
+        assert [asked for asked, _ in ran] == [2, 0]
+        ran.clear()
+        store.parked_scopes([ParkScope("whatsapp-outbound", each.conversation_id) for each in conversations])
+        assert ran == [(2, 0)]
+        ran.clear()
+        listed = store.conversations_of(BOB, workspace_id=workspace_id, after=None, limit=20)
+        assert len(listed) == 20
+        assert ran == [(1, 0), (4, 0)]  # of the list; when they were active, beside what they are
+
+
+def requests_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many questions and how many others go out from now on, wait by wait."""
+    ran: list[tuple[int, int]] = []
+    run = Call._run
+
+    def counted(call: Call, bound: Any) -> list[Any]:
+        listed = list(bound)
+        bare = [each.prepared_statement.query_string for each in listed if isinstance(each, BoundStatement)]
+        asked = sum(cql.startswith("SELECT") for cql in bare)
+        ran.extend([(asked, len(listed) - asked)] if listed else [])
+        return run(call, listed)
+
+    monkeypatch.setattr(Call, "_run", counted)
+    return ran
 
 
 class TestPacks:
@@ -190,7 +222,7 @@ class TestPacks:
     def test_small_ones_go_together_by_their_replicas_and_large_ones_alone(self, raw: Call) -> None:
         mutations = [_places(raw, number, size=100) for number in range(25)]
         large = _places(raw, 25, size=PACK_BYTES + 1)
-        homes = {id(each): number % 2 for number, each in enumerate(mutations)}
+        homes = {id(each.statements[0]): number % 2 for number, each in enumerate(mutations)}
         sent = list(packed([*mutations[:5], large, *mutations[5:]], lambda each: homes[id(each)]))
         batches = [each for each in sent if isinstance(each, BatchStatement)]
         assert [len(each._statements_and_parameters) for each in batches] == [10, 10, 3, 2]
@@ -215,9 +247,101 @@ class TestPacks:
 
     def test_the_driver_knows_whose_they_are(self, raw: Call) -> None:
         """Of one node all are the same, and never nobody's, as they would be in a keyspace that it does not know."""
-        assert {raw._replicas(_places(raw, number, size=100)) for number in range(50)} == {
+        assert {raw._replicas(_places(raw, number, size=100).statements[0]) for number in range(50)} == {
             frozenset(host.host_id for host in raw.cluster.metadata.all_hosts())
         }
+
+
+class TestLookups:
+    """What is asked in one request."""
+
+    def test_partitions_go_together_by_their_replicas_ten_at_a_time(self) -> None:
+        asked = [((number,), number % 2) for number in range(25)]
+        packs = [[values[0] for values, _ in pack] for pack in gathered(asked, lambda home: home)]
+        assert packs == [list(range(0, 20, 2)), list(range(1, 21, 2)), [20, 22, 24], [21, 23]]
+        assert list(gathered([], lambda home: home)) == []
+
+    def test_what_differs_in_more_than_its_partition_is_asked_apart(self) -> None:
+        asked: list[tuple[list[Any], int]] = [([number, number % 3, [number]], 0) for number in range(9)]
+        packs = [[values[0] for values, _ in pack] for pack in gathered(asked, lambda _: 0)]
+        assert packs == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+    @pytest.mark.parametrize(("rows", "sizes"), [(1, [10, 10, 5]), (5, [4] * 6 + [1]), (60, [1] * 25), (200, [1] * 25)])
+    def test_no_more_rows_are_sought_than_a_server_finds_at_once(self, rows: int, sizes: list[int]) -> None:
+        asked: list[tuple[list[Any], int]] = [([number, [0] * rows], 0) for number in range(25)]
+        assert [len(pack) for pack in gathered(asked, lambda _: 0)] == sizes
+
+    def test_each_partition_s_rows_are_found_with_what_is_not_there(
+        self, store: CassandraStore, raw: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        some = [a_message(a_conversation(ALICE, BOB)) for _ in range(23)]
+        store.save_messages(some)
+        asked: list[list[Any]] = []
+        run = Call._run
+
+        def noted(call: Call, statements: Iterable[Any]) -> list[Any]:
+            asked.append(list(statements))
+            return run(call, asked[-1])
+
+        monkeypatch.setattr(Call, "_run", noted)
+        assert store.messages([*(each.message_id for each in some), *(uuid7() for _ in range(3))]) == {
+            each.message_id: each for each in some
+        }
+        assert [len(each) for each in asked] == [3, 3]  # 26 places, 23 conversations
+        # Each by a node that has it: of an IN the driver itself knows none.
+        keys = [statement.values[0] for statement in asked[0]]
+        assert all(each.routing_key and each.keyspace for wait in asked for each in wait)
+        assert all(statement.routing_key in key for statement, key in zip(asked[0], keys, strict=True))
+        bare = raw._prepared(sessions.Lookup(messages.SELECT_SOME, []).of_one)
+        for statement in asked[1]:
+            first, bucket, ids = statement.raw_values
+            values = (first[0] if isinstance(first, list) else first, bucket, ids)
+            assert statement.routing_key == bare.bind(values).routing_key
+
+    def test_one_partition_is_asked_as_ever(self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        message = a_message(a_conversation(ALICE, BOB))
+        store.save_messages([message])
+        asked: list[Any] = []
+        run = Call._run
+
+        def noted(call: Call, statements: Iterable[Any]) -> list[Any]:
+            asked.extend(listed := list(statements))
+            return run(call, listed)
+
+        monkeypatch.setattr(Call, "_run", noted)
+        assert list(store.messages([message.message_id])) == [message.message_id]
+        assert store.messages([uuid7()]) == {}
+        assert [type(each) for each in asked] == [BoundStatement] * 3
+
+    def test_a_long_answer_of_several_partitions_is_whole(self, store: CassandraStore, raw: Call) -> None:
+        """However short a server's pages are: what is asked together comes in one."""
+        group = tuple(f"user_{number:03}" for number in range(120))
+        some = [a_message(a_conversation(ALICE, *group), recipients=group, audience=group) for _ in range(5)]
+        store.save_messages(some)
+        raw._session.default_fetch_size = 30
+        wanted = [(each.conversation_id, keys.day(each.message_id), [each.message_id]) for each in some]
+        assert len(raw.found(messages.SELECT_STATUSES, wanted)) == 5 * 120
+
+    def test_what_is_no_look_up_is_refused(self) -> None:
+        for cql in (messages.SELECT_NEWEST, people.SELECT_CONTACTS):
+            with pytest.raises(ValueError, match="no look-up"):
+                sessions.Lookup(cql, [])
+
+    def test_ids_that_platforms_give_twice_are_told_apart(self, store: CassandraStore) -> None:
+        """The same id on two accounts, and on two channels."""
+        refs = [
+            replace(a_ref(), channel=channel, account_id=account, external_id=f"same-{number}")
+            for channel in ("whatsapp", "instagram")
+            for account in (f"one-{uuid4().hex}", f"two-{uuid4().hex}")
+            for number in range(3)
+        ]
+        assert store.claim_externals(refs) == refs
+        again = [replace(each, message_id=uuid7()) for each in refs]
+        assert store.claim_externals(again) == refs
+        for ref in refs:
+            here = [each for each in refs if (each.channel, each.account_id) == (ref.channel, ref.account_id)]
+            asked = [each.external_id for each in refs]
+            assert store.externals(ref.channel, ref.account_id, asked) == {each.external_id: each for each in here}
 
 
 def _places(raw: Call, number: int, *, size: int) -> Mutation:
@@ -437,7 +561,9 @@ def amid_wait(number: int, moment: str, act: Callable[[], None]) -> Iterator[Non
     """Something happens in the n-th wait for Cassandra from here on, of which reads and writes have no order."""
     at_once, waits = Call.at_once, itertools.count(1)
 
-    def interrupted(call: Call, queries: Sequence[sessions.Query], writes: Iterable[sessions.Write] = ()) -> Any:
+    def interrupted(
+        call: Call, queries: Sequence[sessions.Query | sessions.Lookup], writes: Iterable[sessions.Write] = ()
+    ) -> Any:
         if next(waits) != number:
             return at_once(call, queries, writes)
         found: Any = None

@@ -13,14 +13,15 @@ from messaging.errors import StoreUnavailable
 from messaging.ports import ConversationListing, ListCursor
 from messaging.stores.cassandra import keys
 from messaging.stores.cassandra.part import Part
-from messaging.stores.cassandra.session import Call, Conditional, Query, Row, Statement
+from messaging.stores.cassandra.session import Call, Conditional, Lookup, Row, Statement
 
 MAX_CHANGES: Final = 50  # of one conversation's members that may get in between: then something is wrong
 SLICE_ROWS: Final = 500  # of a person's list, read at a time
 
 SELECT: Final = "SELECT * FROM ks.conversations WHERE conversation_id = ?"
+SELECT_SOME: Final = "SELECT * FROM ks.conversations WHERE conversation_id IN ?"
 SELECT_CREATED: Final = "SELECT created_at_ms FROM ks.conversations WHERE conversation_id = ?"
-SELECT_MEMBERS: Final = "SELECT conversation_id, workspace_id, members FROM ks.conversations WHERE conversation_id = ?"
+SELECT_MEMBERS: Final = "SELECT conversation_id, workspace_id, members FROM ks.conversations WHERE conversation_id IN ?"
 SELECT_REVISION: Final = "SELECT revision FROM ks.conversations WHERE conversation_id = ?"
 INSERT: Final = (
     "INSERT INTO ks.conversations (conversation_id, workspace_id, public_id, title, members, created_by, created_at_ms,"
@@ -30,6 +31,9 @@ UPDATE_MEMBERS: Final = (
     "UPDATE ks.conversations SET members = ?, revision = ? WHERE conversation_id = ? IF revision = ?"
 )
 SELECT_ACTIVITY: Final = "SELECT last_activity_ms FROM ks.conversation_activity WHERE conversation_id = ?"
+SELECT_ACTIVITIES: Final = (
+    "SELECT conversation_id, last_activity_ms FROM ks.conversation_activity WHERE conversation_id IN ?"
+)
 UPDATE_ACTIVITY: Final = (
     "UPDATE ks.conversation_activity USING TIMESTAMP ? SET last_activity_ms = ? WHERE conversation_id = ?"
 )
@@ -81,13 +85,13 @@ class Conversations(Part):
 
     def conversations(self, conversation_ids: Collection[UUID]) -> dict[UUID, Conversation]:
         with self._db.call() as call:
-            found = call.each(SELECT, [(each,) for each in set(conversation_ids)])
-            return {row["conversation_id"]: _conversation(row) for rows in found for row in rows}
+            found = call.found(SELECT_SOME, [(each,) for each in set(conversation_ids)])
+            return {row["conversation_id"]: _conversation(row) for row in found}
 
     def members(self, conversation_ids: Collection[UUID]) -> dict[UUID, Collection[str]]:
         with self._db.call() as call:
-            found = call.each(SELECT_MEMBERS, [(each,) for each in set(conversation_ids)])
-            return {row["conversation_id"]: row["members"] or () for rows in found for row in rows}
+            found = call.found(SELECT_MEMBERS, [(each,) for each in set(conversation_ids)])
+            return {row["conversation_id"]: row["members"] or () for row in found}
 
     def last_activity_ms(self, conversation_id: UUID) -> int:
         """Who created it may have died before its activity was written."""
@@ -115,13 +119,13 @@ class Conversations(Part):
             return _Walk(call, party, workspace_id, after, limit).page()
 
 
-def members_of(conversation_ids: Iterable[UUID]) -> Query:
+def members_of(conversation_ids: Iterable[UUID]) -> Lookup:
     """Who is a member, for `on_lists`: to be read once the activities are written.
 
     The order matters: `create_conversation` and `add_member` make the member known first and read the activity then, so
     that one of the two sees the other's write.
     """
-    return Query(SELECT_MEMBERS, [(each,) for each in conversation_ids])
+    return Lookup(SELECT_MEMBERS, [(each,) for each in conversation_ids])
 
 
 def on_lists(found: Iterable[Sequence[Row]], latest: Mapping[UUID, int]) -> Iterator[Statement]:
@@ -240,14 +244,15 @@ class _Walk:
 
     def _list(self, entries: Sequence[tuple[int, UUID]]) -> None:
         ids = [(conversation_id,) for _, conversation_id in entries]
-        activities = self.call.each(SELECT_ACTIVITY, ids)
-        conversations = self.call.each(SELECT, ids)
-        for (ms, conversation_id), activity, found in zip(entries, activities, conversations, strict=True):
+        activities, found = self.call.at_once([Lookup(SELECT_ACTIVITIES, ids), Lookup(SELECT_SOME, ids)])
+        last = {row["conversation_id"]: row["last_activity_ms"] for rows in activities for row in rows}
+        conversations = {row["conversation_id"]: _conversation(row) for rows in found for row in rows}
+        for ms, conversation_id in entries:
             self.seen.add(conversation_id)
-            conversation = _conversation(found[0]) if found else None
+            conversation = conversations.get(conversation_id)
             if conversation is None or self.party not in conversation.members:
                 continue
-            last_ms = activity[0]["last_activity_ms"] if activity else ms
+            last_ms = last.get(conversation_id, ms)
             # Without a cursor all later days were walked: what has no later entry (yet) belongs here.
             if ms >= last_ms or self.after is None:
                 self.listed.append(ConversationListing(conversation, ms))

@@ -11,7 +11,7 @@ from messaging.domain import Message, Party, RecipientStatus, Status, StatusChan
 from messaging.ports import Saved, Transition
 from messaging.stores.cassandra import conversations, keys
 from messaging.stores.cassandra.part import Part, chunks, given, grouped
-from messaging.stores.cassandra.session import BATCH_ROWS, Call, Query, Row, SamePartition, Statement
+from messaging.stores.cassandra.session import BATCH_ROWS, Call, Lookup, Row, SamePartition, Statement
 
 BUCKETS_AT_ONCE: Final = 16  # of a sparse history, at most
 BUCKETS_LISTED: Final = 64
@@ -21,14 +21,15 @@ COLUMNS: Final = ("bucket", *FIELDS)
 INSERT: Final = (
     f"INSERT INTO ks.messages ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ in COLUMNS)}) USING TIMESTAMP ?"
 )
-SELECT_STORED: Final = "SELECT message_id FROM ks.messages WHERE conversation_id = ? AND bucket = ? AND message_id IN ?"
+_SOME: Final = "FROM ks.messages WHERE conversation_id IN ? AND bucket = ? AND message_id IN ?"
+SELECT_STORED: Final = f"SELECT message_id {_SOME}"
+SELECT_SOME: Final = f"SELECT * {_SOME}"
 _HERE: Final = "FROM ks.messages WHERE conversation_id = ? AND bucket = ?"
-SELECT_SOME: Final = f"SELECT * {_HERE} AND message_id IN ?"
 SELECT_NEWEST: Final = f"SELECT * {_HERE} LIMIT ?"
 SELECT_BEFORE: Final = f"SELECT * {_HERE} AND message_id < ? LIMIT ?"
 SELECT_AFTER: Final = f"SELECT * {_HERE} AND message_id > ? ORDER BY message_id ASC LIMIT ?"
 INSERT_PLACE: Final = "INSERT INTO ks.message_places (message_id, conversation_id) VALUES (?, ?) USING TIMESTAMP ?"
-SELECT_PLACE: Final = "SELECT message_id, conversation_id FROM ks.message_places WHERE message_id = ?"
+SELECT_PLACE: Final = "SELECT message_id, conversation_id FROM ks.message_places WHERE message_id IN ?"
 INSERT_BUCKET: Final = "INSERT INTO ks.conversation_buckets (conversation_id, bucket) VALUES (?, ?) USING TIMESTAMP ?"
 _BUCKETS: Final = "SELECT bucket FROM ks.conversation_buckets WHERE conversation_id = ?"
 SELECT_BUCKETS: Final = f"{_BUCKETS} AND bucket < ? LIMIT ?"
@@ -38,7 +39,7 @@ INSERT_STATUS: Final = (
     " USING TIMESTAMP ?"
 )
 _STATUSES: Final = (
-    "SELECT message_id, recipient, standing FROM ks.message_statuses WHERE conversation_id = ? AND day = ?"
+    "SELECT message_id, recipient, standing FROM ks.message_statuses WHERE conversation_id IN ? AND day = ?"
 )
 SELECT_STATUSES: Final = f"{_STATUSES} AND message_id IN ?"
 SELECT_STANDING: Final = f"{_STATUSES} AND (message_id, recipient) IN ?"
@@ -48,7 +49,7 @@ INSERT_TRANSITION: Final = (
 )
 SELECT_TOLD: Final = (
     "SELECT message_id, recipient, rank, note FROM ks.status_transitions"
-    " WHERE conversation_id = ? AND day = ? AND (message_id, recipient, rank, note) IN ?"
+    " WHERE conversation_id IN ? AND day = ? AND (message_id, recipient, rank, note) IN ?"
 )
 SELECT_TRANSITIONS: Final = (
     "SELECT * FROM ks.status_transitions WHERE conversation_id = ? AND day = ? AND message_id = ?"
@@ -77,15 +78,15 @@ class Messages(Part):
         if not message_ids:
             return {}
         with self._db.call() as call:
-            found = call.each(SELECT_PLACE, [(message_id,) for message_id in set(message_ids)])
-            places = [(row["conversation_id"], row["message_id"]) for rows in found for row in rows]
+            found = call.found(SELECT_PLACE, [(message_id,) for message_id in set(message_ids)])
+            places = [(row["conversation_id"], row["message_id"]) for row in found]
             by_bucket = grouped(places, lambda place: (place[0], keys.bucket(place[1])))
             wanted = [
                 (*where, [message_id for _, message_id in some])
                 for where, here in by_bucket.items()
                 for some in chunks(here)
             ]
-            return {row["message_id"]: _message(row) for rows in call.each(SELECT_SOME, wanted) for row in rows}
+            return {row["message_id"]: _message(row) for row in call.found(SELECT_SOME, wanted)}
 
     def history(
         self, conversation_id: UUID, *, before: UUID | None = None, after: UUID | None = None, limit: int
@@ -194,15 +195,15 @@ def _latest(messages: Sequence[Message]) -> dict[UUID, int]:
     return {each: max(message.accepted_at_ms for message in here) for each, here in by_conversation.items()}
 
 
-def _told_before(new: Sequence[Message]) -> Query:
+def _told_before(new: Sequence[Message]) -> Lookup:
     """A user may have read a message that was not stored yet; whoever is on a platform gets it when it was."""
     seen = [each for each in new if any(Party.parse(recipient).is_user for recipient in each.recipients)]
     return _of_some(SELECT_STATUSES, grouped(seen, lambda each: (each.conversation_id, keys.day(each.message_id))))
 
 
-def _of_some(cql: str, by_partition: Mapping[tuple[UUID, int], Sequence[Message]]) -> Query:
-    """A query of each partition for messages in it."""
-    return Query(
+def _of_some(cql: str, by_partition: Mapping[tuple[UUID, int], Sequence[Message]]) -> Lookup:
+    """Of each partition its messages."""
+    return Lookup(
         cql,
         [
             (*where, [message.message_id for message in some])
@@ -346,9 +347,7 @@ def _standing(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) ->
         for some in chunks(list({(each.message_id, each.recipient) for each in here}))
     ]
     return {
-        (row["message_id"], row["recipient"]): _recipient_status(row)
-        for rows in call.each(SELECT_STANDING, wanted)
-        for row in rows
+        (row["message_id"], row["recipient"]): _recipient_status(row) for row in call.found(SELECT_STANDING, wanted)
     }
 
 
@@ -356,11 +355,7 @@ def _told(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> set
     wanted = [
         (*where, some) for where, here in by_day.items() for some in chunks(list({_news_key(each) for each in here}))
     ]
-    return {
-        (row["message_id"], row["recipient"], row["rank"], row["note"])
-        for rows in call.each(SELECT_TOLD, wanted)
-        for row in rows
-    }
+    return {(row["message_id"], row["recipient"], row["rank"], row["note"]) for row in call.found(SELECT_TOLD, wanted)}
 
 
 def _raised(

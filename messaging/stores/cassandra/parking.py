@@ -25,6 +25,10 @@ STALE_AFTER_US: Final = 3600 * 1_000_000  # an entry that its writer cannot be a
 _SCOPE: Final = "topic = ? AND conversation_id = ?"
 SELECT_SCOPE: Final = f"SELECT * FROM ks.parked_scopes WHERE {_SCOPE}"
 SELECT_SCOPE_REVISION: Final = f"SELECT revision FROM ks.parked_scopes WHERE {_SCOPE}"
+SELECT_SCOPES: Final = "SELECT * FROM ks.parked_scopes WHERE conversation_id IN ? AND topic = ?"
+SELECT_SCOPES_THERE: Final = (
+    "SELECT conversation_id, topic FROM ks.parked_scopes WHERE conversation_id IN ? AND topic = ?"
+)
 INSERT_SCOPE: Final = (
     "INSERT INTO ks.parked_scopes (due_at_ms, opened, entry, entered_us, revision, topic, conversation_id)"
     " VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS"
@@ -111,8 +115,8 @@ class Parking(Part):
         if not scopes:
             return set()
         with self._db.call() as call:
-            found = call.each(SELECT_SCOPE_REVISION, [_key(scope) for scope in scopes])
-        return {scope for scope, rows in zip(scopes, found, strict=True) if rows}
+            found = call.found(SELECT_SCOPES_THERE, [(scope.conversation_id, scope.topic) for scope in set(scopes)])
+        return {ParkScope(row["topic"], row["conversation_id"]) for row in found}
 
     def due_scopes(self, *, topic: str, now_ms: int, limit: int) -> list[ParkScope]:
         with self._db.call() as call:
@@ -198,11 +202,15 @@ class Parking(Part):
     def _named(self, call: Call, topic: str, rows: Sequence[Row], limit: int) -> Iterator[Scope]:
         count = 0
         for some in chunks(rows):
-            found = call.each(SELECT_SCOPE, [(topic, row["conversation_id"]) for row in some])
-            for row, scopes in zip(some, found, strict=True):
-                if scopes and scopes[0]["entry"] == row["entry"]:
+            named = {row["conversation_id"] for row in some}
+            scopes = {
+                row["conversation_id"]: row for row in call.found(SELECT_SCOPES, [(each, topic) for each in named])
+            }
+            for row in some:
+                scope = scopes.get(row["conversation_id"])
+                if scope and scope["entry"] == row["entry"]:
                     count += 1
-                    yield _stored(scopes[0])
+                    yield _stored(scope)
                 elif row["entered_us"] < self._clock.now_ms() * 1000 - STALE_AFTER_US:
                     call.write([_left(ParkScope(topic, row["conversation_id"]), Entry.of(row))])
             if count >= limit:

@@ -11,7 +11,7 @@ from cassandra.query import UNSET_VALUE
 from core.clock import Clock
 from messaging.stores.cassandra.session import Database
 
-IN_AT_ONCE: Final = 100  # keys in one IN: it answers them from one partition
+IN_AT_ONCE: Final = 100  # rows that one IN names
 
 Thing = TypeVar("Thing")
 Key = TypeVar("Key", bound=Hashable)

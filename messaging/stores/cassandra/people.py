@@ -17,7 +17,7 @@ HANDLE_OWNERS: Final = 100  # of one handle, ever: more are not looked at
 
 _REF: Final = tuple(each.name for each in fields(ExternalRef))
 _ID: Final = "FROM ks.external_ids WHERE channel = ? AND account_id = ? AND external_id = ?"
-SELECT_REF: Final = f"SELECT * {_ID}"
+SELECT_REFS: Final = "SELECT * FROM ks.external_ids WHERE external_id IN ? AND channel = ? AND account_id = ?"
 SELECT_REF_REVISION: Final = f"SELECT revision {_ID}"
 INSERT_REF: Final = (
     f"INSERT INTO ks.external_ids ({', '.join(_REF)}, revision) VALUES ({', '.join('?' for _ in _REF)}, ?)"
@@ -58,10 +58,11 @@ class ExternalIds(Part):
         with self._db.call() as call:
             claimed = call.conditionally([_claim(ref) for ref in first.values()])
             lost = [key for key, is_ours in zip(first, claimed, strict=True) if not is_ours]
-            for key, rows in zip(lost, call.each(SELECT_REF, lost), strict=True):
-                if not rows:
-                    raise StoreUnavailable("an external id was neither claimed nor found; try again")
-                first[key] = _ref(rows[0])
+            standing = map(_ref, call.found(SELECT_REFS, [(each, *place) for *place, each in lost]))
+            found = {_ref_key(ref): ref for ref in standing}
+            if len(found) < len(lost):
+                raise StoreUnavailable("an external id was neither claimed nor found; try again")
+            first |= found
         return [first[_ref_key(ref)] for ref in refs]
 
     def note_externals(self, refs: Sequence[ExternalRef]) -> None:
@@ -74,8 +75,8 @@ class ExternalIds(Part):
         if not external_ids:
             return {}
         with self._db.call() as call:
-            found = call.each(SELECT_REF, [(channel, account_id, each) for each in set(external_ids)])
-        return {row["external_id"]: _ref(row) for rows in found for row in rows}
+            found = call.found(SELECT_REFS, [(each, channel, account_id) for each in set(external_ids)])
+        return {row["external_id"]: _ref(row) for row in found}
 
 
 class Contacts(Part):

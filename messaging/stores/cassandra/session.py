@@ -38,7 +38,7 @@ from cassandra.io.libevreactor import LibevConnection  # without libev there is 
 from cassandra.policies import ConstantReconnectionPolicy, DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.pool import NoConnectionsAvailable
 from cassandra.protocol import ErrorMessage
-from cassandra.query import BatchStatement, BatchType
+from cassandra.query import BatchStatement, BatchType, BoundStatement
 from django_cassandra_engine.connection import CassandraConnection
 
 from messaging.errors import StoreRefused, StoreUnavailable
@@ -54,6 +54,7 @@ BATCH_BYTES: Final = 512 * 1024
 # Of several partitions with the same replicas: the server warns of more than 10, or of more than 5 KiB.
 PACK_PARTITIONS: Final = 10
 PACK_BYTES: Final = 4 * 1024
+ROWS_SOUGHT: Final = 100  # in one request: those that are named, in each of its partitions (a name may be 256 rows)
 LWT_SHARE: Final = 0.6  # of the time that is left: the rest is for looking what became of it
 HEARTBEAT_S: Final = 5
 SELECT_TABLES: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s"
@@ -93,6 +94,34 @@ class Query:
 
     cql: str
     many: Sequence[Values]
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A SELECT of partitions' rows, and the values of each partition: ``WHERE``'s first column, a part of their key, is
+    compared by ``IN ?``, and has one value here.
+
+    Partitions with the same replicas that differ in nothing else are asked together. So the rows come in no order, and
+    say themselves where they belong. A value that is a list names rows (``AND message_id IN ?``): each partition is
+    asked for those of its neighbours as well, so a name must be of one partition only.
+    """
+
+    cql: str
+    many: Sequence[Values]
+
+    def __post_init__(self) -> None:
+        if not is_lookup(self.cql):
+            raise ValueError(f"no look-up of partitions: {self.cql}")
+
+    @property
+    def of_one(self) -> str:
+        """The same, of one partition."""
+        return self.cql.replace(" IN ?", " = ?", 1)
+
+
+def is_lookup(cql: str) -> bool:
+    """Whether it is written for a `Lookup`."""
+    return re.search(r"^SELECT .* WHERE \w+ IN \?", cql) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,13 +369,19 @@ class Call:
         [found] = self.at_once([Query(cql, list(many))])
         return found
 
+    def found(self, cql: str, many: Iterable[Values]) -> list[Row]:
+        """The rows of a `Lookup`."""
+        [found] = self.at_once([Lookup(cql, list(many))])
+        return [row for rows in found for row in rows]
+
     def write(self, writes: Iterable[Write]) -> None:
         """All of these, at once and in no order. Those whose partitions have the same replicas travel together."""
         self.at_once([], writes)
 
-    def at_once(self, queries: Sequence[Query], writes: Iterable[Write] = ()) -> list[list[list[Row]]]:
-        """As `each` for every query and `write`, under way together and in no order: one wait for all of them."""
-        asked = [[self._prepared(query.cql).bind(values) for values in query.many] for query in queries]
+    def at_once(self, queries: Sequence[Query | Lookup], writes: Iterable[Write] = ()) -> list[list[list[Row]]]:
+        """As `each` for every query, `found` for every lookup (some rows at a time) and `write`, under way together and
+        in no order: one wait for all of them."""
+        asked = [list(self._asked(query)) for query in queries]
         sent = packed((bound for write in writes for bound in self._mutations(write)), self._replicas)
         results = iter(self._run(itertools.chain(*asked, sent)))
         return [[self._all(each, next(results)) for each in some] for some in asked]
@@ -397,9 +432,26 @@ class Call:
         """What is applied whole or not at all."""
         return bounded(self._prepared(each.cql).bind(each.values) for each in write)
 
-    def _replicas(self, mutation: Mutation) -> Hashable:
-        [first, *_] = mutation.statements
-        nodes = self.cluster.metadata.get_replicas(self._database.address.keyspace, first.routing_key)
+    def _asked(self, query: Query | Lookup) -> Iterator[Any]:
+        """What is sent."""
+        if isinstance(query, Query):
+            yield from (self._prepared(query.cql).bind(values) for values in query.many)
+            return
+        if not query.many:
+            return
+        alone = self._prepared(query.of_one)
+        asked = [(values, alone.bind(values)) for values in query.many]
+        for pack in gathered(asked, self._replicas) if len(asked) > 1 else [asked]:
+            [(values, first), *others] = pack
+            if not others:
+                yield first
+                continue
+            together = _Together(self._prepared(query.cql), routing_key=first.routing_key, fetch_size=None)
+            together.bind(_united(values, [each for each, _ in pack]))
+            yield together
+
+    def _replicas(self, statement: Any) -> Hashable:
+        nodes = self.cluster.metadata.get_replicas(self._database.address.keyspace, statement.routing_key)
         return frozenset(node.host_id for node in nodes)
 
     def _prepared(self, cql: str) -> Any:
@@ -472,7 +524,7 @@ def _standing(refusal: Row) -> UUID | str | None:
     return standing
 
 
-def packed(mutations: Iterable[Mutation], replicas: Callable[[Mutation], Hashable]) -> Iterator[Any]:
+def packed(mutations: Iterable[Mutation], replicas: Callable[[Any], Hashable]) -> Iterator[Any]:
     """What is sent for these: small ones of the same ``replicas`` in one unlogged batch, a large one by itself.
 
     A request costs a server and a driver more than a small row does. Who coordinates such a batch is a node that has
@@ -484,13 +536,59 @@ def packed(mutations: Iterable[Mutation], replicas: Callable[[Mutation], Hashabl
         if each.size > PACK_BYTES:
             yield _together([each])
             continue
-        pack = open_.setdefault(where := replicas(each), _Pack())
+        pack = open_.setdefault(where := replicas(each.statements[0]), _Pack())
         if len(pack.mutations) == PACK_PARTITIONS or pack.size + each.size > PACK_BYTES:
             yield _together(pack.mutations)
             pack = open_[where] = _Pack()
         pack.mutations.append(each)
         pack.size += each.size
     yield from (_together(pack.mutations) for pack in open_.values())
+
+
+Asked = tuple[Values, Any]  # of a partition, and its statement
+
+
+def gathered(asked: Iterable[Asked], replicas: Callable[[Any], Hashable]) -> Iterator[list[Asked]]:
+    """What goes into one request each: those of the same ``replicas`` that differ in their partition and rows alone."""
+    open_: dict[Hashable, list[Asked]] = {}
+    for each in asked:
+        values, statement = each
+        where = replicas(statement), *(value for value in values[1:] if not isinstance(value, list))
+        pack = open_.setdefault(where, [])
+        if pack and not _fits([*pack, each]):
+            yield pack
+            pack = open_[where] = []
+        pack.append(each)
+    yield from open_.values()
+
+
+def _fits(pack: Sequence[Asked]) -> bool:
+    rows = sum(len(value) for values, _ in pack for value in values if isinstance(value, list))
+    return len(pack) <= PACK_PARTITIONS and len(pack) * rows <= ROWS_SOUGHT
+
+
+def _united(values: Values, many: Sequence[Values]) -> list[Any]:
+    """Values for all of these, of which ``values`` are the first."""
+    return [
+        [each[place] for each in many]
+        if place == 0
+        else [row for each in many for row in each[place]]
+        if isinstance(value, list)
+        else value
+        for place, value in enumerate(values)
+    ]
+
+
+class _Together(BoundStatement):  # type: ignore[misc] # the driver has no types
+    """With a key to find its nodes by: of what asks for several partitions the driver knows none.
+
+    To be sent without a size of pages: with one, a server reads the partitions one after the other
+    (`MultiPartitionPager`), and else all at once.
+    """
+
+    @property
+    def routing_key(self) -> Any:
+        return self._routing_key
 
 
 @dataclass(slots=True)
