@@ -188,6 +188,7 @@ class TestStatements:
         ran = requests_of(monkeypatch)
         store.save_messages(messages)
         assert [asked for asked, _ in ran] == [2, 2, 2]  # what is stored, who is a member, where they stand
+        assert ran[2][1] == 2  # the lists of two users, of 20 rows each
         ran.clear()
         store.apply_statuses([change(each, Status.READ) for each in messages])
         assert [asked for asked, _ in ran] == [2, 0]

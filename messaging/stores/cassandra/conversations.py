@@ -13,7 +13,7 @@ from messaging.errors import StoreUnavailable
 from messaging.ports import ConversationListing, ListCursor
 from messaging.stores.cassandra import keys
 from messaging.stores.cassandra.part import Part
-from messaging.stores.cassandra.session import Call, Conditional, Lookup, Row, Statement
+from messaging.stores.cassandra.session import Call, Conditional, Lookup, Row, SamePartition, Statement
 
 MAX_CHANGES: Final = 50  # of one conversation's members that may get in between: then something is wrong
 SLICE_ROWS: Final = 500  # of a person's list, read at a time
@@ -128,11 +128,15 @@ def members_of(conversation_ids: Iterable[UUID]) -> Lookup:
     return Lookup(SELECT_MEMBERS, [(each,) for each in conversation_ids])
 
 
-def on_lists(found: Iterable[Sequence[Row]], latest: Mapping[UUID, int]) -> Iterator[Statement]:
+def on_lists(found: Iterable[Sequence[Row]], latest: Mapping[UUID, int]) -> Iterator[SamePartition]:
     """Conversations move forward on the lists of their members."""
+    lists: dict[tuple[str, UUID], list[Statement]] = {}
     for row in itertools.chain.from_iterable(found):
-        conversation_id = row["conversation_id"]
-        yield from _listed(row["members"] or (), row["workspace_id"], conversation_id, latest[conversation_id])
+        conversation_id, workspace_id = row["conversation_id"], row["workspace_id"]
+        for party in _with_lists(row["members"] or ()):
+            moved = _listed(party, workspace_id, conversation_id, latest[conversation_id])
+            lists.setdefault((party, workspace_id), []).append(moved)
+    yield from map(SamePartition, lists.values())
 
 
 def activity(conversation_id: UUID, ms: int) -> Statement:
@@ -178,7 +182,8 @@ def _change_members(
 
 def _list_for(call: Call, conversation: Conversation, parties: Iterable[str], *, at_least_ms: int) -> None:
     last_ms = max(at_least_ms, _activity(call, conversation.conversation_id))
-    call.write(_listed(parties, conversation.workspace_id, conversation.conversation_id, last_ms))
+    where = conversation.workspace_id, conversation.conversation_id
+    call.write(_listed(party, *where, last_ms) for party in _with_lists(parties))
 
 
 def _activity(call: Call, conversation_id: UUID) -> int:
@@ -186,12 +191,13 @@ def _activity(call: Call, conversation_id: UUID) -> int:
     return int(row["last_activity_ms"]) if row else 0
 
 
-def _listed(parties: Iterable[str], workspace_id: UUID, conversation_id: UUID, ms: int) -> Iterator[Statement]:
-    """For users alone: people on platforms have no list of ours to look at."""
-    for party in parties:
-        if Party.parse(party).is_user:
-            where = party, workspace_id, keys.day_of(ms), conversation_id
-            yield Statement(UPDATE_LISTED, (ms * 1000, ms, *where))
+def _with_lists(parties: Iterable[str]) -> Iterator[str]:
+    """Users: people on platforms have no list of ours to look at."""
+    return (party for party in parties if Party.parse(party).is_user)
+
+
+def _listed(party: str, workspace_id: UUID, conversation_id: UUID, ms: int) -> Statement:
+    return Statement(UPDATE_LISTED, (ms * 1000, ms, party, workspace_id, keys.day_of(ms), conversation_id))
 
 
 @dataclass(slots=True)
