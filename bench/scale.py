@@ -1,4 +1,4 @@
-"""How long and how large: the short form takes about 13 minutes, the full one measures what the targets name."""
+"""How long and how large: the short form takes about 14 minutes, the full one measures what the targets name."""
 
 from __future__ import annotations
 

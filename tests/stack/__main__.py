@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--only", type=_names, default=list(KINDS), metavar="NAMES", help=f"of {','.join(KINDS)} (default: all)"
         )
+        action.add_argument(
+            "--long-run",
+            action="store_true",
+            help="servers in Java compile as they do in production: slower for minutes, then faster (for benchmarks)",
+        )
     return parser
 
 
@@ -73,7 +78,8 @@ def _names(text: str) -> list[str]:
 def _run(chosen: argparse.Namespace) -> int:
     known = {**announced(default_path()), **os.environ}
     missing = [name for name in chosen.only if not known.get(KINDS[name].variable)]
-    with scratch_directory() as directory, Stack(directory, [] if chosen.reuse else missing) as stack:
+    names = [] if chosen.reuse else missing
+    with scratch_directory() as directory, Stack(directory, names, long_run=chosen.long_run) as stack:
         _start(stack)
         code = _run_command(chosen.command, {**stack.environment(), **known})
         with _on_signals(_ignore):
@@ -85,7 +91,7 @@ def _up(chosen: argparse.Namespace) -> int:
     with (
         announcing(default_path()) as announcement,
         scratch_directory() as directory,
-        Stack(directory, chosen.only, port_of=_usual_port) as stack,
+        Stack(directory, chosen.only, port_of=_usual_port, long_run=chosen.long_run) as stack,
     ):
         _start(stack)
         announcement.publish(stack.environment())

@@ -95,6 +95,7 @@ class Cassandra(Server):
         return java(
             downloads.cassandra(),
             "org.apache.cassandra.service.CassandraDaemon",
+            long_run=self.long_run,
             flags=[
                 "-Xmx768m",
                 *(f"--add-exports={package}=ALL-UNNAMED" for package in _EXPORTS),

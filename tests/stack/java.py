@@ -8,12 +8,15 @@ from typing import Final
 
 JVMS: Final = Path("/usr/lib/jvm")
 
+ALWAYS: Final = ("-XX:+UseSerialGC", "-Xshare:auto")
 # A process that lives for a minute gains nothing from the second compiler, and two cores have no room for it.
-FAST_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+FAST_START: Final = ("-XX:TieredStopAtLevel=1",)
 
 
-def java(jars: Path, main: str, *arguments: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
-    return (_program(), *FAST_START, *flags, "-cp", f"{jars}/*", main, *arguments)
+def java(jars: Path, main: str, *arguments: str, flags: Sequence[str] = (), long_run: bool = False) -> tuple[str, ...]:
+    """The command. ``long_run``: as in production, where what is done often is compiled once more, and better."""
+    pace = () if long_run else FAST_START
+    return (_program(), *ALWAYS, *pace, *flags, "-cp", f"{jars}/*", main, *arguments)
 
 
 def _program() -> str:

@@ -71,7 +71,7 @@ class Kafka(Server):
             jars, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", config,
             *(argument for each in scram for argument in ("--add-scram", each)),
         )  # fmt: skip
-        serve = java(jars, "kafka.Kafka", config, flags=["-Xmx512m"])
+        serve = java(jars, "kafka.Kafka", config, flags=["-Xmx512m"], long_run=self.long_run)
         formatted = shlex.quote(str(self.directory / "data" / "meta.properties"))
         return ("sh", "-c", f"test -e {formatted} || {shlex.join(format_once)} && exec {shlex.join(serve)}")
 

@@ -26,6 +26,7 @@ class Server(ABC):
     name: ClassVar[str]
     variable: ClassVar[str]  # of the environment, where tests find its URL
     default_port: ClassVar[int]
+    long_run = False  # set before it starts: it is to be fast after minutes, and not after seconds
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:
         self.directory = directory

@@ -22,7 +22,10 @@ PROMETHEUS: Final = "TEST_PROMETHEUS"
 
 
 class Stack:
-    """Servers with a folder each below ``directory``; ``port_of`` chooses ports, None leaves it to the server."""
+    """Servers with a folder each below ``directory``; ``port_of`` chooses ports, None leaves it to the server.
+
+    ``long_run``: they are to be fast after minutes, and not after seconds.
+    """
 
     def __init__(
         self,
@@ -30,8 +33,11 @@ class Stack:
         names: Iterable[str],
         *,
         port_of: Callable[[type[Server]], int | None] = lambda kind: None,
+        long_run: bool = False,
     ) -> None:
         self.servers = [KINDS[name](directory / name, port=port_of(KINDS[name])) for name in names]
+        for server in self.servers:
+            server.long_run = long_run
 
     def start(self, on_ready: Callable[[Server], None] = lambda server: None) -> Self:
         """Start all and wait until all answer. Raises the first failure, with nothing left running."""

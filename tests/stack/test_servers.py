@@ -11,6 +11,7 @@ import pytest
 
 from tests.stack import servers
 from tests.stack.downloads import ROOT
+from tests.stack.stack import Stack
 
 USES_THE_BROWSER = """
 from tests.browser.conftest import browser
@@ -42,6 +43,15 @@ def test_a_missing_server_that_is_required_fails_the_test_that_needs_it(monkeypa
 
 def test_a_server_that_is_there_is_named() -> None:
     assert servers.needed("redis-6.2").endswith("redis-server")
+
+
+@pytest.mark.parametrize("long_run", [False, True])
+def test_for_a_long_run_java_compiles_as_in_production(tmp_path: Path, long_run: bool) -> None:
+    stack = Stack(tmp_path, ["kafka", "cassandra"], long_run=long_run)
+    for server in stack.servers:
+        server.fetch()
+        _, _, serves = " ".join(server.command()).rpartition("exec ")  # Kafka's disk is made ready before that
+        assert ("TieredStopAtLevel=1" in serves) is not long_run
 
 
 @pytest.mark.parametrize(
