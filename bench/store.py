@@ -123,7 +123,7 @@ def writing(store: CassandraStore, bare: BareDriver, *, seconds: float) -> Itera
         ratio=of_bare,
     )
     yield Figure(
-        f"the bare driver with the same {statements} requests a batch",
+        f"the bare driver with the same {statements} writes and look-ups a batch",
         f"{rate['bare']:,.0f} messages/s, {cpu_ms['bare']:.2f} ms of CPU each",
     )
 
