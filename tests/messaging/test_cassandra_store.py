@@ -293,6 +293,7 @@ class TestLookups:
         keys = [statement.values[0] for statement in asked[0]]
         assert all(each.routing_key and each.keyspace for wait in asked for each in wait)
         assert all(statement.routing_key in key for statement, key in zip(asked[0], keys, strict=True))
+        assert {each.fetch_size for wait in asked for each in wait} == {None}  # a server that pages reads one by one
         bare = raw._prepared(sessions.Lookup(messages.SELECT_SOME, []).of_one)
         for statement in asked[1]:
             first, bucket, ids = statement.raw_values
