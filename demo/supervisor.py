@@ -65,7 +65,8 @@ class LocalSystem:
     Without ``ports`` it takes free ones, so that several may run at once; ``env`` may name other servers (see
     `demo.cluster`): an event log elsewhere needs no redis-server of ours. ``processes`` names a part of the table;
     ``instances`` has several of a process, say ``{"bridge": 2}``: `bridge` and `bridge-2`. ``restart`` brings crashed
-    processes back (a demo wants it, a test that kills them does not); ``set_up`` runs before the services start.
+    processes back (a demo wants it, a test that kills them does not); ``set_up`` runs before the services start, and
+    ``before_work`` when they are ready and nothing that waits on the log has been handed to them.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class LocalSystem:
         instances: Mapping[str, int] | None = None,
         restart: bool = False,
         set_up: SetUp | None = None,
+        before_work: Callable[[LocalSystem], None] = lambda _: None,
         on_crash: Callable[[Crash], None] = print_crash,
     ) -> None:
         self.state_dir = state_dir.absolute()
@@ -85,6 +87,7 @@ class LocalSystem:
         self.env = {**_inherited(), **self._addresses(), **(env or {})}
         """What children and `manage` get, the name of the service aside."""
         self._first_commands = set_up or SetUp()
+        self._before_work = before_work
         self._copies = _copies(instances or {})
         self._health_ports = self._take_health_ports()
         table = self._table()
@@ -128,7 +131,8 @@ class LocalSystem:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 120) -> Self:
-        """Returns when every part is ready. Raises PortsTaken, StillRunning or StartFailed; then nothing is left."""
+        """Returns when every part is ready. Raises PortsTaken, StillRunning, StartFailed and what ``before_work`` does;
+        then nothing is left."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.ports.check_free(unused=() if self._has_own_log else ("redis_log",))
         self._supervisor.open()
@@ -136,6 +140,8 @@ class LocalSystem:
             for stage in self._supervisor.stages:
                 if stage == SERVICE_STAGE:
                     self._set_up()
+                if stage == BRIDGE_STAGE:
+                    self._before_work(self)
                 self._supervisor.start_stage(stage, timeout_s=timeout_s)
         except BaseException:
             self.stop()
@@ -386,15 +392,14 @@ _DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  #
 # --- by hand -----------------------------------------------------------------------------------------------------
 
 
-def demo_system() -> LocalSystem:
+def demo_system(*, before_work: Callable[[LocalSystem], None] = lambda _: None) -> LocalSystem:
     """The system at its fixed addresses, moved where the environment says so, on the servers of PROFILE, with channel
     accounts that the simulator serves. Raises ValueError for a bad variable, ServersMissing."""
     on_cluster = profile() == "cluster"
     state_dir = Path(os.environ.get("STATE_DIR") or ROOT / ".chat4all" / ("cluster" if on_cluster else "")).absolute()
     ports = Ports.from_environment(os.environ)
-    return connected_system(
-        state_dir, ports, env=cluster.parts(os.environ, state_dir) if on_cluster else {}, restart=True
-    )
+    env = cluster.parts(os.environ, state_dir) if on_cluster else {}
+    return connected_system(state_dir, ports, env=env, restart=True, before_work=before_work)
 
 
 def profile() -> str:
@@ -406,7 +411,12 @@ def profile() -> str:
 
 
 def connected_system(
-    state_dir: Path, ports: Ports, *, env: Mapping[str, str] | None = None, restart: bool = False
+    state_dir: Path,
+    ports: Ports,
+    *,
+    env: Mapping[str, str] | None = None,
+    restart: bool = False,
+    before_work: Callable[[LocalSystem], None] = lambda _: None,
 ) -> LocalSystem:
     """A system whose WhatsApp and Instagram accounts are those of its simulator; unknown people reach the operator."""
     agents = dict.fromkeys(channels.ACCOUNT_IDS, "operator")
@@ -416,6 +426,7 @@ def connected_system(
         env={**channels.simulator_settings(state_dir, api_url=f"http://{HOST}:{ports.api}"), **(env or {})},
         set_up=channels.set_up(state_dir, simulator_url=f"http://{HOST}:{ports.simulator}", agents=agents),
         restart=restart,
+        before_work=before_work,
     )
 
 

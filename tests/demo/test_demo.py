@@ -16,10 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from demo.channels import ACCOUNT_IDS
 from demo.people import MARIA, sign_in_all
 from demo.ports import Ports
 from demo.scenes import AMONG_USERS, JOHNS, MARIAS
-from demo.supervisor import LocalSystem
+from demo.supervisor import LocalSystem, connected_system
 from tests.demo.test_processes import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.xdist_group("system")]
@@ -153,6 +154,21 @@ def test_after_ctrl_c_in_the_middle_nothing_runs_and_the_next_run_counts_only_it
     assert ALL_FINE in printed
     assert code == 0
     assert processes_of(tmp_path) == []
+
+
+def test_what_maria_wrote_before_anybody_looked_opens_her_conversation_with_alice(tmp_path: Path) -> None:
+    """It waits on the log, as after a Ctrl-C; workers may not get it while the operator is still the agent."""
+    ports = Ports.free()
+    with connected_system(tmp_path, ports) as system:
+        system.kill("bridge")
+        said = {"channel": "whatsapp", "account_id": ACCOUNT_IDS["whatsapp"], "from": MARIA.address, "text": "Alguém?"}
+        httpx.post(f"{system.simulator_url}/_control/inbound", json=said).raise_for_status()
+        stats = f"{system.simulator_url}/_control/stats"
+        eventually(lambda: httpx.get(stats).json()["webhooks"]["items_delivered"])
+    with demo(tmp_path, ports) as process:
+        code, printed = finished(process)
+    assert ALL_FINE in printed
+    assert code == 0
 
 
 def test_what_never_arrives_is_counted_and_fails_the_run(tmp_path: Path) -> None:
