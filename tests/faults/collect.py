@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import secrets
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,6 +48,7 @@ from tests.town import Resident, Socket, Town
 CHANNELS: Final = ("whatsapp", "instagram")
 PAGE: Final = 500
 NEWEST, OTHERS = 4, 2  # of the records that a look at commits finds done; each costs a request
+LOOK: Final = "look at"  # names of threads begin like this
 READERS: Final = 8  # histories that are fetched at once
 AGAIN: Final = (409, 503)  # what a careful client may meet first; 409: its own first try is still running
 EXPECTED: Final = (202, *AGAIN)
@@ -188,7 +191,8 @@ class Watcher:
         self._ends = _Ends(town, accounts, since)
         self._persons = _Persons(town, accounts, since)
         self._highest: dict[str, float] = {}
-        self._last_s: dict[str, float] = {}  # by what was looked at, monotonic
+        self._last_s: dict[str | TopicPartition, float] = {}  # by what was looked at, monotonic
+        self._failed: dict[str, str] = {}  # by look, why it last saw nothing
         self._stop = threading.Event()
         self.commits: list[Commit] = []
 
@@ -198,38 +202,60 @@ class Watcher:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
+        looks = [threading.Thread(target=self._keep_looking, args=each, daemon=True) for each in self._looks()]
+        for each in looks:
+            each.start()
         try:
             yield
         finally:
             self._stop.set()
-            thread.join(30)
+            for each in looks:
+                each.join(30)
 
     def unseen_since(self, since_s: float) -> list[str]:
-        """What was not looked at since then: kinds of levels, and topics."""
-        everything = [*self._bounds, *dict.fromkeys(each.topic for each in self._sources)]
-        return [each for each in everything if self._last_s.get(each, 0) < since_s]
+        """What was not looked at since then: kinds of levels, and partitions."""
+        everything: list[str | TopicPartition] = [*self._bounds, *self._sources]
+        return [str(each) for each in everything if self._last_s.get(each, 0) < since_s]
 
-    def _watch(self) -> None:
-        by_topic = groupby(self._sources, key=lambda each: each.topic)
-        looks: list[Callable[[], None]] = [self._look_at_processes, self._look_at_bus, self._look_at_log]
-        looks += [partial(self._look_at_commits, topic, list(them)) for topic, them in by_topic]
+    @property
+    def failed(self) -> str:
+        """What looks failed at, each the last time that it did, and what is looked for right now."""
+        stacks = sys._current_frames()
+        busy = {
+            each.name: "".join(traceback.format_stack(stacks[each.ident])[-3:])
+            for each in threading.enumerate()
+            if each.name.startswith(LOOK) and each.ident in stacks
+        }
+        return "\n".join(f"{what}: {why}" for what, why in (*self._failed.copy().items(), *busy.items()))
 
-        def look_at(one: Callable[[], None]) -> None:
-            # Whatever is away for now can't be looked at; the next look covers what was committed meanwhile.
-            with suppress(Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError):
-                one()
+    def _looks(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        yield "processes", self._look_at_processes
+        yield "bus", self._look_at_bus
+        yield "log", self._look_at_log
+        for topic, them in groupby(self._sources, key=lambda each: each.topic):
+            yield topic, partial(self._look_at_commits, list(them))
 
-        with ThreadPoolExecutor(len(looks)) as looking:
-            while not self._stop.wait(self._every_s):
-                list(looking.map(look_at, looks))
+    def _keep_looking(self, what: str, look: Callable[[], None]) -> None:
+        """Each on a thread of its own: one that waits for a late answer holds up no other."""
+        threading.current_thread().name = f"{LOOK} {what}"
+        while not self._stop.wait(self._every_s):
+            with self._noticed(what):
+                look()
 
-    def _look_at_commits(self, topic: str, them: Iterable[TopicPartition]) -> None:
-        asked_s = time.monotonic()
+    @contextmanager
+    def _noticed(self, what: str) -> Iterator[None]:
+        """Whatever is away for now can't be looked at; the next look covers what was committed meanwhile."""
+        try:
+            yield
+        except (Unavailable, httpx.HTTPError, redis.RedisError, OSError, KeyError) as error:
+            self._failed[what] = repr(error)
+
+    def _look_at_commits(self, them: Iterable[TopicPartition]) -> None:
         for source in them:
-            self._look_at_commit(source)
-        self._last_s[topic] = asked_s
+            with self._noticed(str(source)):
+                asked_s = time.monotonic()
+                self._look_at_commit(source)
+                self._last_s[source] = asked_s
 
     def _look_at_commit(self, source: TopicPartition) -> None:
         """First what is committed, then what is done: what was done later only helps."""

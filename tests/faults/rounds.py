@@ -208,7 +208,11 @@ class Round:
     def looked_around(self) -> None:
         """Returns once commits and levels of every kind were seen since now."""
         now_s = time.monotonic()
-        eventually(lambda: not self.watcher.unseen_since(now_s), within_s=self._patience_s, every_s=0.1)
+        try:
+            eventually(lambda: not self.watcher.unseen_since(now_s), within_s=self._patience_s, every_s=0.1)
+        except AssertionError as error:
+            error.add_note(f"unseen: {self.watcher.unseen_since(now_s)}\n{self.watcher.failed}")
+            raise
 
     def _history(self) -> History:
         accounts = list(self.world.accounts.values())
