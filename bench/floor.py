@@ -32,8 +32,6 @@ CREATE TABLE message (message_id char(32) PRIMARY KEY, conversation_id char(32),
 CREATE INDEX message_history ON message (conversation_id, message_id);
 CREATE TABLE status (id integer PRIMARY KEY AUTOINCREMENT, message_id char(32), recipient text, rank smallint,
   status text, at_ms bigint, UNIQUE (message_id, recipient));
-CREATE TABLE transition (id integer PRIMARY KEY AUTOINCREMENT, message_id char(32), conversation_id char(32),
-  recipient text, rank smallint, status text, at_ms bigint, UNIQUE (message_id, recipient, rank));
 CREATE TABLE conversation (conversation_id char(32) PRIMARY KEY, last_activity_ms bigint);
 CREATE TABLE membership (id integer PRIMARY KEY AUTOINCREMENT, conversation_id char(32), party text,
   last_activity_ms bigint, UNIQUE (conversation_id, party));
@@ -75,17 +73,15 @@ def _store_and_push(database: sqlite3.Connection, client: redis.Redis, batch: li
         "INSERT OR IGNORE INTO message VALUES (?, ?, '', '', '', ?, '[]', ?, ?)",
         [(id_, conversation_id, json.dumps([recipient]), TEXT, now_ms) for id_, conversation_id, recipient in new],
     )
-    sent = [(id_, recipient, now_ms) for id_, _, recipient in new]
-    database.executemany("INSERT OR IGNORE INTO status VALUES (NULL, ?, ?, 0, 'SENT', ?)", sent)
-    database.executemany(
-        "INSERT OR IGNORE INTO transition VALUES (NULL, ?, ?, ?, 0, 'SENT', ?)", [(*each, now_ms) for each in new]
-    )
     for table in ("conversation", "membership"):
         database.executemany(
             f"UPDATE {table} SET last_activity_ms = ? WHERE conversation_id = ? AND last_activity_ms < ?",
             [(now_ms, conversation_id, now_ms) for conversation_id in batch],
         )
     database.execute("COMMIT")
+    marks = ", ".join("?" * len(new))
+    told = f"SELECT message_id, recipient, rank, status, at_ms FROM status WHERE message_id IN ({marks})"
+    database.execute(told, [id_ for id_, _, _ in new]).fetchall()
     pipeline = client.pipeline(transaction=False)
     for id_, conversation_id, recipient in new:
         frame = json.dumps({"type": "message", "message": {"message_id": id_, "in": conversation_id, "content": TEXT}})

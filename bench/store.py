@@ -29,7 +29,7 @@ from core.ids import uuid7, uuid7_ms  # noqa: E402
 from messaging.domain import Conversation, Message, Status, StatusChange  # noqa: E402
 from messaging.stores.cassandra import CassandraStore, messages, replication, setup  # noqa: E402
 from messaging.stores.cassandra.address import Address  # noqa: E402
-from messaging.stores.cassandra.keys import DAY_MS, HOUR_MS, PERIOD_HOURS, bucket  # noqa: E402
+from messaging.stores.cassandra.keys import HOUR_MS, PERIOD_HOURS, bucket  # noqa: E402
 from messaging.stores.cassandra.session import Database, SamePartition, Statement  # noqa: E402
 
 BATCH = 100  # what a lane takes at most
@@ -146,10 +146,8 @@ def _rows(conversation: Conversation, ids: Sequence[UUID]) -> Iterator[SameParti
     for start in range(0, len(ids), BATCH):
         some = [a_message(conversation, each) for each in ids[start : start + BATCH]]
         yield SamePartition([messages._insert(each) for each in some])
-        by_day: dict[int, list[Statement]] = {}
-        for each in some:
-            by_day.setdefault(uuid7_ms(each.message_id) // DAY_MS, []).extend(messages._sent(each))
-        yield from map(SamePartition, by_day.values())
+        read = news(some, Status.READ)
+        yield from messages._mutations(read, read)
 
 
 def paging(store: CassandraStore, database: Database, sizes: Sequence[int], *, seconds: float) -> Iterator[Figure]:

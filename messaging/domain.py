@@ -6,8 +6,9 @@ Times are milliseconds since the Unix epoch in UTC (``_ms``). Ids of messages ar
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -167,15 +168,42 @@ class RecipientStatus:
     reason: str | None = None
 
 
-def once_stored(message: Message, found: Mapping[tuple[UUID, str], RecipientStatus]) -> list[RecipientStatus]:
-    """Where a message stands for its recipients, in its order, once it is stored: SENT, or what was ``found`` of it by
-    id and recipient, where that is higher, or as high and earlier."""
-    stands = []
+def sent(message: Message) -> Iterator[StatusChange]:
+    """What it means to each recipient that a message is stored. It goes without saying: no store writes it down."""
     for recipient in message.recipients:
-        sent = RecipientStatus(recipient, Status.SENT, rank(Status.SENT), message.accepted_at_ms)
-        told = found.get((message.message_id, recipient), sent)
-        stands.append(max(sent, told, key=lambda each: (each.rank, -each.at_ms)))
+        yield StatusChange(
+            message_id=message.message_id,
+            conversation_id=message.conversation_id,
+            recipient=recipient,
+            status=Status.SENT,
+            at_ms=message.accepted_at_ms,
+        )
+
+
+def once_stored(message: Message, found: Mapping[tuple[UUID, str], RecipientStatus]) -> list[RecipientStatus]:
+    """Where a stored message stands for its recipients, in its order: SENT, or what was ``found`` of it by id and
+    recipient, where that is higher."""
+    stands = []
+    for change in sent(message):
+        told = found.get((message.message_id, change.recipient))
+        stands.append(told if told and told.rank > change.rank else standing_after(change))
     return stands
+
+
+def standing_after(change: StatusChange) -> RecipientStatus:
+    """What stands once this was told and nothing higher."""
+    return RecipientStatus(change.recipient, change.status, change.rank, change.at_ms, change.reason)
+
+
+def as_sent(change: StatusChange) -> RecipientStatus:
+    """What stands for whom nothing was told that moves a status: as soon as there is a message, it is SENT."""
+    return RecipientStatus(change.recipient, Status.SENT, rank(Status.SENT), change.at_ms)
+
+
+def history_of(message: Message, told: Iterable[StatusChange]) -> list[StatusChange]:
+    """The status history of a stored message of which this was ``told``, by time, then rank."""
+    news = {change.event_id: change for change in itertools.chain(told, sent(message))}
+    return sorted(news.values(), key=lambda each: (each.at_ms, each.rank, each.recipient))
 
 
 def overall(statuses: Iterable[RecipientStatus]) -> Status:

@@ -320,7 +320,7 @@ class MessageStore(Protocol):
 
     # messages
     def save_messages(self, messages: Sequence[Message]) -> Saved:
-        """Store with status SENT for each recipient (history: a transition each), move last activities forward.
+        """Store, which makes them SENT to each recipient, and move last activities forward.
 
         A status that was applied before its message counts from now on. Saving again changes nothing: no status goes
         back, no transition doubles. All or nothing on adapters with transactions, else repeatable after a failure."""
@@ -342,13 +342,13 @@ class MessageStore(Protocol):
         history once, and return what stands after each of them, as if they were applied one by one.
 
         News with an `event_id` that the history has is not news: it is kept as it was told first. A change whose
-        message is not stored yet waits for it and makes no message."""
+        message is not stored yet waits for it and makes no message. SENT stands where nothing higher was told."""
 
     def statuses(self, messages: Sequence[Message]) -> dict[UUID, list[RecipientStatus]]:
-        """Each message's recipients in the message's order; all of them have one once the message is saved."""
+        """Where each of these messages, which are stored, stands for its recipients, in its order."""
 
     def transitions(self, message: Message) -> list[Transition]:
-        """The message's status history by time, then rank."""
+        """The status history of a message, which is stored, by time, then rank: SENT to each, and what was told."""
 
     # what platforms call our messages
     def claim_externals(self, refs: Sequence[ExternalRef]) -> list[ExternalRef]:

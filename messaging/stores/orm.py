@@ -37,10 +37,9 @@ from messaging.domain import (
     ExternalRef,
     Message,
     RecipientStatus,
-    Status,
     StatusChange,
+    history_of,
     once_stored,
-    rank,
 )
 from messaging.errors import StoreUnavailable
 from messaging.models import ContactThread, DeliveryClaim, ExternalId, IdempotencyKey, Membership, MessageStatus
@@ -195,24 +194,21 @@ class OrmStore:
             return Saved(frozenset(), {})
         with self._transaction():
             saved = [self._save(some) for some in _chunks(messages)]
-        known = frozenset[UUID]().union(*(each.known for each in saved))
-        return Saved(known, {message_id: each for some in saved for message_id, each in some.statuses.items()})
+        known = frozenset[UUID]().union(*saved)
+        first = {message.message_id: message for message in reversed(messages)}  # of one id the first counts
+        new = [each for message_id, each in first.items() if message_id not in known]
+        # Read once they are there for everybody: who tells a status writes it first and looks for the message then, so
+        # that one of the two sees the other's write, and somebody shows it.
+        found = self._told(new)
+        return Saved(known, {each.message_id: once_stored(each, found) for each in new})
 
-    def _save(self, messages: Sequence[Message]) -> Saved:
+    def _save(self, messages: Sequence[Message]) -> frozenset[UUID]:
+        """Those that were there before."""
         ids = [message.message_id for message in messages]
         known = frozenset(self._rows(MessageRow).filter(pk__in=ids).values_list("pk", flat=True))
-        sent = [change for message in messages for change in rows.sent(message)]
         self._insert(MessageRow, map(rows.message_row, messages))
-        self._insert(MessageStatus, map(rows.status_row, sent))
-        self._insert(TransitionRow, map(rows.transition_row, sent))
-        # What was told of a message before it came here is never SENT: that is what being stored is.
-        told = self._rows(MessageStatus).filter(message_id__in=ids).exclude(rank=rank(Status.SENT))
-        found = {(row.message_id, row.recipient): rows.recipient_status(row) for row in told}
-        if any(each.rank < rank(Status.SENT) for each in found.values()):
-            self._raise(sent)
         self._touch(messages)
-        new = (each for each in reversed(messages) if each.message_id not in known)  # of one id the first counts
-        return Saved(known, {each.message_id: once_stored(each, found) for each in new})
+        return known
 
     def _touch(self, messages: Sequence[Message]) -> None:
         """Move last activities forward. Lanes keep a conversation's batches apart, so that the locks meet no others."""
@@ -278,11 +274,11 @@ class OrmStore:
         return answers
 
     def _standing(self, changes: Sequence[StatusChange]) -> dict[StatusKey, MessageStatus]:
-        """The locked row of each change; those that are not there yet are made, below every status."""
+        """The locked row of each change; those that are not there yet are made."""
         wanted = {(change.message_id, change.recipient): change for change in changes}
         found = self._locked_statuses(wanted)
         if missing := wanted.keys() - found.keys():
-            self._insert(MessageStatus, [rows.unset_status_row(wanted[key]) for key in sorted(missing)])
+            self._insert(MessageStatus, [rows.sent_row(wanted[key]) for key in sorted(missing)])
             found = self._locked_statuses(wanted)  # again: another writer may have been faster with some
         return found
 
@@ -293,23 +289,21 @@ class OrmStore:
         return {(row.message_id, row.recipient): row for row in locked}
 
     def statuses(self, messages: Sequence[Message]) -> dict[UUID, list[RecipientStatus]]:
+        found = self._told(messages)
+        return {message.message_id: once_stored(message, found) for message in messages}
+
+    def _told(self, messages: Sequence[Message]) -> dict[StatusKey, RecipientStatus]:
         with self._session():
-            found = {
+            return {
                 (row.message_id, row.recipient): rows.recipient_status(row)
                 for chunk in _chunks(messages)
                 for row in self._rows(MessageStatus).filter(message_id__in=[each.message_id for each in chunk])
             }
-        return {
-            message.message_id: [
-                found[message.message_id, each] for each in message.recipients if (message.message_id, each) in found
-            ]
-            for message in messages
-        }
 
     def transitions(self, message: Message) -> list[Transition]:
         with self._session():
-            found = self._rows(TransitionRow).filter(message_id=message.message_id)
-            return [rows.transition(row) for row in found.order_by("at_ms", "rank", "recipient")]
+            told = [rows.change(row) for row in self._rows(TransitionRow).filter(message_id=message.message_id)]
+        return [Transition(each.recipient, each) for each in history_of(message, told)]
 
     # what platforms call our messages
     def claim_externals(self, refs: Sequence[ExternalRef]) -> list[ExternalRef]:

@@ -9,8 +9,6 @@ from uuid import UUID
 from messaging import domain, models, ports
 from messaging.domain import Status
 
-BELOW_ALL = -2  # ranks below every status: a row that waits for its first
-
 
 def conversation(row: models.Conversation, members: Iterable[str]) -> domain.Conversation:
     return domain.Conversation(
@@ -48,31 +46,16 @@ def message(row: models.Message) -> domain.Message:
     )
 
 
-def sent(message: domain.Message) -> list[domain.StatusChange]:
-    """What being stored means to each recipient; the same each time."""
-    return [
-        domain.StatusChange(
-            message_id=message.message_id,
-            conversation_id=message.conversation_id,
-            recipient=recipient,
-            status=Status.SENT,
-            at_ms=message.accepted_at_ms,
-        )
-        for recipient in message.recipients
-    ]
-
-
-def status_row(change: domain.StatusChange) -> models.MessageStatus:
-    row = models.MessageStatus(message_id=change.message_id, recipient=change.recipient)
-    move(row, change)
-    return row
-
-
-def unset_status_row(change: domain.StatusChange) -> models.MessageStatus:
-    """A row to lock, below whatever comes; never seen outside the transaction that makes it."""
-    row = status_row(change)
-    row.rank = BELOW_ALL
-    return row
+def sent_row(change: domain.StatusChange) -> models.MessageStatus:
+    """A row to lock, for whom nothing was told yet that is above SENT."""
+    stands = domain.as_sent(change)
+    return models.MessageStatus(
+        message_id=change.message_id,
+        recipient=stands.recipient,
+        rank=stands.rank,
+        status=stands.status,
+        at_ms=stands.at_ms,
+    )
 
 
 def move(row: models.MessageStatus, change: domain.StatusChange) -> None:
@@ -95,9 +78,9 @@ def transition_row(change: domain.StatusChange) -> models.StatusTransition:
     )
 
 
-def transition(row: models.StatusTransition) -> ports.Transition:
+def change(row: models.StatusTransition) -> domain.StatusChange:
     values = {name: getattr(row, name) for name in _CHANGE_FIELDS}
-    return ports.Transition(row.recipient, domain.StatusChange(**{**values, "status": Status(row.status)}))
+    return domain.StatusChange(**{**values, "status": Status(row.status)})
 
 
 def external_row(ref: domain.ExternalRef) -> models.ExternalId:

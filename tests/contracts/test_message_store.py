@@ -391,6 +391,25 @@ class TestStatuses:
             change(message, BOB, Status.SENT, at_ms=NOON_MS),
         }
 
+    def test_a_sent_that_is_told_by_name_moves_nothing_before_and_after_its_message(self, store: MessageStore) -> None:
+        """SENT goes without saying, at the accept."""
+        message = a_message()
+        sent = change(message, BOB, Status.SENT, at_ms=NOON_MS - 5)
+        for _ in range(2):
+            [stands] = store.apply_statuses([sent])
+            assert (stands.status, stands.rank, stands.reason) == (Status.SENT, 0, None)
+            store.save_messages([message])
+            assert standing(store, message, BOB) == RecipientStatus(BOB, Status.SENT, 0, NOON_MS)
+            assert [each.change for each in store.transitions(message)] == [replace(sent, at_ms=NOON_MS)]
+
+    def test_a_note_that_comes_before_its_message_is_a_line_of_its_history(self, store: MessageStore) -> None:
+        message = a_message(a_conversation(ALICE, BOB, CARLA))
+        store.apply_statuses([change(message, BOB, Status.SENT, reason="maybe_duplicate", at_ms=NOON_MS + 5)])
+        [saved] = store.save_messages([message]).statuses.values()
+        assert saved == [RecipientStatus(each, Status.SENT, 0, NOON_MS) for each in (BOB, CARLA)]
+        told = [(each.recipient, each.change.reason) for each in store.transitions(message)]
+        assert told == [(BOB, None), (CARLA, None), (BOB, "maybe_duplicate")]
+
     def test_each_change_is_answered_by_what_stands_after_it(self, store: MessageStore) -> None:
         message = a_message()
         store.save_messages([message])

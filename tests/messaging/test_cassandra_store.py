@@ -29,7 +29,7 @@ from pytest_django import DjangoDbBlocker, Settings
 from core.clock import ManualClock
 from core.ids import uuid7, uuid7_us
 from demo.ports import free_ports
-from messaging.domain import Contact, Conversation, Message, Status, StatusChange
+from messaging.domain import Contact, Conversation, Message, Status, StatusChange, sent
 from messaging.errors import StoreUnavailable
 from messaging.ports import (
     DeliveryKey,
@@ -319,7 +319,7 @@ class TestLookups:
         """However short a server's pages are: what is asked together comes in one."""
         group = tuple(f"user_{number:03}" for number in range(120))
         some = [a_message(a_conversation(ALICE, *group), recipients=group, audience=group) for _ in range(5)]
-        store.save_messages(some)
+        store.apply_statuses([change(each, Status.READ, recipient=user) for each in some for user in group])
         raw._session.default_fetch_size = 30
         wanted = [(each.conversation_id, keys.day(each.message_id), [each.message_id]) for each in some]
         assert len(raw.found(messages.SELECT_STATUSES, wanted)) == 5 * 120
@@ -400,7 +400,8 @@ class TestCompeting:
                 told = change(message, Status.DELIVERED, at_ms=NOON_MS + ms)
                 raw.write([_status(told), _transition(told)])
             assert [each.at_ms for each in store.statuses([message])[message.message_id]] == [NOON_MS + 5]
-            assert [each.change.at_ms for each in store.transitions(message)] == [NOON_MS + 5]
+            [_, line] = store.transitions(message)
+            assert line.change.at_ms == NOON_MS + 5
 
     @pytest.mark.parametrize("every", [1, 2], ids=["no answer comes", "every other answer comes"])
     def test_a_transaction_whose_answer_is_lost_is_looked_up(
@@ -557,6 +558,7 @@ class TestCompeting:
 
 
 SAVE_WAITS = 3
+STATUS_TABLES = ("message_statuses", "status_transitions")
 MOMENTS = [
     pytest.param(number, moment, id=f"{moment} of wait {number}")
     for number in range(1, SAVE_WAITS + 1)
@@ -596,6 +598,19 @@ class TestSaving:
             with amid_wait(number, "before all", partial(waited.append, number)):
                 store.save_messages([a_message(a_conversation(ALICE, BOB))])
         assert waited == list(range(1, SAVE_WAITS + 1))
+
+    def test_a_save_writes_no_status_and_those_of_older_releases_say_the_same(
+        self, store: CassandraStore, raw: Call
+    ) -> None:
+        message = a_message(a_conversation(ALICE, BOB, CARLA))
+        here = message.conversation_id, uuid7_us(message.message_id) // 86_400_000_000
+        rows = [f"SELECT * FROM ks.{each} WHERE conversation_id = ? AND day = ?" for each in STATUS_TABLES]
+        store.save_messages([message])
+        assert [raw.rows(cql, *here) for cql in rows] == [[], []]
+        before = store.statuses([message]), store.transitions(message)
+        raw.write([write(each) for each in sent(message) for write in (messages._status, messages._transition)])
+        assert [len(raw.rows(cql, *here)) for cql in rows] == [2, 2]
+        assert (store.statuses([message]), store.transitions(message)) == before
 
     @pytest.mark.parametrize(("number", "moment"), MOMENTS)
     def test_a_status_told_meanwhile_is_shown_by_who_saves_or_by_who_tells(
@@ -816,10 +831,10 @@ class TestUnavailable:
         self, store: CassandraStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         message = a_message(recipients=tuple(f"user_{each:03}" for each in range(100)))
-        store.save_messages([message])
+        store.apply_statuses([change(message, Status.READ, recipient=each) for each in message.recipients])
         with store._db.call(100) as call:  # a slow machine takes less than what each page is charged
             call._session.default_fetch_size = 30
-            assert len(store.statuses([message])[message.message_id]) == 100
+            assert {each.status for each in store.statuses([message])[message.message_id]} == {Status.READ}
             execute, asked = call._session.execute_async, []
 
             def timed(*arguments: Any, timeout: float, **options: Any) -> Any:

@@ -7,7 +7,17 @@ from dataclasses import fields
 from typing import Any, Final
 from uuid import UUID
 
-from messaging.domain import Message, Party, RecipientStatus, Status, StatusChange, once_stored
+from messaging.domain import (
+    Message,
+    Party,
+    RecipientStatus,
+    Status,
+    StatusChange,
+    as_sent,
+    history_of,
+    once_stored,
+    standing_after,
+)
 from messaging.ports import Saved, Transition
 from messaging.stores.cassandra import conversations, keys
 from messaging.stores.cassandra.part import Part, chunks, given, grouped
@@ -128,22 +138,14 @@ class Messages(Part):
         with self._db.call() as call:
             [told] = call.at_once([_of_some(SELECT_STATUSES, by_day)])
             found = {(row["message_id"], row["recipient"]): _recipient_status(row) for rows in told for row in rows}
-        return {
-            message.message_id: [
-                found[message.message_id, each] for each in message.recipients if (message.message_id, each) in found
-            ]
-            for message in messages
-        }
+        return {message.message_id: once_stored(message, found) for message in messages}
 
     def transitions(self, message: Message) -> list[Transition]:
         with self._db.call() as call:
             rows = call.rows(
                 SELECT_TRANSITIONS, message.conversation_id, keys.day(message.message_id), message.message_id
             )
-        return [
-            Transition(row["recipient"], _change(row))
-            for row in sorted(rows, key=lambda row: (row["at_ms"], row["rank"], row["recipient"]))
-        ]
+        return [Transition(each.recipient, each) for each in history_of(message, map(_change, rows))]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -170,9 +172,7 @@ def _save(call: Call, messages: Sequence[Message]) -> Saved:
 
 
 def around(messages: Sequence[Message]) -> Iterator[SamePartition | Statement]:
-    """All that says where messages are and that they were sent: the same each time, whether they are stored or not."""
-    for here in grouped(messages, lambda each: (each.conversation_id, keys.day(each.message_id))).values():
-        yield SamePartition([write for each in here for write in _sent(each)])
+    """All that says where messages are: the same each time, whether they are stored or not."""
     yield from map(_place, messages)
     buckets = grouped(grouped(messages, _bucket_of), lambda where: where[0])
     for conversation_id, ms in _latest(messages).items():
@@ -227,20 +227,6 @@ def _bucket(where: tuple[UUID, int]) -> Statement:
 def _place(message: Message) -> Statement:
     written_us = keys.written_us(message.message_id)
     return Statement(INSERT_PLACE, (message.message_id, message.conversation_id, written_us))
-
-
-def _sent(message: Message) -> Iterator[Statement]:
-    """What being stored means to each recipient; the same each time, and nothing where a higher rank stands."""
-    for recipient in message.recipients:
-        change = StatusChange(
-            message_id=message.message_id,
-            conversation_id=message.conversation_id,
-            recipient=recipient,
-            status=Status.SENT,
-            at_ms=message.accepted_at_ms,
-        )
-        yield _status(change)
-        yield _transition(change)
 
 
 def _mutations(raised: Iterable[StatusChange], news: Iterable[StatusChange]) -> Iterator[SamePartition]:
@@ -330,14 +316,16 @@ def _news_key(change: StatusChange) -> NewsKey:
 
 
 def _is_what_stands(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
-    stands = standing.get((change.message_id, change.recipient))
-    return stands is not None and stands.rank == change.rank and not change.note
+    return _stands(change, standing).rank == change.rank and not change.note
 
 
 def _is_below(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
     """Not above what stands."""
-    stands = standing.get((change.message_id, change.recipient))
-    return stands is not None and stands.rank >= change.rank
+    return _stands(change, standing).rank >= change.rank
+
+
+def _stands(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> RecipientStatus:
+    return standing.get((change.message_id, change.recipient)) or as_sent(change)
 
 
 def _standing(call: Call, by_day: dict[tuple[UUID, int], list[StatusChange]]) -> dict[StatusKey, RecipientStatus]:
@@ -369,11 +357,10 @@ def _raised(
     answers = []
     for change in changes:
         key = change.message_id, change.recipient
-        before = standing.get(key)
-        if before is None or change.rank > before.rank:
+        if change.rank > _stands(change, standing).rank:
             raised[key] = change
-            standing[key] = RecipientStatus(change.recipient, change.status, change.rank, change.at_ms, change.reason)
-        answers.append(standing[key])
+            standing[key] = standing_after(change)
+        answers.append(_stands(change, standing))
     return answers, raised.values()
 
 
