@@ -484,11 +484,11 @@ class TestStatuses:
         store.save_messages([message])
         read = change(message, BOB, Status.READ, at_ms=NOON_MS + 9)
         late = change(message, BOB, Status.DELIVERED, at_ms=NOON_MS + 9, external_id="wamid.1")
-        failed = change(message, BOB, Status.FAILED, at_ms=NOON_MS + 3, attempt=1, reason="timeout")
+        failed = change(message, BOB, Status.FAILED, at_ms=NOON_MS + 12, attempt=1, reason="timeout")
         for _ in range(2):
             store.apply_statuses([read, late, failed])
         sent = change(message, BOB, Status.SENT, at_ms=NOON_MS)
-        assert [each.change for each in store.transitions(message)] == [sent, failed, late, read]
+        assert [each.change for each in store.transitions(message)] == [sent, late, read, failed]
         assert {each.recipient for each in store.transitions(message)} == {BOB}
 
     @settings(
