@@ -45,9 +45,11 @@ class Minio(Server):
         }
 
     def why_not_ready(self) -> str:
+        """Its /ready answers 200 before what it knows of its buckets is read, and until then each of them is refused
+        (XMinioServerNotInitialized); its /cluster says so (503, bucket-metadata-offline)."""
         try:
             # http for good: our own server on loopback
-            with urllib.request.urlopen(f"http://{HOST}:{self.port}/minio/health/ready", timeout=PROBE_TIMEOUT_S):
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/minio/health/cluster", timeout=PROBE_TIMEOUT_S):
                 return ""
         except OSError as error:
             return str(error)
