@@ -6,7 +6,6 @@ Times are milliseconds since the Unix epoch in UTC (``_ms``). Ids of messages ar
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -196,13 +195,16 @@ def standing_after(change: StatusChange) -> RecipientStatus:
 
 
 def as_sent(change: StatusChange) -> RecipientStatus:
-    """What stands for whom nothing was told that moves a status: as soon as there is a message, it is SENT."""
+    """What stands for whom nothing was told that moves a status: SENT, as soon as there is a message; whose accept, its
+    time, nobody knows here."""
     return RecipientStatus(change.recipient, Status.SENT, rank(Status.SENT), change.at_ms)
 
 
 def history_of(message: Message, told: Iterable[StatusChange]) -> list[StatusChange]:
     """The status history of a stored message of which this was ``told``, by time, then rank."""
-    news = {change.event_id: change for change in itertools.chain(told, sent(message))}
+    news = {change.event_id: change for change in sent(message)}
+    for change in told:
+        news.setdefault(change.event_id, change)
     return sorted(news.values(), key=lambda each: (each.at_ms, each.rank, each.recipient))
 
 

@@ -132,7 +132,8 @@ class Message(models.Model):
 
 
 class MessageStatus(models.Model):
-    """Where a message stands for one recipient; the row may be there before its message."""
+    """Where a message stands for one recipient, once more was told than that it is SENT, which being stored says. The
+    row may be there before its message; a rank of 0 in it means no more than no row does."""
 
     message_id = models.UUIDField()
     recipient = models.CharField(max_length=PARTY_CHARS)

@@ -1,8 +1,8 @@
 """The message store on Django's ORM: SQLite (WAL, IMMEDIATE) in the local profile, PostgreSQL just as well.
 
-Each method is one transaction with a number of statements that does not grow with the batch (SQLite splits an insert
-of many rows; last activities are one statement, run for each conversation). Rows are locked where what is written
-depends on what is read: by IMMEDIATE on SQLite, by row locks in one order on PostgreSQL.
+Each method writes in one transaction, with a number of statements that does not grow with the batch (SQLite splits an
+insert of many rows; last activities are one statement, run for each conversation). Rows are locked where what is
+written depends on what is read: by IMMEDIATE on SQLite, by row locks in one order on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -192,10 +192,9 @@ class OrmStore:
     def save_messages(self, messages: Sequence[Message]) -> Saved:
         if not messages:
             return Saved(frozenset(), {})
-        with self._transaction():
-            saved = [self._save(some) for some in _chunks(messages)]
-        known = frozenset[UUID]().union(*saved)
         first = {message.message_id: message for message in reversed(messages)}  # of one id the first counts
+        with self._transaction():
+            known = frozenset[UUID]().union(*[self._save(some) for some in _chunks(list(first.values()))])
         new = [each for message_id, each in first.items() if message_id not in known]
         # Read once they are there for everybody: who tells a status writes it first and looks for the message then, so
         # that one of the two sees the other's write, and somebody shows it.
@@ -274,13 +273,11 @@ class OrmStore:
         return answers
 
     def _standing(self, changes: Sequence[StatusChange]) -> dict[StatusKey, MessageStatus]:
-        """The locked row of each change; those that are not there yet are made."""
+        """The locked row of each change. Those that are not there yet are made before any is locked, in the same order:
+        who waits for a row of somebody else's must not hold one that the other will want."""
         wanted = {(change.message_id, change.recipient): change for change in changes}
-        found = self._locked_statuses(wanted)
-        if missing := wanted.keys() - found.keys():
-            self._insert(MessageStatus, [rows.sent_row(wanted[key]) for key in sorted(missing)])
-            found = self._locked_statuses(wanted)  # again: another writer may have been faster with some
-        return found
+        self._insert(MessageStatus, [rows.sent_row(wanted[key]) for key in sorted(wanted)])
+        return self._locked_statuses(wanted)
 
     def _locked_statuses(self, keys: Collection[StatusKey]) -> dict[StatusKey, MessageStatus]:
         messages, recipients = {key[0] for key in keys}, {key[1] for key in keys}

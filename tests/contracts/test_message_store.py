@@ -347,6 +347,10 @@ class TestMessages:
         assert store.save_messages([]).known == set()
         assert store.save_messages(messages[:50]).known == set()
         assert store.save_messages(messages).known == {message.message_id for message in messages[:50]}
+        new = [a_message() for _ in range(600)]
+        saved = store.save_messages([*new, *new])
+        assert saved.known == set()
+        assert saved.statuses.keys() == ids_of(new)
 
     def test_saving_tells_where_new_messages_stand(self, store: MessageStore) -> None:
         plain, mixed, read = (a_message(a_conversation(ALICE, *others)) for others in ([BOB], [CARLA, BOB], [BOB]))
@@ -377,15 +381,15 @@ class TestMessages:
         messages = [a_message(conversation) for _ in range(1200)]
         store.save_messages(messages)
         assert store.history(conversation.conversation_id, limit=2000) == messages[::-1]
-        assert all(len(each) == 2 for each in store.statuses(messages).values())
+        assert store.messages([each.message_id for each in messages]) == {each.message_id: each for each in messages}
 
 
 class TestStatuses:
     def test_a_saved_message_is_sent_to_each_recipient_in_its_order(self, store: MessageStore) -> None:
         message = a_message(a_conversation(ALICE, CARLA, BOB))
-        store.save_messages([message])
+        saved = store.save_messages([message])
         sent = [RecipientStatus(each, Status.SENT, 0, NOON_MS) for each in (CARLA, BOB)]
-        assert store.statuses([message]) == {message.message_id: sent}
+        assert saved.statuses == store.statuses([message]) == {message.message_id: sent}
         assert {each.change for each in store.transitions(message)} == {
             change(message, CARLA, Status.SENT, at_ms=NOON_MS),
             change(message, BOB, Status.SENT, at_ms=NOON_MS),
@@ -405,10 +409,12 @@ class TestStatuses:
     def test_a_note_that_comes_before_its_message_is_a_line_of_its_history(self, store: MessageStore) -> None:
         message = a_message(a_conversation(ALICE, BOB, CARLA))
         store.apply_statuses([change(message, BOB, Status.SENT, reason="maybe_duplicate", at_ms=NOON_MS + 5)])
+        first = change(message, BOB, Status.SENT, reason="at_once", at_ms=NOON_MS)
+        store.apply_statuses([first])
         [saved] = store.save_messages([message]).statuses.values()
         assert saved == [RecipientStatus(each, Status.SENT, 0, NOON_MS) for each in (BOB, CARLA)]
         told = [(each.recipient, each.change.reason) for each in store.transitions(message)]
-        assert told == [(BOB, None), (CARLA, None), (BOB, "maybe_duplicate")]
+        assert told == [(BOB, None), (BOB, "at_once"), (CARLA, None), (BOB, "maybe_duplicate")]
 
     def test_each_change_is_answered_by_what_stands_after_it(self, store: MessageStore) -> None:
         message = a_message()

@@ -316,7 +316,8 @@ def _news_key(change: StatusChange) -> NewsKey:
 
 
 def _is_what_stands(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
-    return _stands(change, standing).rank == change.rank and not change.note
+    stands = standing.get((change.message_id, change.recipient))
+    return stands is not None and stands.rank == change.rank and not change.note
 
 
 def _is_below(change: StatusChange, standing: dict[StatusKey, RecipientStatus]) -> bool:
