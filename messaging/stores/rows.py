@@ -48,14 +48,7 @@ def message(row: models.Message) -> domain.Message:
 
 def sent_row(change: domain.StatusChange) -> models.MessageStatus:
     """A row to lock, for whom nothing was told yet that is above SENT."""
-    stands = domain.as_sent(change)
-    return models.MessageStatus(
-        message_id=change.message_id,
-        recipient=stands.recipient,
-        rank=stands.rank,
-        status=stands.status,
-        at_ms=stands.at_ms,
-    )
+    return models.MessageStatus(message_id=change.message_id, **asdict(domain.as_sent(change)))
 
 
 def move(row: models.MessageStatus, change: domain.StatusChange) -> None:

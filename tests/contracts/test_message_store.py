@@ -382,6 +382,7 @@ class TestMessages:
         store.save_messages(messages)
         assert store.history(conversation.conversation_id, limit=2000) == messages[::-1]
         assert store.messages([each.message_id for each in messages]) == {each.message_id: each for each in messages}
+        assert all(len(each) == 2 for each in store.statuses(messages).values())
 
 
 class TestStatuses:

@@ -202,7 +202,10 @@ class Watcher:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        looks = [threading.Thread(target=self._keep_looking, args=each, daemon=True) for each in self._looks()]
+        looks = [
+            threading.Thread(target=self._keep_looking, args=(what, look), name=f"{LOOK} {what}", daemon=True)
+            for what, look in self._looks()
+        ]
         for each in looks:
             each.start()
         try:
@@ -237,7 +240,6 @@ class Watcher:
 
     def _keep_looking(self, what: str, look: Callable[[], None]) -> None:
         """Each on a thread of its own: one that waits for a late answer holds up no other."""
-        threading.current_thread().name = f"{LOOK} {what}"
         while not self._stop.wait(self._every_s):
             with self._noticed(what):
                 look()

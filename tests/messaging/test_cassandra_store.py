@@ -663,6 +663,8 @@ class TestSaving:
             assert shown == ([message] if end or landed else [])
             for each in shown:
                 assert store.message(each.message_id) == message
+                assert [status.status for status in store.statuses([message])[message.message_id]] == [Status.SENT]
+                assert len(store.transitions(message)) == 1
                 assert store.last_activity_ms(conversation.conversation_id) == message.accepted_at_ms
         [listed] = store.conversations_of(BOB, workspace_id=conversation.workspace_id, after=None, limit=5)
         assert listed.last_activity_ms == message.accepted_at_ms

@@ -147,6 +147,12 @@ def test_whatever_step_it_ends_at_a_repeat_ends_the_same(bench: Workbench, error
         except error:
             assert run(bench, records) == [DONE, DONE]
         assert bench.store.history(conversation.conversation_id, limit=10) == messages[::-1]
+        for message in messages:
+            transitions = bench.store.transitions(message)
+            assert [(each.recipient, each.change.status) for each in transitions] == [
+                (BOB, Status.SENT),
+                (CARLA, Status.SENT),
+            ]
         ids = {str(each.message_id): each.content for each in messages}
         for user in (ALICE, BOB):
             frames = [each["message"]["message_id"] for each in bench.sockets.of(user, "message")]
