@@ -48,6 +48,7 @@ TUNABLES: Final = (
     "LOG_LEVEL",
     "PARTITIONS",
     "LANES",
+    "GATHER_MS",
     "LOG_PARTITION_BYTES",
     "RETENTION_DAYS",
     "MAX_FILE_BYTES",

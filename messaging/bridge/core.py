@@ -12,11 +12,12 @@ from typing import Final
 from core.clock import Clock
 from messaging import metrics
 from messaging.ports import Record, TopicPartition
-from messaging.topics import INBOUND, channel_of
+from messaging.topics import INBOUND, STATUS_UPDATES, channel_of
 from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
 
 logger = logging.getLogger(__name__)
 
+NEWS_GATHER: Final = 2.5  # times as long
 MAX_CRASHES: Final = 3  # a record that killed this many workers alone is dead
 
 
@@ -36,6 +37,7 @@ class BridgeLimits:
     inspect_every_s: float = 0.5
     lost_after_s: float = 3.0  # neither in the queue nor started: perhaps just being taken out of it
     queued_for_s: float = 30.0  # not started after this long: dispatch again whatever the queue says
+    gather_s: float = 0.02  # after a batch, while the next one grows; what finds its lane idle goes at once
     drain_s: float = 4.5  # on revoke; the port allows 5
     dead_letters_per_minute: int = 60  # over that the record waits instead: a broken release must not drain a topic
 
@@ -43,6 +45,11 @@ class BridgeLimits:
         """Of each partition."""
         waits = channel_of(topic) or topic == INBOUND  # for an answer; for a file
         return self.platform_lanes if waits else self.lanes
+
+    def gathers_s(self, topic: str) -> float:
+        """How long a lane of it gathers after a batch, unless a full one is there before. Nobody waits for what
+        platforms tell of a message."""
+        return NEWS_GATHER * self.gather_s if topic in (INBOUND, STATUS_UPDATES) else self.gather_s
 
 
 class Watermark:
@@ -95,6 +102,7 @@ class _Lane:
     due_s: dict[str, float] = field(default_factory=dict)  # by held key, monotonic
     in_flight: Batch | None = None
     dispatched_s: float = 0.0
+    gathers_until_s: float = 0.0  # monotonic
     max_records: int | None = None  # set while bisecting a batch that killed its worker
     lapsed: dict[str, tuple[Work, ...]] = field(default_factory=dict)  # by epoch: its worker's death may be told late
 
@@ -113,6 +121,15 @@ class _Lane:
         for key in [key for key, due_s in self.due_s.items() if due_s <= now_s]:
             del self.due_s[key]
             self.ready.extendleft(reversed(self.held.pop(key)))
+
+    def is_gathering(self, now_s: float, limits: BridgeLimits) -> bool:
+        return now_s < self.gathers_until_s and len(self.ready) < limits.batch_records
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When something that waits for a time may go (monotonic); None: nothing does."""
+        gathering = [self.gathers_until_s] if self.ready else []
+        return min([*self.due_s.values(), *gathering], default=None)
 
     def halve(self, batch: Batch) -> None:
         """Until the record that kills workers is alone."""
@@ -229,6 +246,7 @@ class BridgeCore:
             return
         if lane.max_records is not None:
             lane.max_records = lane.max_records * 2 if lane.max_records < self._limits.batch_records else None
+        lane.gathers_until_s = self._clock.monotonic_s() + self._limits.gathers_s(completion.lane.source.topic)
         self._settle(self._partitions[completion.lane.source], lane, batch, completion.outcomes)
 
     def observed(self, batch: Batch, state: BatchState) -> bool:
@@ -280,6 +298,8 @@ class BridgeCore:
                     continue
                 lane.release_due(now_s)
                 self._dead.extend(lane.take_killers())
+                if lane.is_gathering(now_s, self._limits):
+                    continue
                 if works := lane.take(self._limits):
                     lane.in_flight = Batch(LaneId(partition.source, number), partition.next_epoch(), works)
                     lane.dispatched_s = now_s
@@ -338,15 +358,14 @@ class BridgeCore:
                 partition.committed = offset
 
     def next_due_s(self) -> float | None:
-        """When the first held key comes back (monotonic), None when nothing is held."""
+        """When the first held key comes back, or the first lane has gathered (monotonic); None when nothing waits."""
         return min(
             (
                 due_s
                 for partition in self._partitions.values()
                 if not partition.stopping
                 for lane in partition.lanes
-                if lane.in_flight is None
-                for due_s in lane.due_s.values()
+                if lane.in_flight is None and (due_s := lane.next_due_s) is not None
             ),
             default=None,
         )

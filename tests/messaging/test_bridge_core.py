@@ -18,17 +18,20 @@ from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, Completion, Outcome, Verdict
 
 SOURCE = TopicPartition("messages", 0)
-LIMITS = BridgeLimits(lanes=4, batch_records=5, window_records=40, window_bytes=10_000)
+LIMITS = BridgeLimits(lanes=4, batch_records=5, window_records=40, window_bytes=10_000, gather_s=0)
+GATHERING = replace(LIMITS, gather_s=0.02)
 
 
-def record(offset: int, key: str = "alice", size: int = 10) -> Record:
-    return Record(SOURCE, offset, key, b"x" * size, {}, 0)
+def record(offset: int, key: str = "alice", size: int = 10, *, source: TopicPartition = SOURCE) -> Record:
+    return Record(source, offset, key, b"x" * size, {}, 0)
 
 
-def core_of(limits: BridgeLimits = LIMITS, *, epoch: int = 1) -> tuple[BridgeCore, ManualClock]:
+def core_of(
+    limits: BridgeLimits = LIMITS, *, epoch: int = 1, source: TopicPartition = SOURCE
+) -> tuple[BridgeCore, ManualClock]:
     clock = ManualClock()
     core = BridgeCore(limits=limits, clock=clock)
-    core.assigned({SOURCE: epoch})
+    core.assigned({source: epoch})
     return core, clock
 
 
@@ -91,6 +94,43 @@ def test_what_goes_to_platforms_has_lanes_of_its_own_number(topic: str, at_once:
     core.assigned({source: 1})
     core.records(replace(record(offset, f"{offset}"), source=source) for offset in range(40))
     assert len(core.next_batches()) == at_once
+
+
+@pytest.mark.parametrize(
+    ("topic", "gathers_s"),
+    [("messages", 0.02), ("whatsapp-outbound", 0.02), ("inbound", 0.05), ("status-updates", 0.05)],
+)
+def test_a_lane_gathers_after_a_batch_and_what_finds_it_idle_goes_at_once(topic: str, gathers_s: float) -> None:
+    source = TopicPartition(topic, 0)
+    core, clock = core_of(BridgeLimits(platform_lanes=1), source=source)
+    core.records([record(0, source=source)])
+    [first] = core.next_batches()
+    core.records([record(1, source=source)])
+    finish(core, first)
+    core.records([record(2, source=source)])
+    assert core.next_batches() == []
+    assert core.next_due_s() == pytest.approx(clock.monotonic_s() + gathers_s)
+    clock.advance(gathers_s)
+    [second] = core.next_batches()
+    assert [work.record.offset for work in second.works] == [1, 2]
+    assert core.next_due_s() is None
+    finish(core, second)
+    assert core.next_due_s() is None  # nothing waits
+    clock.advance(gathers_s)
+    core.records([record(3, source=source)])
+    assert len(core.next_batches()) == 1
+
+
+def test_a_batch_that_is_full_is_not_gathered_for() -> None:
+    core, _ = core_of(replace(GATHERING, lanes=1))
+    core.records([record(0)])
+    [first] = core.next_batches()
+    finish(core, first)
+    core.records([record(offset) for offset in range(1, 5)])
+    assert core.next_batches() == []
+    core.records([record(5)])
+    [full] = core.next_batches()
+    assert len(full.works) == LIMITS.batch_records
 
 
 def test_what_was_dispatched_just_now_is_not_asked_for() -> None:
@@ -311,9 +351,11 @@ def test_a_later_owner_of_a_partition_has_greater_epochs_whatever_the_clocks_say
 class AnyOrder(RuleBasedStateMachine):
     """Records of several conversations, workers that answer, stall, die and get superseded, in any order."""
 
+    limits = LIMITS
+
     def __init__(self) -> None:
         super().__init__()
-        self.core, self.clock = core_of()
+        self.core, self.clock = core_of(self.limits)
         self.offset = 0
         self.keys: dict[int, str] = {}
         self.effects: dict[str, list[int]] = defaultdict(list)  # by key: offsets in the order of their effect
@@ -363,7 +405,7 @@ class AnyOrder(RuleBasedStateMachine):
     def inspect(self, data: st.DataObject, state: BatchState) -> None:
         self.core.observed(data.draw(st.sampled_from(self.flying)), state)
 
-    @rule(seconds=st.floats(0.1, 5))
+    @rule(seconds=st.one_of(st.floats(0.01, 0.1), st.floats(0.1, 5)))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -412,5 +454,11 @@ class AnyOrder(RuleBasedStateMachine):
             assert offsets == sorted(offsets)
 
 
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+class AnyOrderGathering(AnyOrder):
+    limits = GATHERING
+
+
+TestAnyOrder, TestAnyOrderGathering = AnyOrder.TestCase, AnyOrderGathering.TestCase
+TestAnyOrder.settings = TestAnyOrderGathering.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)

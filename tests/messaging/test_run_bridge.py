@@ -35,8 +35,10 @@ from tests.contracts.message_stores import orm_on_sqlite
 TOPICS = ("messages", "whatsapp-outbound")
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_a_bridge_has_the_lanes_that_the_environment_says(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "gather_ms"), [(1, 0), (3, 40)])
+def test_a_bridge_has_the_lanes_that_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, gather_ms: int
+) -> None:
     told: list[BridgeLimits] = []
 
     def bridge(*_: object, limits: BridgeLimits, **__: object) -> None:
@@ -44,11 +46,13 @@ def test_a_bridge_has_the_lanes_that_the_environment_says(monkeypatch: pytest.Mo
         raise Unavailable("enough was seen")
 
     monkeypatch.setattr(settings, "LANES", lanes)
+    monkeypatch.setattr(settings, "GATHER_MS", gather_ms)
     monkeypatch.setattr(run_bridge, "Bridge", bridge)
     monkeypatch.setattr(wiring, "event_log", lambda: None)
     with pytest.raises(Unavailable, match="enough"):
         run_bridge.Command().handle(topics=["messages"], member="b1", health_port=0)
     assert [each.lanes_of("messages") for each in told] == [lanes]
+    assert [each.gathers_s("messages") for each in told] == [gather_ms / 1000]
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class Command(LeanCommand):
             topics=topics,
             group=wiring.GROUP,
             member=member,
-            limits=BridgeLimits(lanes=settings.LANES),
+            limits=BridgeLimits(lanes=settings.LANES, gather_s=settings.GATHER_MS / 1000),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: bridge.stop())
