@@ -61,8 +61,8 @@ class Street:
                 self.core = self._new_bridge()
             for batch in self.core.next_batches():
                 self._work_on(batch)
-            for dead in self.core.take_dead():
-                self.core.not_buried(dead)  # a record that workers died with, by luck and not by its own fault
+            if self.core.take_dead():  # workers died with it three times, by luck and not by its own fault
+                self.core = self._new_bridge()  # it was not committed, and is read anew
             self._resume()
             offsets = self.core.to_commit()
             self.core.committed(offsets)
