@@ -50,9 +50,9 @@ PARTITIONS = env.int("PARTITIONS", default=3)
 LANES = env.int("LANES", default=1)
 if not 1 <= LANES <= 16:
     raise ImproperlyConfigured("LANES is 1 to 16: batches of a partition that may be at work at once. Hint: LANES=1")
-GATHER_MS = env.int("GATHER_MS", default=20)
+GATHER_MS = env.int("GATHER_MS", default=10)
 if not 0 <= GATHER_MS <= 1000:
-    raise ImproperlyConfigured("GATHER_MS is 0 to 1000: how long a lane gathers after a batch. Hint: GATHER_MS=20")
+    raise ImproperlyConfigured("GATHER_MS is 0 to 1000: how long a lane gathers after a batch. Hint: GATHER_MS=10")
 LOG_PARTITION_BYTES = env.int("LOG_PARTITION_BYTES", default=64 * 1024 * 1024)
 RETENTION_DAYS = env.int("RETENTION_DAYS", default=topics.RETENTION.days)
 if not 1 <= RETENTION_DAYS <= topics.MAX_RETENTION.days:

@@ -17,7 +17,7 @@ from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, O
 
 logger = logging.getLogger(__name__)
 
-NEWS_GATHER: Final = 2.5  # times as long
+LONGER: Final = 5  # times, for what platforms tell: it was under way for longer, and a tick may come a moment later
 MAX_CRASHES: Final = 3  # a record that killed this many workers alone is dead
 
 
@@ -37,7 +37,7 @@ class BridgeLimits:
     inspect_every_s: float = 0.5
     lost_after_s: float = 3.0  # neither in the queue nor started: perhaps just being taken out of it
     queued_for_s: float = 30.0  # not started after this long: dispatch again whatever the queue says
-    gather_s: float = 0.02  # after a batch, while the next one grows; what finds its lane idle goes at once
+    gather_s: float = 0.01  # after a batch, while the next one grows; what comes later than that goes at once
     drain_s: float = 4.5  # on revoke; the port allows 5
     dead_letters_per_minute: int = 60  # over that the record waits instead: a broken release must not drain a topic
 
@@ -47,9 +47,8 @@ class BridgeLimits:
         return self.platform_lanes if waits else self.lanes
 
     def gathers_s(self, topic: str) -> float:
-        """How long a lane of it gathers after a batch, unless a full one is there before. Nobody waits for what
-        platforms tell of a message."""
-        return NEWS_GATHER * self.gather_s if topic in (INBOUND, STATUS_UPDATES) else self.gather_s
+        """How long a lane of it gathers after a batch, unless a full one is there before."""
+        return LONGER * self.gather_s if topic in (INBOUND, STATUS_UPDATES) else self.gather_s
 
 
 class Watermark:
@@ -123,10 +122,18 @@ class _Lane:
             self.ready.extendleft(reversed(self.held.pop(key)))
 
     def is_gathering(self, now_s: float, limits: BridgeLimits) -> bool:
-        return now_s < self.gathers_until_s and len(self.ready) < limits.batch_records
+        return now_s < self.gathers_until_s and not self._has_full_batch(limits)
 
-    @property
-    def next_due_s(self) -> float | None:
+    def _has_full_batch(self, limits: BridgeLimits) -> bool:
+        return (
+            len(self.ready) >= self._most(limits)
+            or sum(len(work.record.value) for work in self.ready) >= limits.batch_bytes
+        )
+
+    def _most(self, limits: BridgeLimits) -> int:
+        return min(limits.batch_records, self.max_records or limits.batch_records)
+
+    def first_due_s(self) -> float | None:
         """When something that waits for a time may go (monotonic); None: nothing does."""
         gathering = [self.gathers_until_s] if self.ready else []
         return min([*self.due_s.values(), *gathering], default=None)
@@ -146,8 +153,7 @@ class _Lane:
         """The next batch's works, in order."""
         taken: list[Work] = []
         size = 0
-        most = min(limits.batch_records, self.max_records or limits.batch_records)
-        while self.ready and len(taken) < most:
+        while self.ready and len(taken) < self._most(limits):
             size += len(self.ready[0].record.value)
             if taken and size > limits.batch_bytes:
                 break
@@ -246,7 +252,6 @@ class BridgeCore:
             return
         if lane.max_records is not None:
             lane.max_records = lane.max_records * 2 if lane.max_records < self._limits.batch_records else None
-        lane.gathers_until_s = self._clock.monotonic_s() + self._limits.gathers_s(completion.lane.source.topic)
         self._settle(self._partitions[completion.lane.source], lane, batch, completion.outcomes)
 
     def observed(self, batch: Batch, state: BatchState) -> bool:
@@ -365,7 +370,7 @@ class BridgeCore:
                 for partition in self._partitions.values()
                 if not partition.stopping
                 for lane in partition.lanes
-                if lane.in_flight is None and (due_s := lane.next_due_s) is not None
+                if lane.in_flight is None and (due_s := lane.first_due_s()) is not None
             ),
             default=None,
         )
@@ -410,6 +415,8 @@ class BridgeCore:
             metrics.PROCESSED.labels(partition.source.topic, verdict.value).inc(count)
         lane.ready.extendleft(reversed(unstarted))
         now_s = self._clock.monotonic_s()
+        if not unstarted:  # else the batch was more than one task does: there is enough
+            lane.gathers_until_s = now_s + self._limits.gathers_s(partition.source.topic)
         for after_s, works in later.values():
             lane.hold(works, due_s=now_s + after_s)
 

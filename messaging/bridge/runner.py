@@ -142,7 +142,7 @@ class Bridge:
                 self._inspect()
             with self._lock:
                 due_s = self._core.next_due_s()
-            rest_s = self._limits.inspect_every_s if due_s is None else due_s - now_s
+            rest_s = self._limits.inspect_every_s if due_s is None else due_s - self._clock.monotonic_s()
             try:
                 self._wake.get(timeout=min(max(rest_s, 0.001), self._limits.inspect_every_s))
                 while True:

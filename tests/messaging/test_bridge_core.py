@@ -98,9 +98,9 @@ def test_what_goes_to_platforms_has_lanes_of_its_own_number(topic: str, at_once:
 
 @pytest.mark.parametrize(
     ("topic", "gathers_s"),
-    [("messages", 0.02), ("whatsapp-outbound", 0.02), ("inbound", 0.05), ("status-updates", 0.05)],
+    [("messages", 0.01), ("whatsapp-outbound", 0.01), ("inbound", 0.05), ("status-updates", 0.05)],
 )
-def test_a_lane_gathers_after_a_batch_and_what_finds_it_idle_goes_at_once(topic: str, gathers_s: float) -> None:
+def test_a_lane_gathers_after_a_batch_and_what_comes_later_goes_at_once(topic: str, gathers_s: float) -> None:
     source = TopicPartition(topic, 0)
     core, clock = core_of(BridgeLimits(platform_lanes=1), source=source)
     core.records([record(0, source=source)])
@@ -121,16 +121,39 @@ def test_a_lane_gathers_after_a_batch_and_what_finds_it_idle_goes_at_once(topic:
     assert len(core.next_batches()) == 1
 
 
-def test_a_batch_that_is_full_is_not_gathered_for() -> None:
-    core, _ = core_of(replace(GATHERING, lanes=1))
+@pytest.mark.parametrize(("size", "fills"), [(10, 5), (400, 3)], ids=["by records", "by bytes"])
+def test_a_batch_that_is_full_is_not_gathered_for(size: int, fills: int) -> None:
+    core, _ = core_of(replace(GATHERING, lanes=1, batch_bytes=1_000))
     core.records([record(0)])
     [first] = core.next_batches()
     finish(core, first)
-    core.records([record(offset) for offset in range(1, 5)])
+    for offset in range(1, fills):
+        core.records([record(offset, size=size)])
+        assert core.next_batches() == []
+    core.records([record(fills, size=size)])
+    assert len(core.next_batches()) == 1
+
+
+def test_a_lane_whose_batch_was_more_than_a_task_does_goes_on_at_once() -> None:
+    core, _ = core_of(replace(GATHERING, lanes=1))
+    core.records([record(0), record(1, "bob")])
+    [batch] = core.next_batches()
+    core.completed(Completion(batch.lane, batch.epoch, {0: DONE}))
+    [rest] = core.next_batches()
+    assert [work.record.offset for work in rest.works] == [1]
+
+
+def test_what_is_due_again_joins_what_a_lane_gathers() -> None:
+    core, clock = core_of(replace(GATHERING, lanes=1))
+    core.records([record(0), record(1, "bob")])
+    [batch] = core.next_batches()
+    core.completed(Completion(batch.lane, batch.epoch, {0: Outcome(Verdict.PAUSED, after_s=0.01), 1: DONE}))
+    core.records([record(2), record(3, "bob")])
+    clock.advance(0.015)
     assert core.next_batches() == []
-    core.records([record(5)])
-    [full] = core.next_batches()
-    assert len(full.works) == LIMITS.batch_records
+    clock.advance(0.005)
+    [batch] = core.next_batches()
+    assert [work.record.offset for work in batch.works] == [0, 2, 3]
 
 
 def test_what_was_dispatched_just_now_is_not_asked_for() -> None:
@@ -375,6 +398,8 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def dispatch(self) -> None:
         self.flying.extend(self.core.next_batches())
+        due_s = self.core.next_due_s()
+        assert due_s is None or due_s > self.clock.monotonic_s()  # else the bridge would look again and again
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
@@ -434,15 +459,17 @@ class AnyOrder(RuleBasedStateMachine):
             assert offsets == sorted(offsets)
 
     def teardown(self) -> None:
-        """Once workers behave, everything ends, each record once."""
+        """Once workers behave, everything ends, each record once, by the times at which the core wants to be asked."""
         for _ in range(1_000):
-            self.clock.advance(5)
             for batch in self.core.in_flight():
                 self.core.observed(batch, BatchState.GONE)
-            self.bury(may=True)
             batches = self.core.next_batches()
-            if not batches:
+            self.bury(may=True)
+            due_s = self.core.next_due_s()
+            if not batches and due_s is None:
                 break
+            if not batches and due_s is not None:
+                self.clock.advance(due_s - self.clock.monotonic_s() + 0.001)
             for batch in batches:
                 for work in batch.works:
                     self.effects[work.record.key].append(work.record.offset)
