@@ -153,7 +153,8 @@ class _Lane:
         """The next batch's works, in order."""
         taken: list[Work] = []
         size = 0
-        while self.ready and len(taken) < self._most(limits):
+        most = self._most(limits)
+        while self.ready and len(taken) < most:
             size += len(self.ready[0].record.value)
             if taken and size > limits.batch_bytes:
                 break

@@ -157,17 +157,18 @@ def test_signing_in_by_a_form_leads_to_the_admin(load: Load) -> None:
     assert load()["LOGIN_REDIRECT_URL"] == "admin:index"
 
 
-@pytest.mark.parametrize("lanes", ["0", "17"])
-def test_a_partition_has_some_lanes_and_not_too_many(load: Load, lanes: str) -> None:
-    assert load()["LANES"] == 1
-    assert load(LANES="2")["LANES"] == 2
-    with pytest.raises(ImproperlyConfigured, match="LANES is 1 to 16"):
-        load(LANES=lanes)
-
-
-@pytest.mark.parametrize("gather_ms", ["-1", "1001"])
-def test_a_lane_gathers_for_a_moment_and_not_for_long(load: Load, gather_ms: str) -> None:
-    assert load()["GATHER_MS"] == 10
-    assert load(GATHER_MS="0")["GATHER_MS"] == 0
-    with pytest.raises(ImproperlyConfigured, match="GATHER_MS is 0 to 1000"):
-        load(GATHER_MS=gather_ms)
+@pytest.mark.parametrize(
+    ("name", "default", "good", "bad", "told"),
+    [
+        ("LANES", 1, 2, ["0", "17"], "LANES is 1 to 16"),
+        ("GATHER_MS", 10, 0, ["-1", "1001"], "GATHER_MS is 0 to 1000"),
+    ],
+)
+def test_a_number_of_the_bridge_has_bounds(
+    load: Load, name: str, default: int, good: int, bad: list[str], told: str
+) -> None:
+    assert load()[name] == default
+    assert load(**{name: str(good)})[name] == good
+    for each in bad:
+        with pytest.raises(ImproperlyConfigured, match=told):
+            load(**{name: each})
