@@ -3,9 +3,9 @@
     python -m bench [--full] [--write] [--only api,loop]
 
 The cluster profile runs on the servers in TEST_…_URL: `make bench` starts them. The short form takes about 14 minutes
-and leaves out the local profile, ``--full`` hours. ``--write`` puts it into docs/performance.md, where what was
-not measured again stays, and its pictures into docs/img. The numbers go to test-results/bench.json in any case, where
-`python -m bench.gate` finds them.
+and leaves out the local profile, ``--full`` hours. ``--write`` puts each part into docs/performance.md as it
+ends, where what was not measured again stays, and its pictures into docs/img. The numbers go to test-results/bench.json
+in any case, where `python -m bench.gate` finds them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,6 +140,19 @@ def warm_up(hall: Hall) -> None:
     hall.close()
 
 
+def measure(names: Sequence[str], hall: Hall, *, write: bool) -> list[Section]:
+    """One after the other; each is kept as it ends, so that hours of them which somebody breaks off are not lost."""
+    sections: list[Section] = []
+    for name in names:
+        sections.append(measured(name, hall))
+        figures.keep(sections)
+        if write:
+            for plot in sections[-1].plots:
+                plots.write(plot)
+            figures.write(sections[-1:], [title for title, _ in BENCHMARKS.values()])
+    return sections
+
+
 def measured(name: str, hall: Hall) -> Section:
     """A benchmark that breaks off says so, and the others go on."""
     title, benchmark = BENCHMARKS[name]
@@ -182,15 +195,9 @@ def main() -> int:
         try:
             if set(names) - {"local"}:
                 warm_up(hall)
-            sections = [measured(name, hall) for name in names]
+            sections = measure(names, hall, write=options.write)
         finally:
             hall.close()
-    figures.keep(sections)
-    if options.write:
-        for section in sections:
-            for plot in section.plots:
-                plots.write(plot)
-        figures.write(sections, [title for title, _ in BENCHMARKS.values()])
     return 1 if any(section.failure for section in sections) else 0
 
 

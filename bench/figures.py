@@ -148,8 +148,9 @@ def write(sections: Iterable[Section], order: Sequence[str]) -> None:
     PAGE.write_text(put_between_markers(PAGE.read_text(), sections, order))
 
 
-def keep(sections: Iterable[Section], path: Path = RESULTS) -> None:
-    """For the gate, and for whoever wants the numbers."""
+def keep(sections: Iterable[Section], path: Path | None = None) -> None:
+    """For the gate, and for whoever wants the numbers; in test-results/bench.json unless told where."""
+    path = path or RESULTS
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [
         {"title": each.title, "failure": each.failure, "figures": list(map(asdict, each.figures))} for each in sections

@@ -6,10 +6,10 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from pathlib import Path
 from typing import Final
 
-from bench.figures import IMAGES, Curve, Flame, Line, Plot, Stages
+from bench import figures
+from bench.figures import Curve, Flame, Line, Plot, Stages
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 60, 45
@@ -18,9 +18,10 @@ BAR: Final = 26
 WIDE, ROW, DEEPEST, LEAST = 1200, 16, 60, 1 / 400  # of flames
 
 
-def write(plot: Plot, folder: Path = IMAGES) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / plot.file).write_text(svg(plot))
+def write(plot: Plot) -> None:
+    """Into docs/img."""
+    figures.IMAGES.mkdir(parents=True, exist_ok=True)
+    (figures.IMAGES / plot.file).write_text(svg(plot))
 
 
 def svg(plot: Plot) -> str:

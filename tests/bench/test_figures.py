@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from bench import figures, plots
-from bench.__main__ import BENCHMARKS
-from bench.figures import BEGIN, END, Curve, Figure, Line, Section, Spread, Stages
+from bench.__main__ import BENCHMARKS, Hall, measure
+from bench.figures import BEGIN, END, Curve, Figure, Line, Measured, Section, Spread, Stages
+from bench.scale import SHORT
 
 API = Figure("POST", "643/s", "target 0.8", name="api", ratio=0.79)
 BARE = Figure("bare", "812/s")
@@ -60,6 +62,31 @@ def test_ratios_of_a_run_are_kept_for_the_gate(tmp_path: Path) -> None:
     kept = tmp_path / "results" / "bench.json"
     figures.keep([Section("API", [API, BARE], [CURVE, STAGES])], kept)
     assert figures.ratios(kept) == {"api": 0.79}
+
+
+def test_a_run_that_somebody_breaks_off_keeps_what_it_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def api(_hall: Hall) -> Iterator[Measured]:
+        yield API
+        yield CURVE
+
+    def loop(_hall: Hall) -> Iterator[Measured]:
+        yield BARE
+        raise KeyboardInterrupt
+
+    page, results, images = tmp_path / "page.md", tmp_path / "bench.json", tmp_path / "img"
+    page.write_text(f"{BEGIN}\n### Loop\n\nstays\n{END}\n")
+    monkeypatch.setattr(figures, "PAGE", page)
+    monkeypatch.setattr(figures, "RESULTS", results)
+    monkeypatch.setattr(figures, "IMAGES", images)
+    monkeypatch.setattr("bench.__main__.BENCHMARKS", {"api": ("API", api), "loop": ("Loop", loop)})
+    with pytest.raises(KeyboardInterrupt):
+        measure(["api", "loop"], Hall(tmp_path, SHORT), write=True)
+    assert "| POST | 643/s | target 0.8 |" in page.read_text()
+    assert "### Loop\n\nstays" in page.read_text()
+    assert figures.ratios(results) == {"api": 0.79}
+    assert [each.name for each in images.iterdir()] == [CURVE.file]
 
 
 def test_our_page_has_a_place_for_figures() -> None:
