@@ -36,7 +36,7 @@ def processes(system: LocalSystem, *, seconds: float) -> Iterator[Figure]:
     people = talks(system.api_url, PAIRS, prefix="footprint")
     traffic = Traffic(system, listeners_of(people), pushed)
     traffic.open_loop(people, per_s=PER_S, seconds=3)  # what opens on first use is open
-    idle = _look(system, lambda: time.sleep(seconds))
+    idle = _look(system, lambda: traffic.rest(seconds))
     busy = _look(system, lambda: traffic.open_loop(people, per_s=PER_S, seconds=seconds))
     traffic.close()
     at_work = f"at {PER_S}/s between users; the channels' workers and inbound have nothing to do"

@@ -127,6 +127,10 @@ class Traffic:
         self.settle(late_s)
         return samples.found
 
+    def rest(self, seconds: float) -> None:
+        """Post nothing, and answer the gateway's pings: who does not for half a minute loses the socket."""
+        self._loop.run_until(lambda: False, timeout_s=seconds)
+
     def post(self, posts: Sequence[Post], count: int) -> None:
         """So many as fast as they are accepted; returns once all were."""
         turns = cycle(posts)
