@@ -3,17 +3,21 @@
 Per lane one hash: the latest epoch, its payload, and whether a worker started it. The Celery task carries only the
 lane's name and the epoch, so a batch that is dispatched again while the first waits in the queue costs some bytes, and
 a worker that comes late finds a newer epoch and leaves. While it works it renews a lease once a second.
+
+A worker that starts a batch takes along what waits of other lanes of its topic, as databases commit together what came
+while they wrote: nobody waits for it, and the more waits, the less each costs (docs/adr/0019-batches-together.md).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +46,18 @@ STACK_SHOWN: Final = 12  # calls of each thread
 LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
+MOST_TOGETHER: Final = 16  # batches of as many lanes
+MOST_RECORDS: Final = 100  # of them, in bytes as many as one batch may have: what is done in one go must end in time
+MOST_BYTES: Final = 256 * 1024
 LONGEST_QUEUE: Final = 1_000
 """Tasks behind which none is sent again: a queue that nobody empties must not fill the bus, which all others need."""
 
-# KEYS lane, queue; ARGV epoch, payload, ttl, task. A dispatch older than what stands is refused: its bridge slept. One
-# that stands already was answered too late for the client, which asked again: perhaps somebody is at work on it by now.
+_LANE: Final = "chat4all:lane:"
+
+# KEYS lane, queue, waiting; ARGV epoch, payload, ttl, task, reply to, records (0: it goes alone), longest queue. A
+# dispatch older than what stands is refused: its bridge slept. One that stands already was answered too late for the
+# client, which asked again: perhaps somebody is at work on it by now. `shares`: the epoch that may be taken along and
+# that all beside it is of, as a bridge of the release before leaves that as it finds it.
 _DISPATCH = """
 local standing = redis.call('HGET', KEYS[1], 'epoch')
 if standing and standing > ARGV[1] then return 0 end
@@ -55,15 +66,49 @@ redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'payload', ARGV[2], 'started', '0'
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('DEL', KEYS[1] .. ':lease')
 redis.call('LPUSH', KEYS[2], ARGV[4])
+if ARGV[6] == '0' then
+  redis.call('HDEL', KEYS[1], 'shares')
+else
+  redis.call('HSET', KEYS[1], 'shares', ARGV[1], 'records', ARGV[6], 'reply_to', ARGV[5], 'queue', KEYS[2],
+    'task', ARGV[4])
+  redis.call('RPUSH', KEYS[3], KEYS[1])
+  redis.call('LTRIM', KEYS[3], -ARGV[7], -1)
+  redis.call('EXPIRE', KEYS[3], ARGV[3])
+end
 return 1
 """
-# KEYS lane; ARGV epoch, lease ms. The payload, or nil when the batch is not the latest or is already being worked on.
+# KEYS lane, waiting; ARGV epoch, lease ms, most records, most bytes, most batches, the longest a worker may take in s.
+# The payload, or nil when the batch is not the latest or is already being worked on; then lane, epoch, whom to tell and
+# payload of each that is taken along: those whose tasks nobody took out of the queue yet. The first's parent finds who
+# they were should the worker die.
 _START = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return nil end
-if redis.call('HGET', KEYS[1], 'started') == '1' then return nil end
-redis.call('HSET', KEYS[1], 'started', '1')
-redis.call('SET', KEYS[1] .. ':lease', ARGV[1], 'PX', ARGV[2])
-return redis.call('HGET', KEYS[1], 'payload')
+local function begun(lane, epoch, payload)
+  redis.call('HSET', lane, 'started', '1')
+  redis.call('SET', lane .. ':lease', epoch, 'PX', ARGV[2])
+  return payload
+end
+local epoch, started, payload, shares, records =
+  unpack(redis.call('HMGET', KEYS[1], 'epoch', 'started', 'payload', 'shares', 'records'))
+if epoch ~= ARGV[1] or started == '1' or not payload then return nil end
+local found = {begun(KEYS[1], epoch, payload)}
+if shares ~= epoch then return found end
+local bytes, along = #payload, {}
+while #along < tonumber(ARGV[5]) - 1 do
+  local lane = redis.call('LINDEX', KEYS[2], 0)
+  if not lane then break end
+  local its = redis.call('HMGET', lane, 'epoch', 'started', 'payload', 'shares', 'records', 'reply_to', 'queue', 'task')
+  local waits = its[1] and its[1] == its[4] and its[2] == '0' and its[3] and its[8]
+  local more, larger = records + (its[5] or 0), bytes + #(its[3] or '')
+  if waits and (more > tonumber(ARGV[3]) or larger > tonumber(ARGV[4])) then break end
+  redis.call('LPOP', KEYS[2])
+  if waits and redis.call('LREM', its[7], -1, its[8]) == 1 then
+    records, bytes = more, larger
+    along[#along + 1] = {lane, its[1], its[6]}
+    found[#found + 1] = {lane, its[1], its[6], begun(lane, its[1], its[3])}
+  end
+end
+if #along > 0 then redis.call('SET', KEYS[1] .. ':along:' .. epoch, cjson.encode(along), 'EX', ARGV[6]) end
+return found
 """
 # KEYS lane; ARGV epoch, lease ms
 _RENEW = """
@@ -71,14 +116,18 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1] .. ':lease', ARGV[1], 'PX', ARGV[2])
 return 1
 """
-# KEYS lane, replies; ARGV epoch, reply, ttl, lease ms. The lease outlives the work: the answer is on its way.
+# KEYS a lane and its replies for each; ARGV ttl, lease ms, an epoch and a reply for each. The lease outlives the work:
+# the answer is on its way.
 _FINISH = """
-if redis.call('HGET', KEYS[1], 'epoch') == ARGV[1] then
-  redis.call('HDEL', KEYS[1], 'payload')
-  redis.call('SET', KEYS[1] .. ':lease', ARGV[1], 'PX', ARGV[4])
+for place = 1, #KEYS, 2 do
+  local lane, replies, epoch, reply = KEYS[place], KEYS[place + 1], ARGV[place + 2], ARGV[place + 3]
+  if redis.call('HGET', lane, 'epoch') == epoch then
+    redis.call('HDEL', lane, 'payload', 'task')
+    redis.call('SET', lane .. ':lease', epoch, 'PX', ARGV[2])
+  end
+  redis.call('RPUSH', replies, reply)
+  redis.call('EXPIRE', replies, ARGV[1])
 end
-redis.call('RPUSH', KEYS[2], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 1
 """
 # KEYS lane; ARGV epoch. A worker that outlived its lease must not end its successor's.
@@ -111,6 +160,7 @@ class _Reply(msgspec.Struct):
     epoch: str
     outcomes: dict[int, Outcome] = {}
     lost: bool = False
+    shared: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -120,11 +170,12 @@ _decode_reply = msgspec.msgpack.Decoder(_Reply).decode
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One record in a worker's hands."""
+    """One record in a worker's hands. ``number``: what its outcome is told by; the offset, but of batches together."""
 
     record: Record
     attempts: int
     first_failed_ms: int
+    number: int
 
 
 def bus(url: str) -> redis.Redis:
@@ -145,7 +196,17 @@ def ping(url: str) -> None:
 
 
 def _lane_key(lane: LaneId) -> str:
-    return f"chat4all:lane:{lane}"
+    return f"{_LANE}{lane}"
+
+
+def _lane_of(key: str) -> LaneId:
+    topic, partition, number = key.removeprefix(_LANE).rsplit(":", 2)
+    return LaneId(TopicPartition(topic, int(partition)), int(number))
+
+
+def _waiting_key(topic: str) -> str:
+    """Lanes of it that have a batch to share, in the order in which they were dispatched; some of them have no more."""
+    return f"chat4all:waiting:{topic}"
 
 
 def _replies_key(bridge: str) -> str:
@@ -193,9 +254,14 @@ class BusDispatcher:
                 for work in batch.works
             ]
         )
-        keys = [_lane_key(batch.lane), self._queue_of(batch.lane.source.topic)]
+        topic = batch.lane.source.topic
+        keys = [_lane_key(batch.lane), self._queue_of(topic), _waiting_key(topic)]
+        records = len(batch.works) if batch.shareable else 0
         with _bus_errors():
-            if not self._dispatch(keys=keys, args=[batch.epoch, payload, LANE_TTL_S, self._task_of(batch)]):
+            task = self._task_of(batch)
+            if not self._dispatch(
+                keys=keys, args=[batch.epoch, payload, LANE_TTL_S, task, self._bridge, records, LONGEST_QUEUE]
+            ):
                 raise Unavailable("another bridge dispatches this lane")
 
     def send_again(self, batch: Batch) -> None:
@@ -256,11 +322,40 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A batch in a worker's hands; ``asked_s`` is for its `Lease`."""
+class AllOf:
+    """The right to go on with several batches at once."""
 
+    leases: Sequence[Lease]
+
+    def check(self) -> None:
+        """Raise LeaseLost when that to one of them is lost."""
+        for lease in self.leases:
+            lease.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A batch in a worker's hands, and those of other lanes that it took along; ``asked_s`` is for their `Lease`."""
+
+    lane: LaneId
+    epoch: str
+    reply_to: str
     items: list[WorkItem]
     asked_s: float
+    along: tuple[Started, ...] = ()
+
+    @classmethod
+    def of(cls, lane: LaneId, epoch: str, reply_to: str, payload: bytes, **more: Any) -> Started:
+        items = [
+            WorkItem(
+                Record(lane.source, wire.offset, wire.key, wire.value, wire.headers, wire.appended_at_ms),
+                wire.attempts,
+                wire.first_failed_ms,
+                number=wire.offset,
+            )
+            for wire in _decode_payload(payload)
+        ]
+        return cls(lane, epoch, reply_to, items, **more)
 
 
 @dataclass(slots=True)
@@ -287,22 +382,21 @@ class BusWorker:
         self._held: dict[int, _Held] = {}
         self._keeper_pid = 0
 
-    def start(self, lane: LaneId, epoch: str) -> Started | None:
+    def start(self, lane: LaneId, epoch: str, *, reply_to: str = "") -> Started | None:
         """None when this dispatch is stale: then there is nothing to do and nothing to say."""
         asked_s = self._clock.monotonic_s()
+        keys = [_lane_key(lane), _waiting_key(lane.source.topic)]
+        most = [MOST_RECORDS, MOST_BYTES, MOST_TOGETHER]
         with _bus_errors():
-            payload: Any = self._start(keys=[_lane_key(lane)], args=[epoch, LEASE_MS])
-        if payload is None:
+            found: Any = self._start(keys=keys, args=[epoch, LEASE_MS, *most, math.ceil(FORSAKEN_S)])
+        if found is None:
             return None
-        items = [
-            WorkItem(
-                Record(lane.source, wire.offset, wire.key, wire.value, wire.headers, wire.appended_at_ms),
-                wire.attempts,
-                wire.first_failed_ms,
-            )
-            for wire in _decode_payload(payload)
-        ]
-        return Started(items, asked_s)
+        payload, *rest = found
+        along = tuple(
+            Started.of(_lane_of(key.decode()), its.decode(), whom.decode(), theirs, asked_s=asked_s)
+            for key, its, whom, theirs in rest
+        )
+        return Started.of(lane, epoch, reply_to, payload, asked_s=asked_s, along=along)
 
     @contextmanager
     def lease(self, lane: LaneId, epoch: str, *, asked_s: float) -> Iterator[Lease]:
@@ -333,19 +427,33 @@ class BusWorker:
             self._end_solo(keys=[key], args=[epoch])
 
     def finish(self, lane: LaneId, epoch: str, *, reply_to: str, outcomes: dict[int, Outcome]) -> None:
-        self._reply(_Reply(lane.number, lane.source.topic, lane.source.partition, epoch, outcomes), reply_to)
+        self._reply([(_reply(lane, epoch, outcomes=outcomes), reply_to)])
+
+    def finish_all(self, answers: Iterable[tuple[Started, dict[int, Outcome]]]) -> None:
+        """The same of several, in one step."""
+        self._reply([(_reply(each.lane, each.epoch, outcomes=told), each.reply_to) for each, told in answers])
 
     def report_lost(self, lane: LaneId, epoch: str, *, reply_to: str) -> None:
-        """The parent saw the child die that worked on this batch."""
-        self._reply(_Reply(lane.number, lane.source.topic, lane.source.partition, epoch, lost=True), reply_to)
+        """Nothing is known of any record of this batch: one of them broke it."""
+        self._reply([(_reply(lane, epoch, lost=True), reply_to)])
 
-    def _reply(self, reply: _Reply, reply_to: str) -> None:
-        lane = LaneId(TopicPartition(reply.topic, reply.partition), reply.lane)
+    def report_death(self, lane: LaneId, epoch: str, *, reply_to: str) -> None:
+        """The parent saw the child die that worked on this batch, and on those that it had taken along."""
         with _bus_errors():
-            self._finish(
-                keys=[_lane_key(lane), _replies_key(reply_to)],
-                args=[reply.epoch, _encode(reply), REPLY_TTL_S, LEASE_MS],
-            )
+            found: Any = self._client.get(f"{_lane_key(lane)}:along:{epoch}")
+        along: list[tuple[str, str, str]] = msgspec.json.decode(found) if found else []
+        lost = [(lane, epoch, reply_to), *((_lane_of(key), its, whom) for key, its, whom in along)]
+        self._reply([(_reply(where, its, lost=True, shared=bool(along)), whom) for where, its, whom in lost])
+
+    def _reply(self, replies: Sequence[tuple[_Reply, str]]) -> None:
+        keys: list[str] = []
+        told: list[str | bytes] = []
+        for reply, reply_to in replies:
+            lane = LaneId(TopicPartition(reply.topic, reply.partition), reply.lane)
+            keys += [_lane_key(lane), _replies_key(reply_to)]
+            told += [reply.epoch, _encode(reply)]
+        with _bus_errors():
+            self._finish(keys=keys, args=[REPLY_TTL_S, LEASE_MS, *told])
 
     def _have_keeper(self) -> None:
         """One thread for all leases of a process, started in it: a thread for each batch costs more than a small batch,
@@ -391,9 +499,13 @@ def _standing() -> dict[str, list[str]]:
     }
 
 
+def _reply(lane: LaneId, epoch: str, **what: Any) -> _Reply:
+    return _Reply(lane.number, lane.source.topic, lane.source.partition, epoch, **what)
+
+
 def _completion(reply: _Reply) -> Completion:
     lane = LaneId(TopicPartition(reply.topic, reply.partition), reply.lane)
-    return Completion(lane, reply.epoch, reply.outcomes, reply.lost)
+    return Completion(lane, reply.epoch, reply.outcomes, reply.lost, reply.shared)
 
 
 @contextmanager

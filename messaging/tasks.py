@@ -7,10 +7,13 @@ dispatches again.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import secrets
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -27,7 +30,7 @@ from redis import RedisError
 
 from core.errors import Unavailable
 from messaging import metrics, topics, tracing, wiring
-from messaging.dispatch import HARD_LIMIT_S, BusWorker, Lease, WorkItem
+from messaging.dispatch import HARD_LIMIT_S, AllOf, BusWorker, Lease, Started, WorkItem
 from messaging.errors import LeaseLost
 from messaging.ports import ParkScope, TopicPartition
 from messaging.services import batches, deliver, inbound, persist, statuses
@@ -36,6 +39,7 @@ from messaging.work import LaneId, Outcome, Verdict
 logger = logging.getLogger(__name__)
 
 BATCH_DEADLINE_S: Final = 5.0
+EACH_BY_ITSELF_S: Final = 20.0  # of batches that broke together: no other begins then, or the task takes too long
 MAX_FAILURES: Final = 3
 RUN_BATCH: Final = "messaging.run_batch"
 RESUME_PARKED: Final = "messaging.resume_parked"
@@ -111,18 +115,18 @@ class _BatchRequest(Request):
     def on_timeout(self, soft: bool, timeout: float) -> None:
         super().on_timeout(soft, timeout)
         if not soft:
-            self._report_lost()
+            self._report_death()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         error = exc_info.exception
         if isinstance(getattr(error, "exc", error), WorkerLostError):  # billiard wraps what it raises for a dead child
-            self._report_lost()
+            self._report_death()
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _report_lost(self) -> None:
+    def _report_death(self) -> None:
         topic, partition, lane, epoch, reply_to = self.args
         try:
-            worker().report_lost(LaneId(TopicPartition(topic, partition), lane), epoch, reply_to=reply_to)
+            worker().report_death(LaneId(TopicPartition(topic, partition), lane), epoch, reply_to=reply_to)
         except Unavailable:
             logger.warning("a lost batch could not be reported; its lease will lapse")
 
@@ -133,22 +137,74 @@ class _BatchTask(Task[Any, None]):
 
 @shared_task(name=RUN_BATCH, base=_BatchTask, time_limit=HARD_LIMIT_S)
 def run_batch(topic: str, partition: int, lane: int, epoch: str, reply_to: str) -> None:
-    """Process a lane's batch and answer per record; a stale dispatch does nothing and says nothing."""
-    where = LaneId(TopicPartition(topic, partition), lane)
-    started = worker().start(where, epoch)
+    """Process a lane's batch, together with what waits of others, and answer per record; a stale dispatch does nothing
+    and says nothing."""
+    started = worker().start(LaneId(TopicPartition(topic, partition), lane), epoch, reply_to=reply_to)
     if started is None:
         return
-    with worker().lease(where, epoch, asked_s=started.asked_s) as lease, metrics.BATCH_SECONDS.labels(topic).time():
-        metrics.BATCH_RECORDS.labels(topic).observe(len(started.items))
+    with ExitStack() as leases:
+        held = [_Held(each, leases.enter_context(ExitStack())) for each in (started, *started.along)]
+        if len(held) > 1 and _run_together(topic, held):
+            return
+        until_s = time.monotonic() + EACH_BY_ITSELF_S
+        for each in held:
+            with each.renewed:
+                _run(topic, each.started, each.lease, is_late=time.monotonic() > until_s)
+
+
+class _Held:
+    """A batch in this worker's hands, and its lease, which is renewed until ``renewed`` ends."""
+
+    def __init__(self, started: Started, renewed: ExitStack) -> None:
+        self.started = started
+        self.renewed = renewed
+        self.lease = renewed.enter_context(worker().lease(started.lane, started.epoch, asked_s=started.asked_s))
+
+
+def _run(topic: str, started: Started, lease: Lease, *, is_late: bool) -> None:
+    """By itself; ``is_late``: there is no time left for it, the bridge hears that it was not started."""
+    where, epoch = started.lane, started.epoch
+    if is_late:
+        worker().finish(where, epoch, reply_to=started.reply_to, outcomes={})
+        return
+    with _measured(topic, len(started.items)):
         try:
             outcomes = _outcomes(topic, started.items, owner=f"{where}@{epoch}", lease=lease)
         except LeaseLost:
             logger.warning("batch abandoned: its lease was lost", extra={"topic": topic})
             return
     if outcomes is None:
-        worker().report_lost(where, epoch, reply_to=reply_to)
+        worker().report_lost(where, epoch, reply_to=started.reply_to)
     else:
-        worker().finish(where, epoch, reply_to=reply_to, outcomes=outcomes)
+        worker().finish(where, epoch, reply_to=started.reply_to, outcomes=outcomes)
+
+
+def _run_together(topic: str, held: Sequence[_Held]) -> bool:
+    """Process batches of several lanes as one; False where that broke, or one of them went into other hands: nobody was
+    told anything then, and each is to be run by itself, which repeats what this did of it."""
+    numbers = itertools.count()
+    renumbered = [(each.started, [replace(item, number=next(numbers)) for item in each.started.items]) for each in held]
+    items = [item for _, its in renumbered for item in its]
+    with _measured(topic, len(items)):
+        try:
+            outcomes = _or_away(topic, items, owner="", lease=AllOf([each.lease for each in held]))
+        except LeaseLost:
+            return False
+        except Exception:
+            logger.exception("batches failed together", extra={"topic": topic, "records": len(items)})
+            return False
+    worker().finish_all(
+        (each, {item.record.offset: outcomes[item.number] for item in its if item.number in outcomes})
+        for each, its in renumbered
+    )
+    return True
+
+
+@contextmanager
+def _measured(topic: str, records: int) -> Iterator[None]:
+    metrics.BATCH_RECORDS.labels(topic).observe(records)
+    with metrics.BATCH_SECONDS.labels(topic).time():
+        yield
 
 
 def _outcomes(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> dict[int, Outcome] | None:
@@ -157,10 +213,7 @@ def _outcomes(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) ->
     Raises LeaseLost.
     """
     try:
-        return _process(topic, items, owner=owner, lease=lease)
-    except (Unavailable, OperationalError, InterfaceError) as error:
-        logger.warning("a part is away, the batch waits", extra={"topic": topic, "error": _told(error)})
-        return {item.record.offset: batches.AWAY for item in items}
+        return _or_away(topic, items, owner=owner, lease=lease)
     except LeaseLost:
         raise
     except Exception as error:  # a bug of ours, or a value that some part does not take: it must not stop the others
@@ -170,7 +223,16 @@ def _outcomes(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) ->
         if not alone:
             return None
         [item] = items
-        return {item.record.offset: _broken(item, error)}
+        return {item.number: _broken(item, error)}
+
+
+def _or_away(topic: str, items: list[WorkItem], *, owner: str, lease: batches.Lease) -> dict[int, Outcome]:
+    """While a part is away all of them wait. Raises LeaseLost, and whatever a record of them leads to."""
+    try:
+        return _process(topic, items, owner=owner, lease=lease)
+    except (Unavailable, OperationalError, InterfaceError) as error:
+        logger.warning("a part is away, the batch waits", extra={"topic": topic, "error": _told(error)})
+        return {item.number: batches.AWAY for item in items}
 
 
 def _broken(item: WorkItem, error: Exception) -> Outcome:
@@ -184,7 +246,7 @@ def _told(error: Exception) -> str:
     return error.detail if isinstance(error, Unavailable) else type(error).__name__
 
 
-def _process(topic: str, items: list[WorkItem], *, owner: str, lease: Lease) -> dict[int, Outcome]:
+def _process(topic: str, items: list[WorkItem], *, owner: str, lease: batches.Lease) -> dict[int, Outcome]:
     store, recent = wiring.message_store(), wiring.recent_messages()
     match topic:
         case topics.MESSAGES:

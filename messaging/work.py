@@ -34,11 +34,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one task gets. ``epoch`` grows with every dispatch of a lane; only the latest may have effects."""
+    """What one task gets. ``epoch`` grows with every dispatch of a lane; only the latest may have effects.
+
+    ``shareable``: a worker may do it together with what other lanes of its topic have for it.
+    """
 
     lane: LaneId
     epoch: str
     works: tuple[Work, ...]
+    shareable: bool = False
 
 
 class Verdict(StrEnum):
@@ -64,12 +68,13 @@ NOT_STARTED = Outcome(Verdict.NOT_STARTED)
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The end of one batch. ``lost``: its worker died, nothing is known of any record."""
+    """The end of one batch. ``lost``: its worker died, nothing is known of any record; ``shared``: others as well."""
 
     lane: LaneId
     epoch: str
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # by offset; one that is missing was not started
     lost: bool = False
+    shared: bool = False
 
 
 class BatchState(StrEnum):

@@ -12,12 +12,13 @@ from typing import Final
 from core.clock import Clock
 from messaging import metrics
 from messaging.ports import Record, TopicPartition
-from messaging.topics import INBOUND, STATUS_UPDATES, channel_of
+from messaging.topics import INBOUND, MESSAGES, STATUS_UPDATES, channel_of
 from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
 
 logger = logging.getLogger(__name__)
 
 LONGER: Final = 5  # times, for what platforms tell: it was under way for longer, and a tick may come a moment later
+TOGETHER: Final = frozenset({MESSAGES, STATUS_UPDATES})  # whose batches wait for our own parts alone
 MAX_CRASHES: Final = 3  # a record that killed this many workers alone is dead
 
 
@@ -103,6 +104,7 @@ class _Lane:
     dispatched_s: float = 0.0
     gathers_until_s: float = 0.0  # monotonic
     max_records: int | None = None  # set while bisecting a batch that killed its worker
+    has_more: bool = False  # than one task does, as its last batch showed
     lapsed: dict[str, tuple[Work, ...]] = field(default_factory=dict)  # by epoch: its worker's death may be told late
 
     def add(self, work: Work) -> None:
@@ -137,6 +139,12 @@ class _Lane:
         """When something that waits for a time may go (monotonic); None: nothing does."""
         gathering = [self.gathers_until_s] if self.ready else []
         return min([*self.due_s.values(), *gathering], default=None)
+
+    def may_share(self, works: Sequence[Work], source: TopicPartition) -> bool:
+        """Whether a worker may do these together with other lanes'. What failed, may have killed one, or is more than a
+        task does, goes alone."""
+        is_well = self.max_records is None and not any(work.attempts or work.crashes for work in works)
+        return source.topic in TOGETHER and is_well and not self.has_more
 
     def halve(self, batch: Batch) -> None:
         """Until the record that kills workers is alone."""
@@ -241,7 +249,7 @@ class BridgeCore:
         lane = self._lane_of(completion.lane)
         if lane is None:
             return
-        if completion.lost and (works := lane.lapsed.pop(completion.epoch, None)):
+        if completion.lost and (works := lane.lapsed.pop(completion.epoch, None)) and not completion.shared:
             _count_crash(works)
         if lane.in_flight is None or lane.in_flight.epoch != completion.epoch:
             return
@@ -249,7 +257,8 @@ class BridgeCore:
         if completion.lost:
             self._take_back(lane, batch, "worker_lost")
             lane.halve(batch)
-            _count_crash(batch.works)
+            if not completion.shared:
+                _count_crash(batch.works)
             return
         if lane.max_records is not None:
             lane.max_records = lane.max_records * 2 if lane.max_records < self._limits.batch_records else None
@@ -307,7 +316,8 @@ class BridgeCore:
                 if lane.is_gathering(now_s, self._limits):
                     continue
                 if works := lane.take(self._limits):
-                    lane.in_flight = Batch(LaneId(partition.source, number), partition.next_epoch(), works)
+                    where = LaneId(partition.source, number)
+                    lane.in_flight = Batch(where, partition.next_epoch(), works, lane.may_share(works, where.source))
                     lane.dispatched_s = now_s
                     batches.append(lane.in_flight)
         return batches
@@ -416,7 +426,8 @@ class BridgeCore:
             metrics.PROCESSED.labels(partition.source.topic, verdict.value).inc(count)
         lane.ready.extendleft(reversed(unstarted))
         now_s = self._clock.monotonic_s()
-        if not unstarted:  # else the batch was more than one task does: there is enough
+        lane.has_more = bool(unstarted)
+        if not lane.has_more:  # else there is enough
             lane.gathers_until_s = now_s + self._limits.gathers_s(partition.source.topic)
         for after_s, works in later.values():
             lane.hold(works, due_s=now_s + after_s)

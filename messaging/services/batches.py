@@ -10,7 +10,7 @@ from messaging.ports import Record
 from messaging.work import Outcome, Verdict
 
 Value = TypeVar("Value")
-Outcomes = dict[int, Outcome]
+Outcomes = dict[int, Outcome]  # by the item's number
 
 AWAY: Final = Outcome(Verdict.PAUSED, after_s=1.0, reason="unavailable")  # a part is away: again, no attempt burned
 
@@ -24,6 +24,9 @@ class Item(Protocol):
     def attempts(self) -> int: ...
     @property
     def first_failed_ms(self) -> int: ...
+    @property
+    def number(self) -> int:
+        """By which its outcome is told."""
 
 
 class Lease(Protocol):
@@ -41,9 +44,9 @@ def decoded(read: Callable[[bytes], Value], items: Sequence[Item]) -> tuple[list
         try:
             values.append((item, read(item.record.value)))
         except UndecodableRecord:
-            outcomes[item.record.offset] = Outcome(Verdict.POISON, reason="undecodable")
+            outcomes[item.number] = Outcome(Verdict.POISON, reason="undecodable")
     return values, outcomes
 
 
 def all_of(items: Sequence[tuple[Item, Value]], outcome: Outcome) -> Outcomes:
-    return {item.record.offset: outcome for item, _ in items}
+    return {item.number: outcome for item, _ in items}

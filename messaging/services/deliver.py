@@ -118,6 +118,11 @@ class ParkedItem:
     attempts: int
     first_failed_ms: int
 
+    @property
+    def number(self) -> int:
+        """Its offset, as what is tried at once is of one partition."""
+        return self.record.offset
+
 
 @dataclass(slots=True)
 class _Send:
@@ -238,14 +243,14 @@ class _Run:
         heads = [thread[0] for thread in list(threads.values())[: self._delivery.parallel]]
         sends, outcomes = self._prepare(heads)
         outcomes |= self._claim(sends)
-        ready = [send for send in sends if send.item.record.offset not in outcomes]
+        ready = [send for send in sends if send.item.number not in outcomes]
         if len(ready) == 1:
             self._send(ready[0])
         else:
             list(self._pool.map(self._send, ready))
         failpoint("deliver.sent")
         self._settle(ready)
-        outcomes |= {send.item.record.offset: self._outcome(send) for send in ready}
+        outcomes |= {send.item.number: self._outcome(send) for send in ready}
         return outcomes | self._advance(threads, heads, outcomes)
 
     def _prepare(self, heads: Sequence[tuple[Item, Outbound]]) -> tuple[list[_Send], Outcomes]:
@@ -258,13 +263,13 @@ class _Run:
                 sends.append(self._prepared(item, outbound))
             except SecretsUnreadable as error:  # who has another account goes on
                 logger.warning("credentials cannot be read: a send waits", extra={"channel": self._delivery.channel})
-                outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason=error.code)
+                outcomes[item.number] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason=error.code)
             except (StorageUnavailable, OSError):  # who has no file goes on
-                outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason="unavailable")
+                outcomes[item.number] = Outcome(Verdict.PAUSED, after_s=PAUSED_S, reason="unavailable")
             except Exception as error:
                 if self._parks or isinstance(error, Unavailable):
                     raise  # the batch is halved until what breaks it stands alone
-                outcomes[item.record.offset] = self._set_apart(item, outbound, error)
+                outcomes[item.number] = self._set_apart(item, outbound, error)
         return sends, outcomes
 
     def _set_apart(self, item: Item, outbound: Outbound, error: Exception) -> Outcome:
@@ -301,7 +306,7 @@ class _Run:
         outcomes: Outcomes = {}
         for send, claim in zip(sends, claims, strict=True):
             if outcome := self._heed(send, claim) or self._refuse(send):
-                outcomes[send.item.record.offset] = outcome
+                outcomes[send.item.number] = outcome
             elif send.again:
                 # Said before it is done: a worker that dies in between leaves no duplicate without its mark.
                 self._report([_news(send, Status.SENT, self._now(), reason="maybe_duplicate")])
@@ -571,7 +576,7 @@ class _Run:
         parked: Outcomes = {}
         for item, outbound in heads:
             conversation_id = outbound.message.conversation_id
-            outcome = outcomes[item.record.offset]
+            outcome = outcomes[item.number]
             if outcome.verdict is Verdict.DONE:
                 threads[conversation_id].popleft()
                 if threads[conversation_id]:
@@ -657,7 +662,7 @@ def _park(thread: Sequence[tuple[Item, Outbound]], delivery: Delivery, *, wait_m
     scope = ParkScope(topics.outbound(delivery.channel), conversation_id)
     delivery.store.park(scope, records, due_at_ms=now_ms + wait_ms)
     metrics.PARKED.labels(delivery.channel).inc(len(records))
-    return {item.record.offset: DONE for item, _ in thread}
+    return {item.number: DONE for item, _ in thread}
 
 
 def _as_item(parked: ParkedRecord, scope: ParkScope) -> ParkedItem:

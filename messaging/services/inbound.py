@@ -127,7 +127,7 @@ def resolve(items: Sequence[Item], inbound: Inbound, *, lease: Lease, deadline_s
             continue
         lease.check()
         outcome = _resolve_one(letter, inbound, refs, found, deadline_s=deadline_s)
-        resolved[record.offset] = outcome
+        resolved[letter.item.number] = outcome
         if outcome.verdict is not Verdict.DONE:
             waiting.add(record.key)
     if found:
@@ -185,7 +185,7 @@ def _understood(values: Sequence[tuple[Item, Told]], inbound: Inbound) -> tuple[
     for item, event in values:
         account = event.channel, event.account_id
         if after_s := receipts.rest_s(item.record, inbound.clock.now_ms()):
-            outcomes[item.record.offset] = Outcome(Verdict.PAUSED, after_s=after_s, reason="put_back")
+            outcomes[item.number] = Outcome(Verdict.PAUSED, after_s=after_s, reason="put_back")
             continue
         if account not in unreadable:
             try:
@@ -194,7 +194,7 @@ def _understood(values: Sequence[tuple[Item, Told]], inbound: Inbound) -> tuple[
             except SecretsUnreadable:
                 unreadable.add(account)
         waits = Outcome(Verdict.PAUSED, after_s=UNREADABLE_AGAIN_S, reason=SecretsUnreadable.code)
-        outcomes[item.record.offset] = waits
+        outcomes[item.number] = waits
     for channel, account_id in unreadable:
         extra = {"channel": channel, "account_id": account_id}
         logger.warning("credentials cannot be read: what people wrote waits", extra=extra)

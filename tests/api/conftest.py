@@ -162,6 +162,10 @@ class _Item:
     attempts: int = 0
     first_failed_ms: int = 0
 
+    @property
+    def number(self) -> int:
+        return self.record.offset
+
 
 class _Lease:
     def check(self) -> None:

@@ -134,13 +134,19 @@ def test_a_batch_that_is_full_is_not_gathered_for(size: int, fills: int) -> None
     assert len(core.next_batches()) == 1
 
 
-def test_a_lane_whose_batch_was_more_than_a_task_does_goes_on_at_once() -> None:
-    core, _ = core_of(replace(GATHERING, lanes=1))
+def test_a_lane_whose_batch_was_more_than_a_task_does_goes_on_at_once_and_alone() -> None:
+    core, clock = core_of(replace(GATHERING, lanes=1))
     core.records([record(0), record(1, "bob")])
     [batch] = core.next_batches()
     core.completed(Completion(batch.lane, batch.epoch, {0: DONE}))
     [rest] = core.next_batches()
     assert [work.record.offset for work in rest.works] == [1]
+    assert (batch.shareable, rest.shareable) == (True, False)  # others would have had no time beside it
+    finish(core, rest)
+    core.records([record(2)])
+    clock.advance(1)
+    [fresh] = core.next_batches()
+    assert fresh.shareable
 
 
 def test_what_is_due_again_joins_what_a_lane_gathers() -> None:
@@ -272,6 +278,47 @@ def test_a_batch_that_kills_its_worker_is_halved_down_to_the_record_that_does_it
     assert deaths[-3:] == [1, 1, 1]
     assert len(deaths) <= 8
     assert core.to_commit() == {SOURCE: 8}
+
+
+@pytest.mark.parametrize(
+    ("topic", "may"),
+    [("messages", True), ("status-updates", True), ("inbound", False), ("whatsapp-outbound", False)],
+)
+def test_what_waits_for_platforms_is_done_by_itself(topic: str, may: bool) -> None:
+    source = TopicPartition(topic, 0)
+    core, _ = core_of(BridgeLimits(platform_lanes=1), source=source)
+    core.records([record(0, source=source)])
+    [batch] = core.next_batches()
+    assert batch.shareable is may
+
+
+def test_what_has_to_be_tried_again_goes_alone() -> None:
+    core, clock = core_of(replace(LIMITS, lanes=1))
+    core.records([record(0)])
+    [batch] = core.next_batches()
+    finish(core, batch, Outcome(Verdict.RETRY, after_s=1.0))
+    clock.advance(1)
+    core.records([record(1, "bob")])
+    [again] = core.next_batches()
+    assert (len(again.works), again.shareable) == (2, False)
+    finish(core, again)
+    core.records([record(2)])
+    [fresh] = core.next_batches()
+    assert fresh.shareable
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["told at once", "told after its lease lapsed"])
+def test_a_worker_that_died_over_several_batches_condemns_none_and_each_goes_alone(late: bool) -> None:
+    core, _ = core_of(replace(LIMITS, lanes=1))
+    core.records([record(0)])
+    for _ in range(10):
+        [batch] = core.next_batches()
+        if late:
+            core.observed(batch, BatchState.LAPSED)
+        core.completed(Completion(batch.lane, batch.epoch, lost=True, shared=True))
+    [batch] = core.next_batches()
+    assert core.take_dead() == []
+    assert not batch.shareable
 
 
 def test_a_lease_that_lapses_without_a_death_condemns_no_record() -> None:
@@ -424,6 +471,13 @@ class AnyOrder(RuleBasedStateMachine):
             else:
                 failed.add(work.record.key)
         self.core.completed(Completion(batch.lane, batch.epoch, outcomes))
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), shared=st.booleans())
+    def die(self, data: st.DataObject, shared: bool) -> None:
+        batch = data.draw(st.sampled_from(self.flying))
+        self.flying.remove(batch)
+        self.core.completed(Completion(batch.lane, batch.epoch, lost=True, shared=shared))
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data(), state=st.sampled_from(list(BatchState)))

@@ -107,7 +107,7 @@ class Street:
     def _work_on(self, batch: Batch) -> None:
         self.workers += 1
         self._luck_of_sends()
-        works = [WorkItem(each.record, each.attempts, each.first_failed_ms) for each in batch.works]
+        works = [WorkItem(each.record, each.attempts, each.first_failed_ms, each.record.offset) for each in batch.works]
         try:
             outcomes = deliver(
                 works,

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,7 +18,17 @@ from core.clock import ManualClock
 from core.errors import Unavailable
 from demo.redis_server import BUS_RULES, RedisServer
 from messaging import dispatch
-from messaging.dispatch import FORSAKEN_S, HANGS_S, LEASE_VALID_S, LONGEST_QUEUE, BusDispatcher, BusWorker, Lease
+from messaging.dispatch import (
+    FORSAKEN_S,
+    HANGS_S,
+    LEASE_VALID_S,
+    LONGEST_QUEUE,
+    MOST_TOGETHER,
+    AllOf,
+    BusDispatcher,
+    BusWorker,
+    Lease,
+)
 from messaging.errors import LeaseLost
 from messaging.ports import Record, TopicPartition
 from messaging.work import DONE, Batch, BatchState, LaneId, Outcome, Verdict, Work
@@ -31,13 +41,14 @@ class Bus:
     """A bridge and a worker on one Redis; the queue is a real list, as Celery's is."""
 
     server: RedisServer
+    queue: str = field(default_factory=lambda: f"queue-{secrets.token_hex(4)}")
 
     def __post_init__(self) -> None:
-        self.queue = f"queue-{secrets.token_hex(4)}"
         self.lane = LaneId(TopicPartition(f"messages-{secrets.token_hex(4)}", 1), 3)
         self.client = redis.Redis.from_url(self.server.url)
+        self.bridge = secrets.token_hex(4)
         self.dispatcher = BusDispatcher(
-            self.server.url, bridge=secrets.token_hex(4), task=_as_json, queue_of=lambda topic: self.queue
+            self.server.url, bridge=self.bridge, task=_as_json, queue_of=lambda topic: self.queue
         )
         self.worker = BusWorker(self.server.url)
 
@@ -45,7 +56,7 @@ class Bus:
     def sent(self) -> list[tuple[LaneId, str, str]]:
         """What waits in the queue, the first one first: where, epoch, whom to tell."""
         waiting: Any = self.client.lrange(self.queue, 0, -1)
-        return [(self.lane, *json.loads(task)) for task in reversed(waiting)]
+        return [(self.lane, *json.loads(task)[:2]) for task in reversed(waiting)]
 
     def batch(self, epoch: str, *offsets: int) -> Batch:
         works = [
@@ -53,6 +64,14 @@ class Bus:
             for offset in offsets or (7,)
         ]
         return Batch(self.lane, epoch, tuple(works))
+
+    def waits(self, partition: int, *offsets: int, size: int = 10, epoch: str = "a-1", shareable: bool = True) -> Batch:
+        """A batch of another lane of the topic that was dispatched, and that nobody took out of the queue yet."""
+        source = TopicPartition(self.lane.source.topic, partition)
+        works = tuple(Work(Record(source, offset, "bob", b"x" * size, {}, 17)) for offset in offsets or (7,))
+        batch = Batch(LaneId(source, 0), epoch, works, shareable)
+        self.dispatcher.dispatch(batch)
+        return batch
 
     def take(self) -> None:
         """A worker takes the task out of the queue."""
@@ -76,7 +95,7 @@ class Bus:
 
 
 def _as_json(lane: LaneId, epoch: str, reply_to: str) -> bytes:
-    return json.dumps([epoch, reply_to]).encode()
+    return json.dumps([epoch, reply_to, str(lane)]).encode()
 
 
 @pytest.fixture
@@ -214,6 +233,15 @@ def test_a_process_that_slept_through_its_lease_knows_by_its_own_clock() -> None
         lease.check()
 
 
+def test_the_right_to_several_batches_is_lost_with_that_to_one_of_them() -> None:
+    clock, later = ManualClock(), ManualClock()
+    several = AllOf([Lease(clock, asked_s=clock.monotonic_s()), last := Lease(later, asked_s=later.monotonic_s())])
+    several.check()
+    last.lose()
+    with pytest.raises(LeaseLost):
+        several.check()
+
+
 def test_a_worker_that_slept_before_it_heard_that_it_may_start_has_no_lease(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,10 +269,127 @@ def test_a_dead_worker_is_reported(bus: Bus) -> None:
     bus.dispatcher.dispatch(bus.batch("a-1"))
     [(lane, epoch, reply_to)] = bus.sent
     bus.worker.start(lane, epoch)
-    bus.worker.report_lost(lane, epoch, reply_to=reply_to)
+    BusWorker(bus.server.url).report_death(lane, epoch, reply_to=reply_to)
     [completion] = bus.dispatcher.completions(5)
-    assert completion.lost
-    assert completion.outcomes == {}
+    assert (completion.lost, completion.shared, completion.outcomes) == (True, False, {})
+
+
+def test_a_worker_takes_along_what_waits_of_its_topic(bus: Bus) -> None:
+    first, second, third = bus.waits(1, 7, 9), bus.waits(2, 7), bus.waits(3, 8)
+    bus.take()
+    started = bus.worker.start(first.lane, first.epoch, reply_to=bus.bridge)
+    assert started is not None
+    assert [(each.lane, [item.record.offset for item in each.items]) for each in (started, *started.along)] == [
+        (first.lane, [7, 9]),
+        (second.lane, [7]),
+        (third.lane, [8]),
+    ]
+    assert [bus.state(each) for each in (first, second, third)] == [BatchState.RUNNING] * 3
+    assert bus.client.llen(bus.queue) == 0
+    assert bus.worker.start(second.lane, second.epoch) is None
+    bus.worker.finish_all([(each, {each.items[0].record.offset: DONE}) for each in (started, *started.along)])
+    told = {each.lane: each.outcomes for each in bus.dispatcher.completions(5)}
+    assert told == {first.lane: {7: DONE}, second.lane: {7: DONE}, third.lane: {8: DONE}}
+
+
+def test_it_leaves_what_another_worker_took_out_of_the_queue(bus: Bus) -> None:
+    theirs, ours = bus.waits(1), bus.waits(2)
+    bus.take()
+    bus.take()
+    started = bus.worker.start(ours.lane, ours.epoch)
+    assert started is not None
+    assert started.along == ()
+    assert bus.worker.start(theirs.lane, theirs.epoch) is not None
+
+
+def test_what_goes_alone_is_taken_along_by_nobody_and_takes_nobody(bus: Bus) -> None:
+    alone, first, second = bus.waits(1, shareable=False), bus.waits(2), bus.waits(3)
+    bus.take()
+    started = bus.worker.start(alone.lane, alone.epoch)
+    assert started is not None
+    assert started.along == ()
+    again = bus.waits(1, epoch="a-2", shareable=False)
+    bus.take()
+    started = bus.worker.start(first.lane, first.epoch)
+    assert started is not None
+    assert [each.lane for each in started.along] == [second.lane]
+    assert bus.worker.start(again.lane, again.epoch) is not None
+
+
+def test_it_takes_no_batch_of_another_topic(bus: Bus) -> None:
+    other = Bus(bus.server, queue=bus.queue)
+    ours, theirs = bus.waits(1), other.waits(1)
+    bus.take()
+    started = bus.worker.start(ours.lane, ours.epoch)
+    assert started is not None
+    assert started.along == ()
+    assert other.worker.start(theirs.lane, theirs.epoch) is not None
+
+
+@pytest.mark.parametrize(
+    ("offsets", "size", "taken"), [(range(45), 10, 1), (range(4), 30_000, 1), (range(50), 10, 1), (range(51), 10, 0)]
+)
+def test_together_they_are_no_more_than_one_task_does(bus: Bus, offsets: range, size: int, taken: int) -> None:
+    """In records or in bytes; what is left behind is the next one's."""
+    first, *others = [bus.waits(partition, *offsets, size=size) for partition in range(3)]
+    bus.take()
+    started = bus.worker.start(first.lane, first.epoch)
+    assert started is not None
+    assert [each.lane for each in started.along] == [each.lane for each in others[:taken]]
+    left = others[taken]
+    bus.take()
+    started = bus.worker.start(left.lane, left.epoch)
+    assert started is not None
+    assert [each.lane for each in started.along] == [each.lane for each in others[taken + 1 :]][:taken]
+
+
+def test_nor_of_more_lanes_than_there_may_be(bus: Bus) -> None:
+    first, *others = [bus.waits(partition) for partition in range(MOST_TOGETHER + 2)]
+    bus.take()
+    started = bus.worker.start(first.lane, first.epoch)
+    assert started is not None
+    assert [each.lane for each in started.along] == [each.lane for each in others[: MOST_TOGETHER - 1]]
+
+
+def test_of_a_lane_that_was_dispatched_again_the_latest_is_taken_along_once(bus: Bus) -> None:
+    first, _, newer = bus.waits(1), bus.waits(2, 7), bus.waits(2, 7, 8, epoch="a-2")
+    bus.take()
+    started = bus.worker.start(first.lane, first.epoch)
+    assert started is not None
+    assert [(each.epoch, len(each.items)) for each in started.along] == [(newer.epoch, 2)]
+
+
+def test_a_batch_that_a_bridge_of_the_release_before_dispatched_goes_alone(bus: Bus) -> None:
+    """It says nothing of whom to tell and how many there are, and leaves what was said of an earlier one."""
+    old, new, other = bus.waits(1), bus.waits(2), bus.waits(3)
+    bus.client.hset(f"chat4all:lane:{old.lane}", mapping={"epoch": "b-1", "started": "0"})
+    started = bus.worker.start(old.lane, "b-1")
+    assert started is not None
+    assert started.along == ()
+    bus.client.hset(f"chat4all:lane:{old.lane}", mapping={"epoch": "b-2", "started": "0"})
+    started = bus.worker.start(new.lane, new.epoch)
+    assert started is not None
+    assert [each.lane for each in started.along] == [other.lane]
+    assert bus.worker.start(old.lane, "b-2") is not None
+
+
+def test_what_was_answered_before_anybody_started_it_is_neither_started_nor_taken_along(bus: Bus) -> None:
+    """Its worker died as it took the task: the parent says so."""
+    dead, ours = bus.waits(1), bus.waits(2)
+    bus.worker.report_death(dead.lane, dead.epoch, reply_to=bus.bridge)
+    started = bus.worker.start(ours.lane, ours.epoch)
+    assert started is not None
+    assert started.along == ()
+    assert bus.worker.start(dead.lane, dead.epoch) is None
+
+
+def test_of_a_dead_worker_all_that_it_had_are_reported(bus: Bus) -> None:
+    first, second = bus.waits(1), bus.waits(2)
+    bus.take()
+    bus.worker.start(first.lane, first.epoch, reply_to=bus.bridge)
+    BusWorker(bus.server.url).report_death(first.lane, first.epoch, reply_to=bus.bridge)
+    told = {(each.lane, each.epoch, each.lost, each.shared) for each in bus.dispatcher.completions(5)}
+    assert told == {(each.lane, each.epoch, True, True) for each in (first, second)}
 
 
 def test_only_one_worker_works_on_what_nobody_dispatched(bus: Bus) -> None:

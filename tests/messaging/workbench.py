@@ -333,7 +333,7 @@ class Workbench:
 
 
 def items(records: Sequence[Record], *, attempts: int = 0, first_failed_ms: int = 0) -> list[WorkItem]:
-    return [WorkItem(record, attempts, first_failed_ms) for record in records]
+    return [WorkItem(record, attempts, first_failed_ms, record.offset) for record in records]
 
 
 def free_lease() -> Lease:
