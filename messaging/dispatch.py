@@ -66,9 +66,7 @@ redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'payload', ARGV[2], 'started', '0'
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('DEL', KEYS[1] .. ':lease')
 redis.call('LPUSH', KEYS[2], ARGV[4])
-if ARGV[6] == '0' then
-  redis.call('HDEL', KEYS[1], 'shares')
-else
+if ARGV[6] ~= '0' then
   redis.call('HSET', KEYS[1], 'shares', ARGV[1], 'records', ARGV[6], 'reply_to', ARGV[5], 'queue', KEYS[2],
     'task', ARGV[4])
   redis.call('RPUSH', KEYS[3], KEYS[1])
@@ -97,7 +95,7 @@ while #along < tonumber(ARGV[5]) - 1 do
   local lane = redis.call('LINDEX', KEYS[2], 0)
   if not lane then break end
   local its = redis.call('HMGET', lane, 'epoch', 'started', 'payload', 'shares', 'records', 'reply_to', 'queue', 'task')
-  local waits = its[1] and its[1] == its[4] and its[2] == '0' and its[3] and its[8]
+  local waits = its[1] and its[1] == its[4] and its[2] == '0' and its[3]
   local more, larger = records + (its[5] or 0), bytes + #(its[3] or '')
   if waits and (more > tonumber(ARGV[3]) or larger > tonumber(ARGV[4])) then break end
   redis.call('LPOP', KEYS[2])
