@@ -32,7 +32,7 @@ from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Unavailable
 from messaging.errors import LeaseLost
 from messaging.ports import Record, TopicPartition
-from messaging.work import Batch, BatchState, Completion, LaneId, Outcome
+from messaging.work import MOST_BYTES, MOST_RECORDS, Batch, BatchState, Completion, LaneId, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ LANE_TTL_S: Final = 3_600
 REPLY_TTL_S: Final = 60
 SOCKET_TIMEOUT_S: Final = 2.0
 MOST_TOGETHER: Final = 16  # batches of as many lanes
-MOST_RECORDS: Final = 100  # of them, in bytes as many as one batch may have: what is done in one go must end in time
-MOST_BYTES: Final = 256 * 1024
 LONGEST_QUEUE: Final = 1_000
 """Tasks behind which none is sent again: a queue that nobody empties must not fill the bus, which all others need."""
 
@@ -159,6 +157,14 @@ class _Reply(msgspec.Struct):
     outcomes: dict[int, Outcome] = {}
     lost: bool = False
     shared: bool = False
+
+    @classmethod
+    def of(cls, lane: LaneId, epoch: str, **what: Any) -> _Reply:
+        return cls(lane.number, lane.source.topic, lane.source.partition, epoch, **what)
+
+    @property
+    def where(self) -> LaneId:
+        return LaneId(TopicPartition(self.topic, self.partition), self.lane)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -425,15 +431,15 @@ class BusWorker:
             self._end_solo(keys=[key], args=[epoch])
 
     def finish(self, lane: LaneId, epoch: str, *, reply_to: str, outcomes: dict[int, Outcome]) -> None:
-        self._reply([(_reply(lane, epoch, outcomes=outcomes), reply_to)])
+        self._reply([(_Reply.of(lane, epoch, outcomes=outcomes), reply_to)])
 
     def finish_all(self, answers: Iterable[tuple[Started, dict[int, Outcome]]]) -> None:
         """The same of several, in one step."""
-        self._reply([(_reply(each.lane, each.epoch, outcomes=told), each.reply_to) for each, told in answers])
+        self._reply([(_Reply.of(each.lane, each.epoch, outcomes=told), each.reply_to) for each, told in answers])
 
     def report_lost(self, lane: LaneId, epoch: str, *, reply_to: str) -> None:
         """Nothing is known of any record of this batch: one of them broke it."""
-        self._reply([(_reply(lane, epoch, lost=True), reply_to)])
+        self._reply([(_Reply.of(lane, epoch, lost=True), reply_to)])
 
     def report_death(self, lane: LaneId, epoch: str, *, reply_to: str) -> None:
         """The parent saw the child die that worked on this batch, and on those that it had taken along."""
@@ -441,14 +447,13 @@ class BusWorker:
             found: Any = self._client.get(f"{_lane_key(lane)}:along:{epoch}")
         along: list[tuple[str, str, str]] = msgspec.json.decode(found) if found else []
         lost = [(lane, epoch, reply_to), *((_lane_of(key), its, whom) for key, its, whom in along)]
-        self._reply([(_reply(where, its, lost=True, shared=bool(along)), whom) for where, its, whom in lost])
+        self._reply([(_Reply.of(where, its, lost=True, shared=bool(along)), whom) for where, its, whom in lost])
 
     def _reply(self, replies: Sequence[tuple[_Reply, str]]) -> None:
         keys: list[str] = []
         told: list[str | bytes] = []
         for reply, reply_to in replies:
-            lane = LaneId(TopicPartition(reply.topic, reply.partition), reply.lane)
-            keys += [_lane_key(lane), _replies_key(reply_to)]
+            keys += [_lane_key(reply.where), _replies_key(reply_to)]
             told += [reply.epoch, _encode(reply)]
         with _bus_errors():
             self._finish(keys=keys, args=[REPLY_TTL_S, LEASE_MS, *told])
@@ -497,13 +502,8 @@ def _standing() -> dict[str, list[str]]:
     }
 
 
-def _reply(lane: LaneId, epoch: str, **what: Any) -> _Reply:
-    return _Reply(lane.number, lane.source.topic, lane.source.partition, epoch, **what)
-
-
 def _completion(reply: _Reply) -> Completion:
-    lane = LaneId(TopicPartition(reply.topic, reply.partition), reply.lane)
-    return Completion(lane, reply.epoch, reply.outcomes, reply.lost, reply.shared)
+    return Completion(reply.where, reply.epoch, reply.outcomes, reply.lost, reply.shared)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from messaging.ports import Record, TopicPartition
 
+MOST_RECORDS: Final = 100  # of what one task does, and MOST_BYTES of their values: it must end in time
+MOST_BYTES: Final = 256 * 1024
 EXPIRED: Final = "expired"  # why a send is a dead letter that came too late: nothing of ours is broken
 
 

@@ -13,7 +13,18 @@ from core.clock import Clock
 from messaging import metrics
 from messaging.ports import Record, TopicPartition
 from messaging.topics import INBOUND, MESSAGES, STATUS_UPDATES, channel_of
-from messaging.work import NOT_STARTED, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
+from messaging.work import (
+    MOST_BYTES,
+    MOST_RECORDS,
+    NOT_STARTED,
+    Batch,
+    BatchState,
+    Completion,
+    LaneId,
+    Outcome,
+    Verdict,
+    Work,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +39,8 @@ class BridgeLimits:
 
     lanes: int = 1  # few: what waits behind the batch in flight goes together next, which is where the speed is
     platform_lanes: int = 2  # of topics whose batches wait for platforms: while one does another may be at work
-    batch_records: int = 100
-    batch_bytes: int = 256 * 1024
+    batch_records: int = MOST_RECORDS
+    batch_bytes: int = MOST_BYTES
     window_records: int = 2_000
     window_bytes: int = 16 * 1024 * 1024
     span: int = 5  # times the window: finished records behind an unfinished one, which a restart repeats
