@@ -44,10 +44,10 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread:
-        """Raises ValueError when nothing was measured."""
+        """None is above what was measured. Raises ValueError when nothing was."""
         if not seconds:
             raise ValueError("nothing came in time to be measured")
-        cuts = statistics.quantiles(seconds if len(seconds) > 1 else [*seconds, *seconds], n=100)
+        cuts = statistics.quantiles(seconds if len(seconds) > 1 else [*seconds, *seconds], n=100, method="inclusive")
         return cls(cuts[49] * 1000, cuts[94] * 1000, cuts[98] * 1000)
 
     def __str__(self) -> str:

@@ -177,9 +177,11 @@ def connected(system: LocalSystem, _profile: Profile, scale: Scale) -> Iterator[
         seen, spent = traffic.watched, usage.spent()
         gateway_mb = rss_mb(family(system.pid("gateway")))
         traffic.close()
-        costs[count] = sum(ms for _, ms in spent.each(len(seen.due_s)))
+        each = dict(spent.each(len(seen.due_s)))
+        costs[count] = sum(each.values())
         value = f"{costs[count]:.2f} ms of CPU a message at 50/s, {Spread.of(seen.latencies_s())}"
-        yield Figure(f"{count:,} connected", value, f"gateway {gateway_mb:.0f} MB; {spent.shared}")
+        of_gateway = f"gateway {each.get('gateway', 0):.2f} ms, {gateway_mb:.0f} MB"
+        yield Figure(f"{count:,} connected", value, f"{of_gateway}; {spent.shared}")
     yield from _flatness("connected users", costs)
 
 
@@ -269,7 +271,7 @@ def _begin(system: LocalSystem, name: str) -> None:
 
 
 def _sends_per_s(system: LocalSystem, count: int) -> float:
-    """From when one has just arrived, as the sends of a worker arrive together, until so many more have."""
+    """From when some have just arrived, as the sends of a worker arrive together, until at least so many more have."""
     with httpx.Client(base_url=system.simulator_url, timeout=30) as http:  # a new one each time is 30 ms of CPU
         first = now = _sends(http)
         while now == first:
@@ -281,7 +283,8 @@ def _sends_per_s(system: LocalSystem, count: int) -> float:
             if time.perf_counter() > deadline_s:
                 raise TimeoutError(f"{count} sends took longer than {LATE_S:.0f} s")
             time.sleep(LOOK_S)
-        return count / (time.perf_counter() - started_s)
+        time.sleep(SETTLED_S)  # as at the beginning: all of the last wave count
+        return (_sends(http) - first) / (time.perf_counter() - started_s)
 
 
 def _post_all(system: LocalSystem, waiting: Sequence[Talk], messages: int) -> None:

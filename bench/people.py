@@ -89,14 +89,18 @@ def crowd(api_url: str, senders: int, conversations: int, *, prefix: str) -> tup
 
 
 def parcels(talks: Sequence[Talk], size: int) -> list[Parcel]:
-    """One for each sender: ``size`` messages, in turn to each of their conversations."""
+    """Of ``size`` messages to as many of a sender's conversations in turn: one for each sender, and more where it takes
+    more to write in all of them. All senders' first ones come first."""
     by_sender: dict[User, list[str]] = {}
     for talk in talks:
         by_sender.setdefault(talk.sender, []).append(talk.conversation_id)
-    found = []
-    for sender, names in by_sender.items():
-        said = [{"conversation_id": names[number % len(names)], "content": TEXT} for number in range(size)]
-        found.append(Parcel(post("/v1/messages/batch", sender.token, {"messages": said}), size))
+    found: list[Parcel] = []
+    for start in range(0, max(map(len, by_sender.values())), size):
+        for sender, names in by_sender.items():
+            said = [
+                {"conversation_id": names[(start + number) % len(names)], "content": TEXT} for number in range(size)
+            ]
+            found.append(Parcel(post("/v1/messages/batch", sender.token, {"messages": said}), size))
     return found
 
 

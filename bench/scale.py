@@ -32,7 +32,7 @@ SHORT: Final = Scale(
 )
 FULL: Final = Scale(
     "full",
-    time=2.0,
+    time=1.0,
     reference_s=300,
     steady_s=600,
     conversations=(1, 100, 1_000, 10_000),
