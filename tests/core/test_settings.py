@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import runpy
 import secrets
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from django.core.exceptions import ImproperlyConfigured
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from demo.ports import HOST
+from tests.stack.certificates import Certificates
 
 SETTINGS = Path(__file__).resolve().parents[2] / "chat4all_project" / "settings.py"
 KEY, OTHER_KEY = secrets.token_urlsafe(48), secrets.token_urlsafe(48)
@@ -172,3 +183,57 @@ def test_a_number_of_the_bridge_has_bounds(
     for each in bad:
         with pytest.raises(ImproperlyConfigured, match=told):
             load(**{name: each})
+
+
+class Impostor:
+    """Speaks TLS with a certificate that no authority of this machine signed, and notes what it is told."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.server_pem)
+        self._listener = socket.create_server((HOST, 0))
+        self._tls = context.wrap_socket(self._listener, server_side=True)
+        self.port = self._tls.getsockname()[1]
+        self.told: list[bytes] = []
+        self.hung_up = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            connection, _ = self._tls.accept()  # with the handshake; ssl.SSLError is an OSError
+            with connection:
+                self.told.append(connection.recv(1000))
+        self.hung_up.set()
+
+    def close(self) -> None:
+        self._tls.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def impostor(tmp_path: Path) -> Iterator[tuple[Impostor, Certificates]]:
+    certificates = Certificates.made(tmp_path / "tls")
+    server = Impostor(certificates)
+    yield server, certificates
+    server.close()
+
+
+@pytest.mark.parametrize("knows_its_authority", [False, True])
+def test_celery_tells_the_buss_password_to_nobody_whose_certificate_is_unknown(
+    load: Load, impostor: tuple[Impostor, Certificates], knows_its_authority: bool
+) -> None:
+    server, certificates = impostor
+    options = f"?ssl_ca_certs={certificates.ca}" if knows_its_authority else ""
+    loaded = load(BUS_URL=f"rediss://:the-password@{HOST}:{server.port}/0{options}")
+    app = Celery(broker=loaded["CELERY_BROKER_URL"])
+    app.conf.update(broker_use_ssl=loaded["CELERY_BROKER_USE_SSL"], broker_transport_options={"socket_timeout": 5})
+    with app.connection_for_write() as connection, suppress(OperationalError, RedisError):
+        connection.default_channel.client.ping()
+    assert server.hung_up.wait(10)
+    assert any(b"the-password" in each for each in server.told) is knows_its_authority
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/0", "unix:///run/redis.sock"])
+def test_a_bus_without_tls_has_no_options_of_it(load: Load, url: str) -> None:
+    assert load(BUS_URL=url)["CELERY_BROKER_USE_SSL"] is None
