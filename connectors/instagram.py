@@ -35,6 +35,12 @@ MB: Final = 1024 * 1024
 MAX_IMAGE_BYTES: Final = 8 * MB
 MAX_FILE_BYTES: Final = 25 * MB
 FETCH_S: Final = 20.0  # until an answer: the platform fetches a file first, and who gives up too early sends it twice
+KINDS: Final = {  # as Meta lists what Instagram takes
+    **dict.fromkeys(("image/png", "image/jpeg", "image/gif"), "image"),
+    **dict.fromkeys(("video/mp4", "video/ogg", "video/x-msvideo", "video/quicktime", "video/webm"), "video"),
+    **dict.fromkeys(("audio/aac", "audio/mp4", "audio/wav", "audio/x-wav"), "audio"),
+    "application/pdf": "file",
+}
 UNSUPPORTED: Final = "[a message of a kind that Instagram does not pass on]"
 CONTENT_TYPES: Final = {"image": "image/jpeg", "video": "video/mp4", "audio": "audio/mp4"}  # the webhook names no more
 
@@ -74,7 +80,9 @@ class Instagram(MetaConnector):
         media = message.media
         if self.is_handle(message.to):
             return "unresolved_handle"  # a username cannot be messaged
-        if media and kind_of(media) == "image" and media.size > MAX_IMAGE_BYTES:
+        if media and (kind := kind_of(media)) is None:
+            return "media_not_supported"
+        if media and kind == "image" and media.size > MAX_IMAGE_BYTES:
             return "media_too_large"
         return self.capabilities.fault(message.text, media_bytes=media.size if media else None)
 
@@ -135,9 +143,9 @@ class Instagram(MetaConnector):
             raise PermanentDeliveryError(error.reason, error.detail) from error
 
 
-def kind_of(media: Media) -> str:
-    kind = media.content_type.partition("/")[0].lower()
-    return kind if kind in {"image", "video", "audio"} else "file"
+def kind_of(media: Media) -> str | None:
+    """What the platform calls such a file; None for one that it does not take."""
+    return KINDS.get(media.content_type.partition(";")[0].strip().lower())
 
 
 def _attachment(media: Media) -> dict[str, object]:
@@ -169,7 +177,8 @@ def _message(message: dict[str, object], sender: dict[str, object]) -> Event:
         return Ignored("malformed")
     text = as_text(message.get("text")) or as_text(as_dict(message.get("quick_reply")).get("payload"))
     attachments = _attachments(message.get("attachments"))
-    if not text and not attachments and message.get("is_unsupported"):
+    # A picture to be seen once comes as an attachment without a link (``ephemeral``).
+    if not text and not attachments and (message.get("is_unsupported") or message.get("attachments")):
         text = UNSUPPORTED
     reply_to = as_text(as_dict(message.get("reply_to")).get("mid")) or None
     return _inbound(mid, sender, text, attachments=attachments, reply_to=reply_to)

@@ -39,12 +39,12 @@ THROTTLED_S: Final[Mapping[int, float]] = {
 }
 PAIR_LIMIT: Final = 131056  # messages to this person: Meta asks to wait 4^n s, 1, 4, 16 …, after the n-th retry
 PAIR_STEPS: Final = 5  # up to 17 minutes
-TEMPORARY: Final = {1, 2, 131000, 131016}  # "try again later", also inside HTTP 400
+TEMPORARY: Final = {1, 2, 1200, 131000, 131016}  # "try again later", also inside HTTP 400
 MEDIA_TEMPORARY: Final = 131053  # this file could not be taken now; nothing is wrong with the account
-LINK_NOT_FETCHED_SUBCODES: Final = {
-    2018008,
-    2018047,
-}  # of 100: it is our storage, or what serves its links, that is away
+LINK_NOT_FETCHED_SUBCODE: Final = 2018008  # of 100: it is our storage, or what serves its links, that is away
+# Of 100, too: the file was not taken. Mostly it is none of those that the platform knows, and it never will be.
+FILE_NOT_TAKEN_SUBCODE: Final = 2018047
+FILE_TRIES: Final = 5
 ACCOUNT: Final = {0, 3, 10, 102, 190, 368, 131005, 131031, 131042, 131045, 133010, *range(200, 300)}
 # Instagram says of one person, under 10 and 200, what else means "no permission": one person must not stop an account.
 ONE_PERSON: Final[Mapping[int, str]] = {
@@ -54,6 +54,8 @@ ONE_PERSON: Final[Mapping[int, str]] = {
     2018108: "the person cannot receive messages",
     1545041: "the person is not available",
 }
+# The same by the code: these come as HTTP 403, by which else something is wrong with the account.
+ONE_MESSAGE: Final[Mapping[int, str]] = {130497: "this business may not write to people in that country"}
 MAX_TIME_MS: Final = 4_102_444_800_000  # the year 2100: whatever claims to be later is no time
 
 
@@ -67,20 +69,27 @@ def explain(status: int, body: Mapping[str, object], *, retries: int = 0) -> Del
     wait_s = 4.0 ** min(retries, PAIR_STEPS) if code == PAIR_LIMIT else THROTTLED_S.get(code)
     if wait_s is not None:
         return TransientDeliveryError(reason, retry_after_s=wait_s, outage=False)
-    if detail := ONE_PERSON.get(subcode or 0):
+    if detail := ONE_PERSON.get(subcode or 0) or ONE_MESSAGE.get(code):
         return PermanentDeliveryError(reason, detail)
-    if code == MEDIA_TEMPORARY or (code == 100 and subcode in LINK_NOT_FETCHED_SUBCODES):
+    if code == MEDIA_TEMPORARY or (code == 100 and _may_be_taken(subcode, retries)):
         return TransientDeliveryError(reason, outage=False)
     if code in ACCOUNT:
         return PausedDeliveryError(reason)
     return _unlisted(status, code, error)
 
 
+def _may_be_taken(subcode: int | None, retries: int) -> bool:
+    """Whether a file that was refused by this may go another time."""
+    return subcode == LINK_NOT_FETCHED_SUBCODE or (subcode == FILE_NOT_TAKEN_SUBCODE and retries < FILE_TRIES)
+
+
 def _unlisted(status: int, code: int, error: Mapping[str, object]) -> DeliveryError | None:
     reason = f"platform:{code}"
     if code in TEMPORARY or error.get("is_transient") is True:
         return TransientDeliveryError(reason)
-    if 400 <= status < 500 and status not in {401, 403, 408, 425, 429}:
+    if status in {401, 403}:
+        return PausedDeliveryError(reason)
+    if 400 <= status < 500 and status not in {408, 425, 429}:
         return PermanentDeliveryError(reason)
     return None
 

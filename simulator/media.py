@@ -24,6 +24,12 @@ MAX_BYTES: Final = {
 }
 LARGEST: Final = max(MAX_BYTES.values())
 INSTAGRAM_MAX_BYTES: Final = {"image": 8 * MIB, "audio": 25 * MIB, "video": 25 * MIB, "file": 25 * MIB}
+INSTAGRAM_KINDS: Final = {  # as Meta lists the types that it fetches
+    **dict.fromkeys(("image/png", "image/jpeg", "image/gif"), "image"),
+    **dict.fromkeys(("video/mp4", "video/ogg", "video/x-msvideo", "video/quicktime", "video/webm"), "video"),
+    **dict.fromkeys(("audio/aac", "audio/mp4", "audio/wav", "audio/x-wav"), "audio"),
+    "application/pdf": "file",
+}
 _OFFICE: Final = "application/vnd.openxmlformats-officedocument."
 KINDS: Final = {  # as Meta lists the types that can be uploaded
     **dict.fromkeys(("image/jpeg", "image/png"), "image"),

@@ -18,7 +18,16 @@ from simulator.agenda import Agenda
 from simulator.graph import Draft, GraphError, ReadReceipt, invalid, new_mid, new_wamid, throttled, unavailable
 from simulator.ledger import Ledger, Received, Said
 from simulator.logs import log
-from simulator.media import INSTAGRAM_MAX_BYTES, KINDS, MAX_BYTES, MediaFile, Shelf, bare_type, fault
+from simulator.media import (
+    INSTAGRAM_KINDS,
+    INSTAGRAM_MAX_BYTES,
+    KINDS,
+    MAX_BYTES,
+    MediaFile,
+    Shelf,
+    bare_type,
+    fault,
+)
 from simulator.people import Buckets, People
 from simulator.switches import Dice, Switches
 from simulator.webhooks import Item, Webhooks
@@ -189,8 +198,10 @@ class Platform:
         message = self._received(account, draft)
         media_problem = self._look_up_media(account, draft, message)
         if account.channel == "instagram" and draft.media_link is not None:  # fetched while the caller waits
-            await self._fetch_link(draft.media_link, message, max_bytes=INSTAGRAM_MAX_BYTES[draft.type])
-            if message.media_sha256 is None:
+            found = await self._fetch_link(draft.media_link, message, max_bytes=INSTAGRAM_MAX_BYTES[draft.type])
+            if found is None:
+                raise invalid("Failed to fetch the file from the url", subcode=2018008)
+            if INSTAGRAM_KINDS.get(found) != draft.type:
                 raise invalid("Upload attachment failure.", subcode=2018047)
         self.ledger.accept(message)
         if account.channel == "instagram":
@@ -275,20 +286,22 @@ class Platform:
         message.media_sha256, message.media_size = file.sha256, len(file.data)
         return fault(file, draft.type)
 
-    async def _fetch_link(self, link: str, message: Received, *, max_bytes: int) -> None:
-        """Fetch what a link points to, as the platform does; no hash afterwards means that it could not."""
+    async def _fetch_link(self, link: str, message: Received, *, max_bytes: int) -> str | None:
+        """Fetch what a link points to, as the platform does, and say its type; None means that it could not."""
         data = bytearray()
         try:
             async with self._client.stream("GET", link, timeout=15, follow_redirects=True) as response:
                 if response.status_code != httpx.codes.OK:
-                    return
+                    return None
                 async for chunk in response.aiter_bytes():
                     data += chunk
                     if len(data) > max_bytes:
-                        return
+                        return None
+                content_type = bare_type(response.headers.get("content-type", ""))
         except (httpx.HTTPError, httpx.InvalidURL):
-            return
+            return None
         message.media_sha256, message.media_size = hashlib.sha256(data).hexdigest(), len(data)
+        return content_type
 
     async def _begin_whatsapp(self, account: Account, draft: Draft, message: Received, problem: str | None) -> None:
         if draft.media_link is not None:
@@ -304,8 +317,7 @@ class Platform:
             self._schedule_statuses(account, draft, message)
 
     async def _fetch_and_schedule(self, account: Account, draft: Draft, message: Received, link: str) -> None:
-        await self._fetch_link(link, message, max_bytes=MAX_BYTES[draft.type])
-        if message.media_sha256 is None:
+        if await self._fetch_link(link, message, max_bytes=MAX_BYTES[draft.type]) is None:
             self._schedule_failure(account, draft, message, (131053, "The link could not be fetched"))
         elif draft.contact in self.switches_of(account.account_id).fail_numbers:
             self._schedule_failure(account, draft, message, (131026, "Message undeliverable"))

@@ -73,7 +73,13 @@ def test_a_text_is_sent_and_the_platforms_id_comes_back(platform: ScriptedPlatfo
 
 @pytest.mark.parametrize(
     ("content_type", "kind"),
-    [("image/png", "image"), ("video/mp4", "video"), ("audio/mp4", "audio"), ("application/pdf", "file")],
+    [
+        ("image/png", "image"),
+        ("video/mp4", "video"),
+        ("audio/mp4", "audio"),
+        ("audio/mp4; codecs=mp4a.40.2", "audio"),
+        ("application/pdf", "file"),
+    ],
 )
 def test_a_file_goes_as_a_link(platform: ScriptedPlatform, content_type: str, kind: str) -> None:
     sent = Instagram(platform.says(200, SENT).client()).send(ACCOUNT, outgoing("", media=media(content_type)))
@@ -90,7 +96,7 @@ def test_a_file_with_text_goes_as_two_messages_and_the_later_one_stands_for_both
 
 
 def test_a_file_whose_link_could_not_be_fetched_is_sent_again_and_its_text_waits(platform: ScriptedPlatform) -> None:
-    platform.says(400, {"error": {"code": 100, "error_subcode": 2018047}})
+    platform.says(400, {"error": {"code": 100, "error_subcode": 2018008}})
     with pytest.raises(TransientDeliveryError) as caught:
         Instagram(platform.client()).send(ACCOUNT, outgoing("Look", media=media("image/png")))
     assert (caught.value.outage, len(platform.requests)) == (False, 1)
@@ -141,6 +147,9 @@ def test_what_fails_after_the_file_was_sent_is_not_called_unsent(
         pytest.param(outgoing("", media=media("image/png", 8 * MB + 1)), "media_too_large", id="image"),
         pytest.param(outgoing("", media=media("video/mp4", 25 * MB + 1)), "media_too_large", id="video"),
         pytest.param(outgoing("é" * 501, media=media("video/mp4")), "text_too_long", id="text behind a file"),
+        pytest.param(outgoing("Look", media=media("application/zip")), "media_not_supported", id="archive"),
+        pytest.param(outgoing("", media=media("image/webp")), "media_not_supported", id="picture of another kind"),
+        pytest.param(outgoing("", media=media("audio/ogg")), "media_not_supported", id="sound of another kind"),
         pytest.param(outgoing(""), "empty", id="nothing"),
         pytest.param(outgoing(to="maria"), "unresolved_handle", id="a username cannot be messaged"),
     ],
@@ -252,6 +261,9 @@ def understood(**fields: object) -> Event:
         ),
         pytest.param({"message": {"mid": "m", "quick_reply": {"payload": "Y"}}}, "Y", id="quick reply without text"),
         pytest.param({"message": {"mid": "m", "is_unsupported": True}}, UNSUPPORTED, id="people learn of it"),
+        pytest.param(
+            {"message": {"mid": "m", "attachments": [{"type": "ephemeral"}]}}, UNSUPPORTED, id="to be seen once"
+        ),
         pytest.param({"postback": {"mid": "m", "payload": "START"}}, "START", id="postback without a title"),
     ],
 )

@@ -135,7 +135,7 @@ CASES = [
         "platform:100",
         None,
         False,
-        id="a link that could not be fetched",
+        id="a file that was not taken",
     ),
     pytest.param(
         400,
@@ -150,6 +150,7 @@ CASES = [
         400, coded(100, error_subcode=2534014), PermanentDeliveryError, "platform:100", None, False, id="nobody"
     ),
     pytest.param(400, coded(2), TransientDeliveryError, "platform:2", None, True, id="unavailable inside a 400"),
+    pytest.param(400, coded(1200), TransientDeliveryError, "platform:1200", None, True, id="temporary inside a 400"),
     pytest.param(400, coded(9, is_transient=True), TransientDeliveryError, "platform:9", None, True, id="is_transient"),
     pytest.param(500, coded(131000), TransientDeliveryError, "platform:131000", None, True, id="something went wrong"),
     pytest.param(503, "<html>", TransientDeliveryError, "http_503", None, True, id="down"),
@@ -210,7 +211,13 @@ CASES = [
     pytest.param(400, coded(300), PermanentDeliveryError, "platform:300", None, False, id="beyond the 200 class"),
     pytest.param(400, coded(131031), PausedDeliveryError, "platform:131031", None, True, id="account locked"),
     pytest.param(401, "{}", PausedDeliveryError, "http_401", None, True, id="401 without words"),
-    pytest.param(401, coded(77777), PausedDeliveryError, "http_401", None, True, id="401 with a code nobody knows"),
+    pytest.param(
+        401, coded(77777), PausedDeliveryError, "platform:77777", None, True, id="401 with a code nobody knows"
+    ),
+    pytest.param(403, coded(77777), PausedDeliveryError, "platform:77777", None, True, id="403 with such a code"),
+    pytest.param(
+        403, coded(130497), PermanentDeliveryError, "platform:130497", None, False, id="a country that is closed to us"
+    ),
     pytest.param(
         429, coded(77777), TransientDeliveryError, "throttled", None, False, id="429 with a code nobody knows"
     ),
@@ -253,6 +260,23 @@ def test_who_writes_too_much_to_one_person_waits_ever_longer(
     with pytest.raises(TransientDeliveryError) as caught:
         whatsapp.send(whatsapp_account(), replace(MESSAGE, retries=retries))
     assert caught.value.retry_after_s == wait_s
+
+
+@pytest.mark.parametrize(
+    ("subcode", "retries", "kind"),
+    [
+        pytest.param(2018047, 4, TransientDeliveryError, id="not taken, for the fifth time"),
+        pytest.param(2018047, 5, PermanentDeliveryError, id="and what waits behind it goes on"),
+        pytest.param(2018008, 10**9, TransientDeliveryError, id="our storage may be away for long"),
+    ],
+)
+def test_a_file_that_the_platform_never_takes_does_not_hold_up_others_for_a_day(
+    platform: ScriptedPlatform, subcode: int, retries: int, kind: type[DeliveryError]
+) -> None:
+    whatsapp = WhatsApp(platform.says(400, coded(100, error_subcode=subcode)).client())
+    with pytest.raises(DeliveryError) as caught:
+        whatsapp.send(whatsapp_account(), replace(MESSAGE, retries=retries))
+    assert (type(caught.value), caught.value.reason) == (kind, "platform:100")
 
 
 def test_the_platforms_own_wish_to_wait_outranks_the_table(platform: ScriptedPlatform) -> None:

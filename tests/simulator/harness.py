@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import mimetypes
 import os
 import signal
 import socket
@@ -149,7 +150,7 @@ class Receiver:
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 if parts.path.startswith("/file"):
-                    return self._answer(200, b"bytes behind a link")
+                    return self._answer(200, b"bytes behind a link", mimetypes.guess_type(parts.path)[0])
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 with receiver.changed:
                     receiver.gets.append({**query, "path": parts.path.removeprefix(f"/{receiver.era}")})
@@ -170,8 +171,10 @@ class Receiver:
                 receiver.gate.wait(PATIENCE_S)
                 return self._answer(status, b"")
 
-            def _answer(self, status: int, body: bytes) -> None:
+            def _answer(self, status: int, body: bytes, content_type: str | None = None) -> None:
                 self.send_response(status)
+                if content_type:
+                    self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

@@ -55,6 +55,16 @@ def test_an_attachment_is_fetched_from_its_url(simulator: Simulator, receiver: R
 
 
 @pytest.mark.parametrize(
+    ("name", "kind"), [("file.docx", "file"), ("file.ogg", "audio"), ("file.pdf", "image"), ("file", "image")]
+)
+def test_an_attachment_of_another_type_is_not_taken(
+    simulator: Simulator, receiver: Receiver, name: str, kind: str
+) -> None:
+    answer = simulator.instagram(message(attachment(f"http://127.0.0.1:{receiver.port}/{name}", kind)))
+    assert (answer.status_code, answer.json()["error"]["error_subcode"]) == (400, 2018047)
+
+
+@pytest.mark.parametrize(
     ("body", "named"),
     [
         pytest.param(message({"text": "é" * 501}), "1000 bytes", id="1002 bytes in 501 characters"),
@@ -62,7 +72,7 @@ def test_an_attachment_is_fetched_from_its_url(simulator: Simulator, receiver: R
         pytest.param(message({}), "exactly one", id="nothing"),
         pytest.param(message({"text": "x", **attachment("https://x.org")}), "exactly one", id="both"),
         pytest.param(message(attachment("file:///etc/passwd")), "url", id="a url that is not HTTP"),
-        pytest.param(message(attachment("http://127.0.0.1:1/none")), "Upload", id="a url that does not answer"),
+        pytest.param(message(attachment("http://127.0.0.1:1/none")), "fetch", id="a url that does not answer"),
         pytest.param(message(attachment("https://x.org", "poem")), "type", id="an unknown kind"),
         pytest.param(message({"text": "x"}, to="alice.in.wonderland"), "No matching user", id="a username"),
         pytest.param(message({"text": "x"}, tag="SALE"), "HUMAN_AGENT", id="an unknown tag"),
