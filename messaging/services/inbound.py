@@ -324,7 +324,8 @@ def _receive(letter: _Letter, *, inbound: Inbound, found: list[NewRecord], deadl
             account_id=event.account_id,
             external_id=external_id,
         )
-        inbound.store.bind_contacts([_contact(event, text, home, ref.message_id)])
+        bound = _bound_to(home, event, text, inbox, inbound)
+        inbound.store.bind_contacts([_contact(event, text, bound, ref.message_id)])
         headers = tracing.onward(item.record)
         found.append(NewRecord(topics.MESSAGES, str(home.conversation_id), codec.encode(message), headers))
     return DONE
@@ -445,6 +446,17 @@ def _conversation(event: InboundEvent, text: InboundText, inbox: Inbox, inbound:
     return _opened(event, text, inbox, inbound)
 
 
+def _bound_to(home: Conversation, event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbound) -> UUID:
+    """The conversation that the person's next message comes to: where this one went, unless they answered there who is
+    no agent of ours. Whoever else may write to them must not draw to themselves what they tell the agents."""
+    if not text.reply_to_external_id or not inbox.agents or not set(inbox.agents).isdisjoint(home.members):
+        return home.conversation_id
+    known = inbound.store.contact(
+        workspace_id=event.workspace_id, channel=event.channel, account_id=event.account_id, address=text.sender
+    )
+    return known.conversation_id if known else home.conversation_id
+
+
 def _attended(conversation: Conversation, event: InboundEvent, inbox: Inbox, inbound: Inbound) -> Conversation:
     """With the account's agents of now where no user is in it: nobody would read what comes."""
     if any(Party.parse(member).is_user for member in conversation.members) or not inbox.agents:
@@ -470,12 +482,15 @@ def _opened(event: InboundEvent, text: InboundText, inbox: Inbox, inbound: Inbou
             created_at_ms=event.received_at_ms,
         )
     )
+    news = f"conversation:{conversation.conversation_id}"
     if sender not in conversation.members:  # they were removed, and write again
         with changing(conversation.conversation_id, inbound.members_changed):
             inbound.store.add_member(conversation.conversation_id, sender, at_ms=event.received_at_ms)
+        conversation = replace(conversation, members=(*conversation.members, sender))
+        news += f":back:{event.received_at_ms}"
     conversation = _attended(conversation, event, inbox, inbound)
     # At once: when the contact is bound, a repeat finds the conversation there and would tell nobody.
-    _tell_users(conversation, event, text, inbound, event_id=f"conversation:{conversation.conversation_id}")
+    _tell_users(conversation, event, text, inbound, event_id=news)
     return conversation
 
 
@@ -533,13 +548,13 @@ def _external(event: InboundEvent, external_id: str, inbound: Inbound) -> Extern
     return inbound.store.externals(event.channel, event.account_id, [external_id]).get(external_id)
 
 
-def _contact(event: InboundEvent, text: InboundText, conversation: Conversation, message_id: UUID) -> Contact:
+def _contact(event: InboundEvent, text: InboundText, conversation_id: UUID, message_id: UUID) -> Contact:
     return Contact(
         workspace_id=event.workspace_id,
         channel=event.channel,
         account_id=event.account_id,
         address=text.sender,
-        conversation_id=conversation.conversation_id,
+        conversation_id=conversation_id,
         last_message_id=message_id,
         name=text.sender_name,
         handle=text.sender_handle,

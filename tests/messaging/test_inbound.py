@@ -345,6 +345,28 @@ def test_an_answer_goes_where_the_answered_message_is(desk: Desk) -> None:
     assert (by_text["to nobody"].conversation_id, by_text["to nobody"].reply_to) == (second.conversation_id, None)
 
 
+@pytest.mark.parametrize(("agents", "drawn"), [((BOB,), False), ((ALICE, BOB), True), ((), True)])
+def test_who_is_no_agent_draws_nobody_to_themselves_by_being_answered(
+    desk: Desk, agents: tuple[str, ...], drawn: bool
+) -> None:
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, agents)
+    desk.resolve(desk.arrives(says("hello")))
+    of_alice = sent(desk, external_id="wamid.a")
+    desk.resolve(desk.arrives(says("re: Alice", id_="wamid.in2", reply_to_external_id="wamid.a")))
+    desk.resolve(desk.arrives(says("my card's number", id_="wamid.in3")))
+    hello, answer, secret = desk.store_all()
+    assert answer.conversation_id == of_alice.conversation_id != hello.conversation_id
+    assert secret.conversation_id == (of_alice if drawn else hello).conversation_id
+
+
+def test_who_is_answered_by_somebody_whom_we_do_not_know_keeps_them(desk: Desk) -> None:
+    """As who writes to them first does."""
+    desk.inboxes["whatsapp", "1055"] = Inbox(WHATSAPP, WORKSPACE, (BOB,))
+    of_alice = sent(desk, external_id="wamid.a")
+    desk.resolve(desk.arrives(says("re: Alice", reply_to_external_id="wamid.a"), says("and", id_="wamid.in2")))
+    assert [each.conversation_id for each in desk.store_all()] == [of_alice.conversation_id] * 2
+
+
 @pytest.mark.parametrize("contact_is_known", [True, False])
 def test_agents_that_come_later_join_what_nobody_reads(desk: Desk, contact_is_known: bool) -> None:
     if contact_is_known:
@@ -394,6 +416,8 @@ def test_somebody_who_was_removed_from_their_own_conversation_is_back_when_they_
     assert stored is not None
     assert CARLA in stored.members
     assert desk.changed == [message.conversation_id]
+    told = desk.bench.sockets.of(ALICE, "conversation")[-1]
+    assert CARLA in {member["id"] for member in told["conversation"]["members"]}
 
 
 def test_an_account_that_nobody_can_read_holds_up_nobody_else(desk: Desk) -> None:
