@@ -147,24 +147,25 @@ class _Viewer:
 
 
 def account_for(outbound: Outbound, store: MessageStore) -> Account | None:
-    """Our account that writes to this recipient: the one they were last heard on here, else the default."""
+    """Our account that writes to this recipient: the one they were last heard on in this conversation, else anywhere
+    (an Instagram id is of one account, and a WhatsApp window is open to the number they wrote to), else the default."""
     ours = channels.accounts_of(outbound.message.workspace_id, outbound.channel)
     if len(ours) > 1:
-        heard = [(contact.last_message_id, each) for each in ours if (contact := _heard(outbound, each, store))]
-        if heard:
-            return max(heard, key=lambda pair: pair[0])[1].account
+        known = [(contact, each.account) for each in ours if (contact := _contact(outbound, each, store))]
+        here = [pair for pair in known if pair[0].conversation_id == outbound.message.conversation_id]
+        if heard := here or known:
+            return max(heard, key=lambda pair: pair[0].last_message_id)[1]
     return ours[0].account if ours else None
 
 
-def _heard(outbound: Outbound, ours: channels.ChannelConfig, store: MessageStore) -> Contact | None:
-    """The recipient as this account of ours knows them, if it was in this conversation."""
-    contact = store.contact(
+def _contact(outbound: Outbound, ours: channels.ChannelConfig, store: MessageStore) -> Contact | None:
+    """The recipient as this account of ours knows them."""
+    return store.contact(
         workspace_id=ours.workspace_id,
         channel=outbound.channel,
         account_id=ours.account.account_id,
         address=Party.parse(outbound.recipient).address,
     )
-    return contact if contact and contact.conversation_id == outbound.message.conversation_id else None
 
 
 def is_agent(account: Account, user_id: str) -> bool:

@@ -97,7 +97,7 @@ class Delivery:
 
     channel: str
     sender: Sender
-    account_for: Callable[[Outbound], Account | None]  # where the contact was last heard, else the default account
+    account_for: Callable[[Outbound], Account | None]  # see `messaging.parties.account_for`
     is_agent: Callable[[Account, str], bool]  # whether a user answers for that account of ours
     breakers: Breakers
     store: MessageStore
