@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from messaging.channels import ChannelConfig
 from messaging.domain import InboundEvent, InboundReceipts
 from messaging.ports import NewRecord
 from messaging.services import receipts
+
+logger = logging.getLogger(__name__)
 
 MAX_WEBHOOK_BYTES: Final = 4 * 1024 * 1024  # Meta sends up to 3 MB
 MAX_ACCOUNTS: Final = 100  # beside the addressed one: each is a query
@@ -113,15 +116,17 @@ class _Named:
     """The accounts of ours that a webhook may tell news of: the one that was addressed, and others whose own secret
     signed it, too, as an app of Meta's has one address for all its accounts.
 
-    ``failure`` is why one of them could not be looked up, if so.
+    ``failure`` is why something of it could not be taken that is ours, if so: an account could not be looked up, or has
+    another secret than its neighbour, as while the app's is being replaced.
     """
 
     def __init__(self, connector: Connector, addressed: ChannelConfig, headers: Mapping[str, str], body: bytes) -> None:
         self._connector = connector
+        self._workspace_id = addressed.workspace_id
         self._headers = headers
         self._body = body
         self._found: dict[str, ChannelConfig | None] = {addressed.account.account_id: addressed}
-        self.failure: Unavailable | None = None
+        self.failure: Unavailable | BadSignature | None = None
 
     def account(self, account_id: str) -> ChannelConfig | None:
         if account_id not in self._found:
@@ -134,14 +139,22 @@ class _Named:
         if storable(account_id) != account_id:
             return None
         try:
-            if found := channels.account(self._connector.name, account_id):
-                self._connector.verify_signature(found.account, self._headers, self._body)
-                return found
-        except BadSignature:
-            pass
+            found = channels.account(self._connector.name, account_id)
         except Unavailable as error:
             self.failure = error
-        return None
+            return None
+        return found if found and self._is_signed_for(found) else None
+
+    def _is_signed_for(self, found: ChannelConfig) -> bool:
+        try:
+            self._connector.verify_signature(found.account, self._headers, self._body)
+        except BadSignature as error:
+            told = {"channel": found.account.channel, "account_id": found.account.account_id}
+            logger.warning("a webhook tells news of an account that has another secret", extra=told)
+            if found.workspace_id == self._workspace_id:
+                self.failure = error
+            return False
+        return True
 
 
 def _addressed(channel: str, account: str) -> tuple[Connector, ChannelConfig]:

@@ -148,6 +148,19 @@ def test_an_account_of_another_app_is_not_spoken_for(log: Log, elsewhere: Worksp
     assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
 
 
+def test_what_is_for_a_neighbour_with_another_secret_comes_again(log: Log) -> None:
+    """As while the app's secret is being replaced: a 200 would say that it was taken."""
+    workspace = Workspace.objects.get(id=DEFAULT_WORKSPACE_ID)
+    add("2066", workspace, app_secret="the secret of before")
+    body = webhook(text(1, "2066"), text(2))
+    problem(post(body), 401, "bad_signature")
+    assert [each.key for each in log.new(topics.INBOUND)] == ["1055:+5511999998802"]
+
+    add("2066", workspace)
+    channels.forget()
+    assert post(body).json() == {"received": 2}
+
+
 def test_no_more_accounts_are_looked_up_than_an_app_may_have(log: Log) -> None:
     """Whoever may sign for one account could else have the database asked for as many as fit into a body."""
     assert post(webhook(*(text(each % 100, f"n{each}") for each in range(100)), text(1))).json() == {"received": 1}
