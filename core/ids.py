@@ -13,8 +13,13 @@ from core.clock import wall_ns
 
 _SUBMS_BITS = 12  # RFC 9562, method 3: rand_a holds the fraction of the millisecond
 
-CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9._:@+~=-]+")
-"""How a client may name a conversation, in up to 128 of these: safe in a path, and in a channel's own ids."""
+CONVERSATION_ID: Final = re.compile(r"\.*[A-Za-z0-9_:@+~=-][A-Za-z0-9._:@+~=-]*")
+"""How a client may name a conversation, in up to 128 characters: safe in a path, where dots alone mean another place,
+and in a channel's own ids."""
+
+
+KEPT_CHARS: Final = 512
+"""Of a text whose id is kept: a path may name a conversation in 64 KiB, which is none."""
 
 
 class Uuid7Factory:
@@ -71,12 +76,16 @@ def uuid7_us(value: uuid.UUID) -> int:
     return (value.int >> 80) * 1000 + (fraction * 1000 >> _SUBMS_BITS)
 
 
-@functools.lru_cache(10_000)
 def derived_id(workspace_id: uuid.UUID, text: str) -> uuid.UUID:
     """The id inside for a name a client chose (a conversation id): UUIDv5 of the workspace and that text.
 
     Two workspaces that choose the same text get different ids, so neither can probe for or take the other's.
     """
+    return _kept_id(workspace_id, text) if len(text) <= KEPT_CHARS else uuid.uuid5(workspace_id, text)
+
+
+@functools.lru_cache(10_000)
+def _kept_id(workspace_id: uuid.UUID, text: str) -> uuid.UUID:
     return uuid.uuid5(workspace_id, text)
 
 

@@ -31,7 +31,7 @@ class UploadForm(StrictSerializer):
     def validate_conversation_id(self, value: str) -> str:
         if not CONVERSATION_ID.fullmatch(value):
             raise serializers.ValidationError(
-                "Letters, digits and . _ : @ + ~ = - only.", code="invalid_conversation_id"
+                "Letters, digits and . _ : @ + ~ = - only, and not dots alone.", code="invalid_conversation_id"
             )
         return value
 

@@ -16,7 +16,7 @@ from django.db.models import Prefetch, QuerySet
 from accounts.models import User, Workspace
 from connectors import registry
 from connectors.base import Account
-from core.cache import LastKnown
+from core.cache import LastKnown, TtlCache
 from core.errors import Conflict, Unavailable
 from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
@@ -28,6 +28,7 @@ CACHED_AWAY_S: Final = 300.0
 RENEWED: Final = 20  # each is a query
 LEARNED: Final = 300  # accounts, each under three keys
 LEARNED_EVERY_S: Final = 60.0
+MAX_ACCOUNT_ID: Final = ChannelAccount._meta.get_field("account_id").max_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,26 @@ class ChannelConfig:
     agents: tuple[str, ...]  # public ids of active users
 
 
-# "Nothing" is kept as well, and bounded: anybody can ask for account ids that do not exist.
-_recent: Final[LastKnown[frozenset[tuple[str, object]], tuple[ChannelConfig, ...]]] = LastKnown(
+Known = frozenset[tuple[str, object]]
+_recent: Final[LastKnown[Known, tuple[ChannelConfig, ...]]] = LastKnown(
     ttl_s=CACHED_S, outage_s=CACHED_AWAY_S - CACHED_S, size=1024
 )
+# By itself: anybody can ask for account ids that do not exist, and must not drive out those that do.
+_absent: Final[TtlCache[Known, tuple[ChannelConfig, ...]]] = TtlCache(ttl_s=CACHED_S, size=1024)
 
 
 def forget() -> None:
     """Forget what this process knows; others learn of a change within CACHED_S."""
     _recent.clear()
+    _absent.clear()
 
 
 def account(channel: str, account_id: str) -> ChannelConfig | None:
     """The active account of that id on a channel, up to 5 s old (5 minutes while the database is away).
 
     Raises Unavailable."""
+    if len(account_id) > MAX_ACCOUNT_ID:  # whoever asks for that must not have it kept
+        return None
     return next(iter(_active(channel=channel, account_id=account_id)), None)
 
 
@@ -69,8 +75,7 @@ def default_account(workspace_id: UUID, channel: str) -> ChannelConfig | None:
 
 def _active(**known: object) -> tuple[ChannelConfig, ...]:
     key = _key(**known)
-    found = _recent.get(key)
-    if found is not None:
+    if (found := _recent.get(key)) is not None or (found := _absent.get(key)) is not None:
         return found
     failure = Unavailable("The accounts database did not answer a moment ago")
     if not _recent.rests:
@@ -82,11 +87,19 @@ def _active(**known: object) -> tuple[ChannelConfig, ...]:
             failure = error
             _recent.away()
         else:
-            _recent.put(key, found)
+            _keep(key, found)
             return found
     if last := _recent.last(key):
         return last
     raise failure
+
+
+def _keep(key: Known, found: tuple[ChannelConfig, ...]) -> None:
+    if found:
+        _recent.put(key, found)
+    else:
+        _recent.forget(key)
+        _absent.put(key, found)
 
 
 def renew() -> None:
@@ -97,7 +110,7 @@ def renew() -> None:
         _recent.away()
 
 
-def _read_again(keys: Collection[frozenset[tuple[str, object]]]) -> Iterator[tuple[Any, tuple[ChannelConfig, ...]]]:
+def _read_again(keys: Collection[Known]) -> Iterator[tuple[Known, tuple[ChannelConfig, ...]]]:
     for key in keys:
         try:
             found = _read(dict(key))
@@ -138,7 +151,7 @@ def _learn(known: Mapping[str, object]) -> None:
             _recent.learn(_key(**of_workspace, is_default=True), default)
 
 
-def _key(**known: object) -> frozenset[tuple[str, object]]:
+def _key(**known: object) -> Known:
     return frozenset(known.items())
 
 

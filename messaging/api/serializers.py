@@ -36,7 +36,7 @@ class ConversationIdField(TextField):
         value = super().to_internal_value(data)
         if not CONVERSATION_ID.fullmatch(value):
             raise serializers.ValidationError(
-                "Letters, digits and . _ : @ + ~ = - only.", code="invalid_conversation_id"
+                "Letters, digits and . _ : @ + ~ = - only, and not dots alone.", code="invalid_conversation_id"
             )
         return value
 

@@ -90,6 +90,8 @@ def test_knows_each_member_once(alice: Person, bob: Person, accounts: None) -> N
         pytest.param({"members": [], "title": "t" * 201}, [("title", "max_length")], id="long title"),
         pytest.param({"members": [], "title": None}, [("title", "null")], id="null title"),
         pytest.param({"members": [], "conversation_id": "a/b"}, [("conversation_id", "invalid_conversation_id")]),
+        pytest.param({"members": [], "conversation_id": ".."}, [("conversation_id", "invalid_conversation_id")]),
+        pytest.param({"members": [], "conversation_id": "."}, [("conversation_id", "invalid_conversation_id")]),
         pytest.param({"members": [], "conversation_id": ""}, [("conversation_id", "blank")], id="empty id"),
         pytest.param({"members": [], "owner": "me"}, [("owner", "unknown_field")], id="unknown field"),
     ],

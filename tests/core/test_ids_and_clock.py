@@ -45,6 +45,13 @@ def test_derives_one_id_from_a_name_and_another_in_another_workspace() -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     assert ids.derived_id(here, "team") == ids.derived_id(here, "team")
     assert ids.derived_id(here, "team") != ids.derived_id(there, "team")
+    assert ids.derived_id(here, "x" * 65_536) == uuid.uuid5(here, "x" * 65_536)
+
+
+def test_keeps_no_name_that_is_too_long_to_be_one() -> None:
+    before = ids._kept_id.cache_info().currsize
+    ids.derived_id(uuid.uuid4(), "x" * (ids.KEPT_CHARS + 1))
+    assert ids._kept_id.cache_info().currsize == before
 
 
 def test_writes_times_in_utc_with_milliseconds() -> None:

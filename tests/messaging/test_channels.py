@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
-from core.cache import LastKnown
+from core.cache import LastKnown, TtlCache
 from core.clock import ManualClock
 from core.errors import Unavailable
 from messaging import channels
@@ -19,6 +19,8 @@ from messaging.errors import SecretsUnreadable
 from messaging.models import ChannelAccount
 
 pytestmark = pytest.mark.django_db
+
+NONE_KEPT = 3
 
 
 @pytest.fixture
@@ -28,6 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
         ttl_s=channels.CACHED_S, outage_s=channels.CACHED_AWAY_S - channels.CACHED_S, clock=clock
     )
     monkeypatch.setattr(channels, "_recent", own)
+    monkeypatch.setattr(channels, "_absent", TtlCache(ttl_s=channels.CACHED_S, size=NONE_KEPT, clock=clock))
     return clock
 
 
@@ -191,3 +194,42 @@ def test_secrets_that_nobody_can_read_keep_no_others_from_being_renewed(clock: M
         assert len(asked) == 0
         with pytest.raises(SecretsUnreadable):
             channels.account("whatsapp", "222")
+
+
+def test_asking_for_what_does_not_exist_drives_out_nothing_that_does(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "_recent", LastKnown(ttl_s=5, outage_s=295, size=1, clock=clock))
+    add("111")
+    known = channels.account("whatsapp", "111")
+    assert known
+    for number in range(2 * NONE_KEPT):
+        assert channels.account("whatsapp", f"guess {number}") is None
+    clock.advance(60)
+    goes_away(monkeypatch)
+    assert channels.account("whatsapp", "111") == known
+
+
+def test_what_does_not_exist_is_asked_for_once_in_a_while(clock: ManualClock) -> None:
+    with CaptureQueriesContext(connection) as asked:
+        for _ in range(3):
+            assert channels.account("whatsapp", "a guess") is None
+            assert channels.account("whatsapp", "x" * 129) is None
+    assert len(asked) == 1
+    clock.advance(channels.CACHED_S)
+    add("a guess")
+    assert channels.account("whatsapp", "a guess")
+
+
+def test_an_account_that_is_gone_is_not_what_was_known_last(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("111")
+    assert channels.account("whatsapp", "111")
+    ChannelAccount.objects.all().delete()
+    clock.advance(channels.CACHED_S)
+    assert channels.account("whatsapp", "111") is None
+    clock.advance(channels.CACHED_S)
+    goes_away(monkeypatch)
+    with pytest.raises(Unavailable):
+        channels.account("whatsapp", "111")
