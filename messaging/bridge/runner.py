@@ -7,10 +7,12 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Unavailable
 from core.failpoints import failpoint
+from core.rest import Rest
 from messaging.bridge.core import BridgeCore, BridgeLimits
 from messaging.bridge.dead_letters import DeadLetters
 from messaging.errors import LeaseLost
@@ -18,6 +20,9 @@ from messaging.ports import EventLog, TopicPartition
 from messaging.work import Batch, Dispatcher
 
 logger = logging.getLogger(__name__)
+
+GRAVES_REST_S: Final = 1.0
+"""After a dead letter that may not be written yet: there may be thousands, and each wake would ask for all of them."""
 
 
 class Bridge:
@@ -45,6 +50,7 @@ class Bridge:
         self._member = member
         self._clock = clock
         self._graves = DeadLetters(log, per_minute=self._limits.dead_letters_per_minute, clock=clock)
+        self._graves_rest = Rest(GRAVES_REST_S, clock)
         self._core = BridgeCore(limits=self._limits, clock=clock)
         self._lock = threading.RLock()  # guards the core
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -180,10 +186,14 @@ class Bridge:
 
     def _bury(self) -> None:
         """Outside the lock: an append may take seconds, and nothing may hold up the polling thread."""
+        if self._graves_rest.is_on:
+            return
         with self._lock:
             dead = self._core.take_dead()
         for each in dead:
             is_buried = self._graves.bury(each.work, each.reason)
+            if not is_buried:
+                self._graves_rest.begin()
             with self._lock:
                 (self._core.buried if is_buried else self._core.not_buried)(each)
 

@@ -17,11 +17,12 @@ import pytest
 
 from core.clock import ManualClock
 from core.errors import Unavailable
-from messaging.bridge import Bridge, BridgeLimits
+from messaging.bridge import Bridge, BridgeLimits, runner
+from messaging.bridge.dead_letters import DeadLetters
 from messaging.eventlog.memory import MemoryLog
 from messaging.ports import EventLog, NewRecord, TopicPartition
 from messaging.topics import Topic, dead_letters
-from messaging.work import DONE, Batch, BatchState, Completion, LaneId, Outcome, Verdict
+from messaging.work import DONE, Batch, BatchState, Completion, LaneId, Outcome, Verdict, Work
 from tests.contracts.event_logs import EVENT_LOG_PARAMS, EVENT_LOGS
 from tests.town import eventually
 
@@ -276,6 +277,30 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_go_on(open_log: Call
     [letter] = log.read(TopicPartition(dead_letters(TOPIC), 0), start=0, limit=10)
     assert (letter.key, letter.value, letter.headers["dl-error"]) == ("key0", hall.poison, "undecodable")
     assert (letter.headers["dl-topic"], letter.headers["trace"]) == (TOPIC, "t1")
+
+
+def test_dead_letters_beyond_their_rate_are_not_asked_for_at_each_wake(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, asked = MemoryLog(), []
+    log.ensure_topics([Topic(TOPIC, PARTITIONS), Topic(dead_letters(TOPIC), 1)])
+    bury = DeadLetters.bury
+
+    def counted(graves: DeadLetters, work: Work, reason: str) -> bool:
+        is_buried = bury(graves, work, reason)
+        asked.append(is_buried)
+        return is_buried
+
+    monkeypatch.setattr(DeadLetters, "bury", counted)
+    monkeypatch.setattr(runner, "GRAVES_REST_S", 60.0)
+    log.append([NewRecord(TOPIC, f"key{number}", hall.poison) for number in range(4)])
+    with running(log, Door(hall), replace(LIMITS, dead_letters_per_minute=1)) as bridge:
+        eventually(lambda: False in asked)
+        for _ in range(50):
+            bridge._wake.put(None)
+            eventually(bridge._wake.empty)
+    assert asked.count(True) == 1
+    assert len(asked) <= 4, "one was written, and the others were asked for once at most"
 
 
 def test_who_stops_lets_the_work_in_flight_end_and_commits_it(open_log: Callable[[], EventLog]) -> None:
