@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
@@ -23,7 +24,7 @@ from celery import Celery, Task, shared_task
 from celery.utils.nodenames import host_format
 from celery.worker.request import Request
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connections
 from django.utils.module_loading import import_string
 from kombu.exceptions import KombuError
 from redis import RedisError
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 BATCH_DEADLINE_S: Final = 5.0
 EACH_BY_ITSELF_S: Final = 20.0  # of batches that broke together: no other begins then, or the task takes too long
 MAX_FAILURES: Final = 3
+RESUMED_TOGETHER: Final = 16  # conversations whose parked sends go at once, as in a batch
 RUN_BATCH: Final = "messaging.run_batch"
 RESUME_PARKED: Final = "messaging.resume_parked"
 _ALONE: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -99,10 +101,11 @@ def batch_task(lane: LaneId, epoch: str, reply_to: str) -> bytes:
     )
 
 
-def send_resume(scope: ParkScope, again_at_ms: int) -> None:
-    """Enqueue another try at what a conversation holds back; one try, it is found due again then. Raises
-    Unavailable."""
-    args, queue = (scope.topic, str(scope.conversation_id), again_at_ms), wiring.queue_of(scope.topic)
+def send_resume(scopes: Sequence[ParkScope], again_at_ms: int) -> None:
+    """Enqueue another try at what these conversations of one topic hold back, up to RESUMED_TOGETHER of them; one try,
+    they are found due again then. Raises Unavailable."""
+    topic, (first, *others) = scopes[0].topic, [str(each.conversation_id) for each in scopes]
+    args, queue = (topic, first, again_at_ms, others), wiring.queue_of(topic)
     try:
         app().send_task(RESUME_PARKED, args=args, queue=queue, retry=False)
     except (KombuError, RedisError, OSError) as error:
@@ -270,15 +273,29 @@ def _process(topic: str, items: list[WorkItem], *, owner: str, lease: batches.Le
 
 
 @shared_task(name=RESUME_PARKED, time_limit=HARD_LIMIT_S)
-def resume_parked(topic: str, conversation_id: str, again_at_ms: int) -> None:
-    """Try again what one conversation holds back on a channel."""
-    scope = ParkScope(topic, UUID(conversation_id))
+def resume_parked(topic: str, conversation_id: str, again_at_ms: int, others: Sequence[str] = ()) -> None:
+    """Try again what these conversations hold back on a channel, each by itself and all of them at once."""
+    scopes = [ParkScope(topic, UUID(each)) for each in (conversation_id, *others)]
+    with ThreadPoolExecutor(len(scopes), thread_name_prefix="resume") as pool:
+        for tried in [pool.submit(_resume, scope, again_at_ms) for scope in scopes]:
+            tried.result()
+
+
+def _resume(scope: ParkScope, again_at_ms: int) -> None:
+    try:
+        _try_again(scope, again_at_ms)
+    finally:
+        connections.close_all()  # they are this thread's, which ends
+
+
+def _try_again(scope: ParkScope, again_at_ms: int) -> None:
+    topic = scope.topic
     where = LaneId(TopicPartition(topic, -1), scope.conversation_id.int & 0x7FFFFFFF)
     with worker().solo_lease(where) as lease:
         if lease is None:
             return  # another worker is at it
         # An owner of its own for each try: a predecessor that died while sending must look abandoned, not like us.
-        owner = f"parked:{topic}:{conversation_id}:{secrets.token_hex(4)}"
+        owner = f"parked:{topic}:{scope.conversation_id}:{secrets.token_hex(4)}"
         try:
             deliver.resume_parked(
                 scope,

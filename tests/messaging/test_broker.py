@@ -87,7 +87,7 @@ def test_a_broker_that_goes_before_a_task_is_acknowledged_stops_no_worker(tmp_pa
     # An earlier test of this process may have sent something: the pool of its broker is kept for as long as the app.
     monkeypatch.setattr(app.amqp, "_producer_pool", None)
     try:
-        send_resume(ParkScope("whatsapp-outbound", uuid4()), again_at_ms=1)
+        send_resume([ParkScope("whatsapp-outbound", uuid4())], again_at_ms=1)
         connection = app.connection_for_read(server.url)
         channel: Any = connection.default_channel
         channel.basic_qos(0, 1, False)

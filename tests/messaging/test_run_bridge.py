@@ -30,6 +30,7 @@ from messaging.management.commands.run_bridge import (
     until_none_is_left,
 )
 from messaging.ports import MessageStore, ParkedRecord, ParkScope, TopicPartition
+from messaging.tasks import RESUMED_TOGETHER
 from tests.contracts.message_stores import orm_on_sqlite
 
 TOPICS = ("messages", "whatsapp-outbound")
@@ -96,14 +97,16 @@ def test_what_was_handed_out_is_not_handed_out_again_each_second(store: MessageS
     for _ in range(5):
         resume_parked(TOPICS, waiting)
     tasks = [_body(task) for task in waiting.lrange("whatsapp", 0, -1)]
+    assert len(tasks) == 2 * RESUMES_AT_ONCE // RESUMED_TOGETHER + 1
     handed_out = sorted(scope for scope in scopes for task in tasks if str(scope.conversation_id) in task)
     assert handed_out == sorted(scopes)
 
 
 def test_a_queue_that_nobody_empties_stops_growing(store: MessageStore, waiting: redis.Redis) -> None:
-    for _ in range(MAX_WAITING + 30):
+    waiting.lpush("whatsapp", *[b"a batch"] * (MAX_WAITING - 3))
+    for _ in range(5 * RESUMED_TOGETHER):
         park(store)
-    for _ in range(MAX_WAITING):
+    for _ in range(4):
         resume_parked(TOPICS, waiting)
     assert waiting.llen("whatsapp") == MAX_WAITING
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Sequence
+from uuid import uuid4
 
 import pytest
 import redis
@@ -13,8 +15,8 @@ from demo.redis_server import RedisServer
 from messaging import tasks
 from messaging.dispatch import BusDispatcher, BusWorker, WorkItem
 from messaging.errors import LeaseLost
-from messaging.ports import Record, TopicPartition
-from messaging.services import batches
+from messaging.ports import ParkScope, Record, TopicPartition
+from messaging.services import batches, deliver
 from messaging.tasks import run_batch
 from messaging.work import DONE, Batch, Completion, LaneId, Outcome, Verdict, Work
 
@@ -188,3 +190,21 @@ def test_a_task_that_comes_late_does_nothing_and_says_nothing(town: Town) -> Non
     assert town.run(late) == []
     assert town.runs == []
     assert [(partition, each.outcomes) for partition, each in town.run(newer)] == [(0, {0: DONE})]
+
+
+def test_parked_conversations_of_a_task_are_tried_at_once(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage parks thousands, and a platform takes its time for each send."""
+    together, tried = threading.Barrier(3), []
+
+    def tries(scope: ParkScope, *_: object, **__: object) -> None:
+        together.wait(10)
+        tried.append(scope)
+        if scope == scopes[1]:
+            raise RuntimeError("of one of them")
+
+    monkeypatch.setattr(deliver, "resume_parked", tries)
+    scopes = [ParkScope("whatsapp-outbound", uuid4()) for _ in range(3)]
+    first, *others = (str(each.conversation_id) for each in scopes)
+    with pytest.raises(RuntimeError, match="of one of them"):
+        tasks.resume_parked(scopes[0].topic, first, 1, others)
+    assert sorted(tried) == sorted(scopes)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PARKED_EVERY_S = 1.0
 MAX_WAITING = 100  # tasks in a channel's queue: then its workers are away or behind
-RESUMES_AT_ONCE = 20
+RESUMES_AT_ONCE = 10 * tasks.RESUMED_TOGETHER  # conversations
 PRUNE_EVERY_S = 3600.0
 PRUNES: Final[tuple[Callable[[], int], ...]] = (
     lambda: wiring.message_store().prune(limit=1_000),
@@ -77,16 +77,18 @@ def resume_parked(topics: tuple[str, ...], bus: redis.Redis) -> None:
     """Have workers try again what is due; a queue that nobody empties is not filled for ever."""
     store = wiring.message_store()
     for topic in topics:
+        if channel_of(topic) is None:
+            continue
         room = MAX_WAITING - dispatch.queue_length(bus, wiring.queue_of(topic))
-        if channel_of(topic) is None or room <= 0:
+        if room <= 0:
             continue
         now_ms = SYSTEM_CLOCK.now_ms()
         again_at_ms = now_ms + RESUME_WITHIN_MS
+        most = min(room * tasks.RESUMED_TOGETHER, RESUMES_AT_ONCE)
         # Taken, they are nobody's for a while: bridges hand out each once, and the next round goes on behind them.
-        for scope in store.take_due_scopes(
-            topic=topic, now_ms=now_ms, again_at_ms=again_at_ms, limit=min(room, RESUMES_AT_ONCE)
-        ):
-            tasks.send_resume(scope, again_at_ms)
+        due = store.take_due_scopes(topic=topic, now_ms=now_ms, again_at_ms=again_at_ms, limit=most)
+        for start in range(0, len(due), tasks.RESUMED_TOGETHER):
+            tasks.send_resume(due[start : start + tasks.RESUMED_TOGETHER], again_at_ms)
 
 
 def until_none_is_left(prune: Callable[[], int]) -> None:
