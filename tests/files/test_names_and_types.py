@@ -68,6 +68,13 @@ MP4 = b"\x00\x00\x00\x20ftypisom"
         pytest.param(MP4, "a.mp4", "video/mp4", "video/mp4", id="mp4"),
         pytest.param(MP4, "voice.m4a", "audio/mp4", "audio/mp4", id="only sound in it"),
         pytest.param(MP4, "a.mp4", "text/html", "video/mp4", id="a claim from another family"),
+        pytest.param(b"\xff\xfb\x90d", "a.mp3", "", "audio/mpeg", id="mp3"),
+        pytest.param(b"\xff\xf3\x44\xc4", "speech.mp3", "audio/mpeg", "audio/mpeg", id="mp3 of MPEG 2, as of speech"),
+        pytest.param(b"\xff\xe3\x18\xc4", "speech.mp3", "", "audio/mpeg", id="mp3 of MPEG 2.5"),
+        pytest.param(b"\xff\xf9\x50\x80", "a.aac", "", "audio/aac", id="aac of MPEG 2"),
+        pytest.param(b"\xff\xfea\x00", "a.mp3", "", "application/octet-stream", id="UTF-16 is no sound"),
+        pytest.param(b"\x00\x00\x00\x18ftypheix", "a.heic", "", "image/heic", id="a picture of 10 bits"),
+        pytest.param(b"\x00\x00\x00\x18ftypmif1", "a.heif", "", "image/heif", id="a picture of another codec"),
         pytest.param(b"OggS\x00", "v.ogg", "audio/ogg; codecs=opus", "audio/ogg", id="a voice message"),
         pytest.param(
             b"PK\x03\x04..",
