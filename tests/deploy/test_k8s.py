@@ -26,6 +26,7 @@ OVERLAYS = ("staging", "production")
 VERSION = kubernetes_validate.latest_version()
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 COMPONENT = "app.kubernetes.io/component"
+MIB = 1024 * 1024
 META = "__meta_kubernetes_pod_label_"
 FOR_KEDA = {"KAFKA_BOOTSTRAP_SERVERS"}  # which reads it from the pods that it scales
 
@@ -369,6 +370,19 @@ def test_the_ingress_and_the_settings_agree(manifests: tuple[Manifest, ...]) -> 
     assert sockets == ["/ws", "/ws/"]
     assert environment["GATEWAY_URL"] == f"wss://{rule['host']}/ws"
     assert ingress["metadata"]["annotations"]["nginx.org/websocket-services"] == "gateway"
+    most = int(environment["MAX_FILE_BYTES"])
+    assert ingress["metadata"]["annotations"]["nginx.org/client-max-body-size"] == f"{most // MIB + 1}m"
+
+
+def test_uploads_of_all_threads_at_once_fit_into_their_volume(manifests: tuple[Manifest, ...]) -> None:
+    """A pod that fills more of it is evicted, and no budget is asked."""
+    [api] = [each for each in of(manifests, "Deployment") if each["metadata"]["name"] == "api"]
+    pod = api["spec"]["template"]["spec"]
+    arguments = dict(each.split("=") for each in pod["containers"][0]["args"] if "=" in each)
+    threads = int(arguments["--workers"]) * int(arguments["--blocking-threads"])
+    [volume] = [each for each in pod["volumes"] if each["name"] == "state"]
+    room = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024 * MIB
+    assert threads * int(told(manifests)["MAX_FILE_BYTES"]) < room
 
 
 def test_an_overlay_that_does_not_render_is_noticed(tmp_path: Path) -> None:
