@@ -193,12 +193,6 @@ def bus(url: str) -> redis.Redis:
     )
 
 
-def ping(url: str) -> None:
-    """Raise Unavailable unless the bus answers; leaves no connection behind."""
-    with _bus_errors(), bus(url) as client:
-        client.ping()
-
-
 def _lane_key(lane: LaneId) -> str:
     return f"{_LANE}{lane}"
 
