@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 ONE_AT_A_TIME = ("e2e", "browser", "faults", "cluster", "stack")  # they share a running system, or kill and measure
 LOCAL_FAULTS = "faults of the local profile"
 LONGEST = ("@system", f"@{LOCAL_FAULTS}")
+SHARED = {"local_system", "cluster_system", "watched"}  # the last asks for one of them by name
 TAIL_LINES = 15
 SEVERAL = {"bridge": 2, "worker-core": 2, "worker-whatsapp": 2}
 
@@ -82,7 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _shares_a_system(item: pytest.Item) -> bool:
-    return not {"local_system", "cluster_system"}.isdisjoint(getattr(item, "fixturenames", ()))
+    """What a fixture asks for by name is not among a test's fixtures: so do those of e2e."""
+    return item.path.is_relative_to(TESTS / "e2e") or not SHARED.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _group(path: Path) -> str:

@@ -139,14 +139,16 @@ def fault(client: httpx.Client, part: str) -> str:
     """What /ready says of a part that is red."""
     answer = client.get("/ready")
     assert (answer.status_code, answer.json()["status"]) == (503, "failed")
-    return detail(client, part, "failed")
+    return detail(client, part, "failed", answer)
 
 
-def detail(client: httpx.Client, part: str, status: str) -> str:
-    """What /ready says of a part. A first answer may only tell that the part is still being asked."""
+def detail(client: httpx.Client, part: str, status: str, answer: httpx.Response | None = None) -> str:
+    """What /ready says of a part, in an ``answer`` that there is or in one to come. A first one may only tell that the
+    part is still being asked."""
     began = time.monotonic()
     while True:
-        told = client.get("/ready").json()["parts"][part]
+        told = (answer or client.get("/ready")).json()["parts"][part]
+        answer = None
         assert told["status"] == status or told["detail"].startswith("no answer"), told
         assert time.monotonic() - began < LONGEST_S, told
         if not told["detail"].startswith("no answer"):

@@ -332,6 +332,20 @@ def test_panels_do_not_cover_one_another(name: str) -> None:
         cells |= mine
 
 
+MEASURED: Final = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def test_panels_and_rules_ask_for_metrics_and_jobs_that_there_are() -> None:
+    """One that ends in ``or vector(0)`` would show a 0 for what nobody measures."""
+    measured = {family.name + end for family in REGISTRY.collect() for end in MEASURED.get(family.type, ())}
+    jobs = {each["job_name"] for each in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]}
+    asked = [*(query.values[0] for query in queries()), *(rule["expr"] for rule in rules())]
+    assert {name for expr in asked for name in re.findall(r"\bchat4all_\w+", expr)} - measured == set()
+    assert {
+        name for expr in asked for found in re.findall(r'job=~?"([^"$]+)"', expr) for name in found.split("|")
+    } <= jobs
+
+
 @pytest.mark.parametrize("rule", [rule for rule in rules() if "alert" in rule], ids=lambda rule: rule["alert"])
 def test_the_guide_says_what_to_do_about_an_alert(rule: Json) -> None:
     assert f"### {rule['alert']}\n" in GUIDE

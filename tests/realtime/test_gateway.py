@@ -578,8 +578,10 @@ async def test_a_client_that_talks_too_fast_is_closed(gateway: GatewayProcess) -
     async with gateway.connect("alice") as socket:
         await hello(socket)
         with contextlib.suppress(ConnectionClosed):
-            for _ in range(1_000):
+            for _ in range(300):
                 await socket.send('{"type":"ping"}')
+        with contextlib.suppress(ConnectionClosed):
+            while True:
                 await asyncio.wait_for(socket.recv(), 10)
         assert socket.close_code == 4429
 
