@@ -23,11 +23,12 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.conf import settings
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 from jwt.algorithms import RSAAlgorithm
 
-from accounts import directory
+from accounts import audit, directory
 from accounts.errors import InvalidToken, TokenExpired
 from accounts.models import Session, User
 from core.cache import TtlCache
@@ -203,6 +204,29 @@ def refresh(token: str) -> TokenPair:
         session.delete()
         raise InvalidToken("This refresh token was used before; the session has ended.")
     return _pair(session.user, session, now)
+
+
+def close_session(token: str, *, address: str) -> None:
+    """End the session of a refresh token, be it used up or not, if there is one: nobody learns whether there was."""
+    try:
+        session_id = UUID(_claims(token, kind="refresh")["sid"])
+    except (InvalidToken, KeyError, ValueError, AttributeError):
+        return
+    with transaction.atomic():
+        session = Session.objects.select_related("user__workspace").filter(id=session_id).first()
+        if session is None:
+            return
+        deleted, _ = session.delete()
+        user = session.user
+        if deleted and user.is_staff:  # else a request at the same moment was faster, and wrote it down
+            audit.record(
+                "operator.signed_out",
+                actor=user.public_id,
+                workspace=user.workspace,
+                target=user.public_id,
+                details="API",
+                address=address,
+            )
 
 
 def _session(claims: dict[str, Any]) -> Session:

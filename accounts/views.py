@@ -9,7 +9,7 @@ from rest_framework.exceptions import NotAuthenticated
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.status import HTTP_201_CREATED
+from rest_framework.status import HTTP_201_CREATED, HTTP_204_NO_CONTENT
 from rest_framework.views import APIView
 
 from accounts import directory, serializers, services, tokens
@@ -80,6 +80,17 @@ class RefreshView(OpenView):
         """New tokens for a refresh token, which is used up by that."""
         given = _parsed(serializers.RefreshSerializer, request.data)
         return Response(serializers.tokens_json(tokens.refresh(given["refresh_token"])), headers=_NO_STORE)
+
+
+class LogoutView(OpenView):
+    """POST /auth/logout"""
+
+    @extend_schema(operation_id="sign_out", tags=["auth"], request=serializers.RefreshSerializer, responses={204: None})
+    def post(self, request: Request) -> Response:
+        """Sign out: the session of this refresh token ends. An access token works until its hour is over."""
+        given = _parsed(serializers.RefreshSerializer, request.data)
+        tokens.close_session(given["refresh_token"], address=client_address(request))
+        return Response(status=HTTP_204_NO_CONTENT, headers=_NO_STORE)
 
 
 class JwksView(OpenView):

@@ -183,6 +183,22 @@ def test_operators_who_sign_in_by_either_door_and_nobody_else(post: Post, boss: 
     assert AuditEvent.objects.earliest("pk").address == "2001:db8:1::/48"
 
 
+def test_operators_who_sign_out_of_the_api_once_and_nobody_else(post: Post, boss: User, alice: User) -> None:
+    for user in (boss, alice):
+        token = post("/auth/token", {"username": user.username, "password": PASSWORD}).json()["refresh_token"]
+        answers = [post("/auth/logout", {"refresh_token": each}) for each in (token, token, "rubbish")]
+        assert [each.status_code for each in answers] == [204] * 3
+    by = (boss.public_id, "default", boss.public_id, "API")
+    assert events() == [("operator.signed_in", *by), ("operator.signed_out", *by)]
+
+
+def test_a_sign_out_that_cannot_be_written_down_is_none(post: Post, boss: User) -> None:
+    token = post("/auth/token", {"username": "boss", "password": PASSWORD}).json()["refresh_token"]
+    with broken("accounts_auditevent"):
+        assert post("/auth/logout", {"refresh_token": token}).status_code == 500
+    assert post("/auth/token/refresh", {"refresh_token": token}).status_code == 200
+
+
 def test_the_guess_that_locks_a_user_by_either_door(post: Post, alice: User, settings: Settings) -> None:
     settings.LOGIN_FAILURES_PER_USER = 2
     guess = {"username": "ALICE", "password": "wrong"}

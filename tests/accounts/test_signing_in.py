@@ -1,8 +1,9 @@
-"""POST /auth/token and /auth/token/refresh, and what keeps guessers out."""
+"""POST /auth/token, /auth/token/refresh and /auth/logout, and what keeps guessers out."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ TIMEOUT_S = guard_module._TIMEOUT_S  # which the fixture `bus` makes longer
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
 URL = "/auth/token"
 REFRESH = "/auth/token/refresh"
+LOGOUT = "/auth/logout"
 ALICE = {"username": "alice", "password": PASSWORD}
 WRONG = {"username": "alice", "password": "wrong horse battery"}
 
@@ -154,7 +156,7 @@ def test_refuses_a_bad_request_and_names_the_field(client: Client, body: Any, fi
     assert (field, code) in [(each["field"], each["code"]) for each in problem["errors"]]
 
 
-@pytest.mark.parametrize("path", [URL, REFRESH, "/auth/register"])
+@pytest.mark.parametrize("path", [URL, REFRESH, LOGOUT, "/auth/register"])
 @pytest.mark.parametrize(
     ("body", "content_type", "status", "code"),
     [
@@ -175,7 +177,7 @@ def test_refuses_what_is_no_json(
     assert_problem(client.post(path, body, content_type=content_type), status, code)
 
 
-@pytest.mark.parametrize("path", [URL, REFRESH, "/auth/register"])
+@pytest.mark.parametrize("path", [URL, REFRESH, LOGOUT, "/auth/register"])
 def test_answers_other_methods_with_what_is_allowed(client: Client, path: str) -> None:
     response = client.get(path)
     assert_problem(response, 405, "method_not_allowed")
@@ -471,6 +473,64 @@ def test_takes_no_access_token_for_a_refresh_token_and_none_the_other_way_round(
 )
 def test_refuses_a_bad_refresh(post: Post, body: dict[str, Any], status: int, code: str) -> None:
     assert_problem(post(REFRESH, body), status, code)
+
+
+# --- signing out -------------------------------------------------------------------------------------------------
+
+
+def signed_out(post: Post, token: str) -> None:
+    response = post(LOGOUT, {"refresh_token": token})
+    assert (response.status_code, response.content) == (204, b"")
+    assert response["Cache-Control"] == "no-store"
+
+
+def test_ends_the_session_of_who_signs_out_and_no_other(post: Post, alice: User, bob: User) -> None:
+    here, there = (post(URL, ALICE).json()["refresh_token"] for _ in range(2))
+    bobs = post(URL, {"username": "bob", "password": PASSWORD}).json()["refresh_token"]
+    signed_out(post, here)
+    assert_problem(post(REFRESH, {"refresh_token": here}), 401, "invalid_token")
+    refreshed(post, there)
+    refreshed(post, bobs)
+
+
+def test_ends_the_session_with_a_token_that_is_used_up(post: Post, alice: User) -> None:
+    """Of a client that lost the answer to its refresh, say."""
+    first = post(URL, ALICE).json()["refresh_token"]
+    second = refreshed(post, first)["refresh_token"]
+    signed_out(post, first)
+    assert_problem(post(REFRESH, {"refresh_token": second}), 401, "invalid_token")
+
+
+def test_lets_an_access_token_live_until_it_ends(post: Post, get: Callable[..., Any], alice: User) -> None:
+    tokens = post(URL, ALICE).json()
+    signed_out(post, tokens["refresh_token"])
+    assert get("/v1/users/me", tokens["access_token"]).status_code == 200
+
+
+def test_answers_whoever_signs_out_alike(
+    post: Post, alice: User, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, theirs = (post(URL, ALICE).json()["refresh_token"] for _ in range(2))
+    signed_out(post, ended)
+    with monkeypatch.context() as patch:
+        patch.setitem(settings.SIMPLE_JWT, "REFRESH_TOKEN_LIFETIME", -timedelta(seconds=1))
+        expired = post(URL, ALICE).json()["refresh_token"]
+    for token in (ended, expired, access_token(alice), theirs + "x", "rubbish", "ключ"):
+        signed_out(post, token)
+    refreshed(post, theirs)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({}, id="missing"),
+        pytest.param({"refresh_token": 5}, id="number"),
+        pytest.param({"refresh_token": "x" * 4097}, id="too long"),
+        pytest.param({"refresh_token": "x", "everywhere": True}, id="unknown field"),
+    ],
+)
+def test_refuses_a_sign_out_that_names_no_token(post: Post, body: dict[str, Any]) -> None:
+    assert_problem(post(LOGOUT, body), 422, "invalid_request")
 
 
 def test_finds_a_user_by_name_through_an_index(alice: User) -> None:

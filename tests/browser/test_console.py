@@ -444,6 +444,18 @@ def test_a_reload_keeps_the_session_and_signing_out_ends_it(console: Page) -> No
     assert console.evaluate("sessionStorage.length + localStorage.length") == 0
 
 
+def test_signing_out_ends_the_session_at_the_server(console: Page, system: LocalSystem) -> None:
+    session = console.evaluate("JSON.parse(sessionStorage.getItem(sessionStorage.key(0)))")
+    console.get_by_role("button", name="Sign out").click()
+    expect(console.get_by_label("Username")).to_be_visible()
+
+    def is_over() -> bool:
+        body = {"refresh_token": session["refresh"]}
+        return httpx.post(f"{system.api_url}/auth/token/refresh", json=body).status_code == 401
+
+    eventually(is_over, within_s=5)  # 10 s after we used it the token would be refused anyway
+
+
 def test_a_phone_shows_one_pane_at_a_time(console: Page, shared: str) -> None:
     console.set_viewport_size({"width": 390, "height": 780})
     open_shared(console)
