@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from accounts import audit
+from accounts import audit, services
 from accounts.models import (
     DEFAULT_WORKSPACE_ID,
     MAX_SLUG_CHARS,
@@ -131,7 +131,7 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
     search_fields = ("username", "display_name", "public_id")
     ordering = ("workspace__slug", "username")
     readonly_fields = ("public_id", "created_at", "last_login")
-    actions = ("activate", "deactivate")
+    actions = ("activate", "deactivate", "end_sessions")
     fieldsets = (
         (None, {"fields": ("public_id", "workspace", "username", "display_name", "password")}),
         ("Access", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
@@ -161,18 +161,33 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
         changed = self._switch(request, queryset.exclude(pk=request.user.pk or 0), is_active=False)
         self.message_user(request, f"{changed} deactivated")
 
+    @admin.action(description="End sessions: sign in again within the hour", permissions=["change"])
+    def end_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        """All but the one that asks for it."""
+        users = list(queryset)
+        ended = services.end_sessions(users, besides=request.session.session_key)
+        for user in users:
+            self.write_down(request, user, "sessions_ended")
+        self.message_user(request, f"Sessions ended: {ended}")
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: Any) -> None:
+        super().save_model(request, obj, form, change)
+        if "is_active" in form.changed_data:
+            services.end_sessions([obj])
+
     def user_change_password(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """In a transaction, which Django has for its other forms."""
         with transaction.atomic():
             return super().user_change_password(request, *args, **kwargs)
 
     def _switch(self, request: HttpRequest, users: QuerySet[User], *, is_active: bool) -> int:
-        """How many were not like that before."""
+        """How many were not like that before. Their sessions end either way: some may be of before we ended any."""
         changed = list(users.filter(is_active=not is_active).select_for_update(of=("self",)))
         for user in changed:
             user.is_active = is_active
             user.save(update_fields=["is_active"])
             self.write_down(request, user, "changed", fields=["is_active"])
+        services.end_sessions(changed)
         return len(changed)
 
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import aauthenticate, authenticate
+from django.contrib.auth.models import Permission
 from django.core.management import CommandError, call_command
 from django.test import Client
 from pytest_django import Settings
 
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from accounts.tokens import open_session
 from tests.accounts.conftest import PASSWORD, Post
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
-LOGIN = "/admin/login/"
+LOGIN, USERS = "/admin/login/", "/admin/accounts/user/"
 
 
 @pytest.fixture
@@ -28,6 +30,14 @@ def operator(default_workspace: Workspace) -> User:
 def admin(client: Client, operator: User) -> Client:
     client.force_login(operator)
     return client
+
+
+def staff(user: User, *rights: str) -> User:
+    """An operator who may do that and no more."""
+    user.is_staff = True
+    user.save()
+    user.user_permissions.set(Permission.objects.filter(codename__in=rights))
+    return User.objects.get(pk=user.pk)
 
 
 def sign_in(client: Client, username: str, password: str = PASSWORD) -> bool:
@@ -154,6 +164,69 @@ def test_switches_users_off_and_on_but_never_oneself(admin: Client, operator: Us
     assert (operator.is_active, alice.is_active) == (True, False)
     run("activate")
     assert alice.is_active
+
+
+def switched_by_action(admin: Client, user: User, *, on: bool) -> None:
+    form = {"action": "activate" if on else "deactivate", "_selected_action": [str(user.pk)]}
+    assert admin.post(USERS, form).status_code == 302
+
+
+def switched_by_form(admin: Client, user: User, *, on: bool) -> None:
+    rights = {"is_staff": "on", "is_superuser": "on", **({"is_active": "on"} if on else {})}
+    assert admin.post(f"{USERS}{user.pk}/change/", {"username": user.username, **rights}).status_code == 302
+
+
+def is_over(post: Post, refresh_token: str) -> bool:
+    return bool(post("/auth/token/refresh", {"refresh_token": refresh_token}).status_code == 401)
+
+
+@pytest.mark.parametrize("switch", [switched_by_action, switched_by_form])
+def test_whoever_is_switched_off_and_on_again_has_to_sign_in_again(
+    switch: Callable[..., None], admin: Client, post: Post
+) -> None:
+    chief = User.objects.create_superuser("chief", PASSWORD)
+    token, browser = open_session(chief).refresh, Client()
+    browser.force_login(chief)
+    switch(admin, chief, on=False)
+    switch(admin, chief, on=True)
+    assert sign_in(Client(), "chief")
+    assert is_over(post, token)
+    assert browser.get("/admin/").status_code == 302
+
+
+@pytest.mark.parametrize("switch", [switched_by_action, switched_by_form])
+def test_a_session_that_outlived_its_user_being_switched_off_ends_with_being_switched_on(
+    switch: Callable[..., None], admin: Client, alice: User, post: Post
+) -> None:
+    """As in a release that ended none, or where something else than the admin switched."""
+    token = open_session(alice).refresh
+    User.objects.filter(pk=alice.pk).update(is_active=False)
+    switch(admin, alice, on=True)
+    assert is_over(post, token)
+
+
+def test_ends_the_sessions_of_those_who_are_chosen_but_not_the_one_that_asks(
+    admin: Client, operator: User, alice: User, bob: User, post: Post
+) -> None:
+    ended, going_on = [open_session(alice).refresh for _ in range(2)], open_session(bob).refresh
+    elsewhere = Client()
+    elsewhere.force_login(operator)
+    form = {"action": "end_sessions", "_selected_action": [str(each.pk) for each in (operator, alice)]}
+    assert "Sessions ended: 3" in admin.post(USERS, form, follow=True).content.decode()
+    assert all(is_over(post, token) for token in ended)
+    assert elsewhere.get("/admin/").status_code == 302
+    assert admin.get("/admin/").status_code == 200
+    assert not is_over(post, going_on)
+
+
+@pytest.mark.parametrize(("right", "may"), [("change_user", True), ("view_user", False)])
+def test_whoever_may_change_users_may_end_sessions(
+    client: Client, alice: User, bob: User, post: Post, right: str, may: bool
+) -> None:
+    token = open_session(bob).refresh
+    client.force_login(staff(alice, right))
+    client.post(USERS, {"action": "end_sessions", "_selected_action": [str(bob.pk)]})
+    assert is_over(post, token) is may
 
 
 @pytest.mark.parametrize("page", ["user", "user/add", "workspace", "workspace/add", "user/{user}/change"])

@@ -17,7 +17,8 @@ from django.test import Client
 from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
 from accounts import audit
-from accounts.models import AuditEvent, User, Workspace
+from accounts.models import AuditEvent, Session, User, Workspace
+from accounts.tokens import open_session
 from tests.accounts.conftest import PASSWORD, Post
 
 pytestmark = pytest.mark.django_db(databases=["default", "messages"])
@@ -108,6 +109,14 @@ def test_users_who_are_switched_off_or_deleted_together(admin: Client, boss: Use
     posted(admin, USERS, action="delete_selected", _selected_action=everybody[1:], post="yes")
     assert {each[:4] for each in events()[1:]} == {
         ("user.deleted", boss.public_id, "default", each.public_id) for each in (alice, bob)
+    }
+
+
+def test_sessions_that_an_operator_ends(admin: Client, boss: User, alice: User, bob: User) -> None:
+    posted(admin, USERS, action="end_sessions", _selected_action=[str(each.pk) for each in (alice, bob)])
+    said = "is_active=True; is_staff=False; is_superuser=False"
+    assert set(events()) == {
+        ("user.sessions_ended", boss.public_id, "default", each.public_id, said) for each in (alice, bob)
     }
 
 
@@ -291,6 +300,25 @@ def test_nothing_is_written_down_that_was_not_done(
         attempt(lambda: ACTS[act](admin, alice, tmp_path / "operator.json"))
     assert events() == []
     assert "audit" not in [line.getMessage() for line in caplog.records]
+
+
+def test_no_session_ends_without_an_event(admin: Client, alice: User) -> None:
+    open_session(alice)
+    form = {"action": "end_sessions", "_selected_action": [str(alice.pk)]}
+    with broken("accounts_auditevent"):
+        assert admin.post(USERS, form).status_code == 500
+    assert Session.objects.count() == 1
+    posted(admin, USERS, **form)
+    assert Session.objects.count() == 0
+
+
+@pytest.mark.parametrize("act", ["change", "deactivate"])
+def test_nobody_is_switched_off_whose_sessions_would_stay(act: str, admin: Client, alice: User, tmp_path: Path) -> None:
+    open_session(alice)
+    with broken("accounts_session"):
+        attempt(lambda: ACTS[act](admin, alice, tmp_path / "operator.json"))
+    alice.refresh_from_db()
+    assert (alice.is_active, events()) == (True, [])
 
 
 def attempt(act: Callable[[], object]) -> None:
