@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -119,8 +119,13 @@ class UserChangeForm(DjangoUserChangeForm):  # type: ignore[type-arg]
         return username
 
 
+RIGHTS: Final = ("is_staff", "is_superuser", "groups", "user_permissions")
+
+
 @admin.register(User)
 class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
+    """Rights are given by superusers, and nobody else lays hands on one: whoever could would be one."""
+
     audited_as = "user"
     audited_flags = ("is_active", "is_staff", "is_superuser")
     form = UserChangeForm
@@ -147,9 +152,19 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
         ),
     )
 
-    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:  # noqa: ARG002
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
         """A user stays in their workspace: conversations and files of theirs carry it, too."""
-        return (*self.readonly_fields, "workspace") if obj else self.readonly_fields
+        fixed: tuple[str, ...] = () if request.user.is_superuser else RIGHTS
+        if obj:
+            fixed = ("workspace", *fixed)
+        return (*self.readonly_fields, *fixed)
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Asked for passwords, too."""
+        return super().has_change_permission(request, obj) and _is_in_reach(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and _is_in_reach(request, obj)
 
     @admin.action(description="Activate", permissions=["change"])
     def activate(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
@@ -164,7 +179,7 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
     @admin.action(description="End sessions: sign in again within the hour", permissions=["change"])
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         """All but the one that asks for it."""
-        users = list(queryset)
+        users = list(self._in_reach(request, queryset))
         ended = services.end_sessions(users, besides=request.session.session_key)
         for user in users:
             self.write_down(request, user, "sessions_ended")
@@ -182,13 +197,27 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):  # type: ignore[type-arg]
 
     def _switch(self, request: HttpRequest, users: QuerySet[User], *, is_active: bool) -> int:
         """How many were not like that before. Their sessions end either way: some may be of before we ended any."""
-        changed = list(users.filter(is_active=not is_active).select_for_update(of=("self",)))
+        others = self._in_reach(request, users.filter(is_active=not is_active))
+        changed = list(others.select_for_update(of=("self",)))
         for user in changed:
             user.is_active = is_active
             user.save(update_fields=["is_active"])
             self.write_down(request, user, "changed", fields=["is_active"])
         services.end_sessions(changed)
         return len(changed)
+
+    def _in_reach(self, request: HttpRequest, users: QuerySet[User]) -> QuerySet[User]:
+        """Those whom this operator may change; that there are others is said."""
+        if request.user.is_superuser:
+            return users
+        if left_out := users.filter(is_superuser=True).count():
+            said = f"{left_out} left as they were: only superusers change superusers"
+            self.message_user(request, said, messages.WARNING)
+        return users.filter(is_superuser=False)
+
+
+def _is_in_reach(request: HttpRequest, user: User | None) -> bool:
+    return user is None or request.user.is_superuser or not user.is_superuser
 
 
 admin.site.unregister(Group)

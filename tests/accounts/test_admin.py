@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import aauthenticate, authenticate
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Group, Permission
 from django.core.management import CommandError, call_command
 from django.test import Client
 from pytest_django import Settings
 
+from accounts.admin import RIGHTS
 from accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from accounts.tokens import open_session
 from tests.accounts.conftest import PASSWORD, Post
@@ -227,6 +228,101 @@ def test_whoever_may_change_users_may_end_sessions(
     client.force_login(staff(alice, right))
     client.post(USERS, {"action": "end_sessions", "_selected_action": [str(bob.pk)]})
     assert is_over(post, token) is may
+
+
+# --- operators who are no superusers -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def helper(client: Client, alice: User) -> Client:
+    """Alice, who may do to users whatever a permission allows."""
+    client.force_login(staff(alice, "add_user", "view_user", "change_user", "delete_user"))
+    return client
+
+
+EVERY_RIGHT = {"is_active": "on", "is_staff": "on", "is_superuser": "on"}
+
+
+@pytest.mark.parametrize("name", ["alice", "bob"])
+def test_nobody_gives_rights_but_a_superuser(helper: Client, alice: User, bob: User, name: str) -> None:
+    group = Group.objects.create(name="auditors")
+    every = {"groups": [str(group.pk)], "user_permissions": [str(each.pk) for each in Permission.objects.all()]}
+    user, before = User.objects.get(username=name), rights_of(name)
+    form: dict[str, Any] = {"username": name, "display_name": "Changed", **EVERY_RIGHT, **every}
+    assert helper.post(f"{USERS}{user.pk}/change/", form).status_code == 302
+    user.refresh_from_db()
+    assert (user.display_name, rights_of(name)) == ("Changed", before)
+
+
+def test_nobody_adds_an_operator_but_a_superuser(helper: Client) -> None:
+    passwords = {"usable_password": "true", "password1": PASSWORD, "password2": PASSWORD}
+    names = {"workspace": str(DEFAULT_WORKSPACE_ID), "username": "carol"}
+    assert helper.post(f"{USERS}add/", {**names, **passwords, **EVERY_RIGHT}).status_code == 302
+    assert rights_of("carol") == (False, False, [], [])
+    carol = User.objects.get(username="carol")
+    page = helper.get(f"{USERS}{carol.pk}/change/").content.decode()  # where adding leads to
+    assert 'name="display_name"' in page
+    assert not [each for each in RIGHTS if f'name="{each}"' in page]
+
+
+def test_a_superuser_gives_rights(admin: Client, bob: User) -> None:
+    right = Permission.objects.get(codename="view_auditevent")
+    form: dict[str, Any] = {"username": "bob", **EVERY_RIGHT, "user_permissions": [str(right.pk)]}
+    assert admin.post(f"{USERS}{bob.pk}/change/", form).status_code == 302
+    assert rights_of("bob") == (True, True, [], [right.pk])
+
+
+def rights_of(name: str) -> tuple[bool, bool, list[int], list[int]]:
+    user = User.objects.get(username=name)
+    groups, permissions = user.groups.values_list("pk", flat=True), user.user_permissions.values_list("pk", flat=True)
+    return user.is_staff, user.is_superuser, list(groups), list(permissions)
+
+
+@pytest.mark.parametrize(
+    ("page", "form"),
+    [
+        pytest.param("change", {"username": "mine", **EVERY_RIGHT}, id="change"),
+        pytest.param("change", {"username": "operator", "is_staff": "on", "is_superuser": "on"}, id="switch off"),
+        pytest.param("delete", {"post": "yes"}, id="delete"),
+        pytest.param(
+            "password", {"usable_password": "true", "password1": PASSWORD * 2, "password2": PASSWORD * 2}, id="password"
+        ),
+        pytest.param("password", {"usable_password": "false", "unset-password": "1"}, id="no password"),
+    ],
+)
+def test_nobody_lays_hands_on_a_superuser_but_another_one(
+    helper: Client, operator: User, page: str, form: dict[str, str]
+) -> None:
+    before = User.objects.values().get(pk=operator.pk)
+    assert helper.post(f"{USERS}{operator.pk}/{page}/", form).status_code == 403
+    assert User.objects.values().get(pk=operator.pk) == before
+    shown = helper.get(f"{USERS}{operator.pk}/change/")
+    assert shown.status_code == 200  # to look at
+    assert operator.password.rpartition("$")[2] not in shown.content.decode()
+
+
+@pytest.mark.parametrize("action", ["activate", "deactivate", "end_sessions"])
+def test_what_is_done_to_many_leaves_superusers_out_and_says_so(
+    helper: Client, operator: User, bob: User, post: Post, action: str
+) -> None:
+    token, ended = open_session(operator).refresh, open_session(bob).refresh
+    User.objects.exclude(username="alice").update(is_active=action != "activate")
+    form = {"action": action, "_selected_action": [str(operator.pk), str(bob.pk)]}
+    page = helper.post(USERS, form, follow=True).content.decode()
+    assert "1 left as they were: only superusers change superusers" in page
+    operator.refresh_from_db()
+    bob.refresh_from_db()
+    assert operator.is_active == (action != "activate")
+    assert bob.is_active == (action != "deactivate")
+    User.objects.update(is_active=True)
+    assert (is_over(post, token), is_over(post, ended)) == (False, True)
+
+
+def test_superusers_are_not_deleted_among_others(helper: Client, operator: User, bob: User) -> None:
+    everybody = [str(operator.pk), str(bob.pk)]
+    form = {"action": "delete_selected", "_selected_action": everybody, "post": "yes"}
+    assert helper.post(USERS, form).status_code == 403
+    assert User.objects.filter(pk__in=everybody).count() == 2
 
 
 @pytest.mark.parametrize("page", ["user", "user/add", "workspace", "workspace/add", "user/{user}/change"])
