@@ -120,7 +120,7 @@ class LocalSystem:
 
     @property
     def operator(self) -> dict[str, str]:
-        """``username`` and ``password`` of the admin's first user."""
+        """``username`` and ``password`` of the admin's first user, as they were made."""
         operator: dict[str, str] = json.loads((self.state_dir / "operator.json").read_text())
         return operator
 
@@ -452,7 +452,7 @@ def main() -> int:
 def print_addresses(system: LocalSystem) -> None:
     print(f"  API        {system.api_url}  (reference: {system.api_url}/docs)")
     print(f"  console    {system.api_url}/console")
-    print(f"  admin      {system.api_url}/admin/  (user and password: {system.state_dir / 'operator.json'})")
+    print(f"  admin      {system.api_url}/admin/  (user and first password: {system.state_dir / 'operator.json'})")
     print(f"  sockets    {system.gateway_url}")
     print(f"  simulator  {system.simulator_url}/_control/messages  (docs/simulator.md)")
     print(f"  logs       {system.state_dir / 'logs'}")

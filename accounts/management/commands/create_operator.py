@@ -20,7 +20,7 @@ from core.commands import LeanCommand
 class Command(LeanCommand):
     help = (
         "Create the operator unless it exists, with a generated password kept in a private file. "
-        "May be run again: the password in the file is the one that counts."
+        "May be run again: what was changed in the admin since stays, and only a lost file has a new password made."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -32,6 +32,11 @@ class Command(LeanCommand):
         kept = _read(path) if path.exists() else None
         username = kept[0] if kept else options["username"]
         user = User.objects.named(workspace=DEFAULT_WORKSPACE_SLUG, username=username)
+        if user and kept and user.is_staff and not user.is_active:
+            self.stdout.write(
+                f"{user} is deactivated and stays so; remove {path} and choose another --username for more"
+            )
+            return
         if user and not (user.is_staff and user.is_active):
             state = "no operator: " if user.is_active else "deactivated: activate them in the admin, or "
             file = f"remove {path} and " if kept else ""
@@ -40,9 +45,15 @@ class Command(LeanCommand):
         if user is None:
             User.objects.create_superuser(username, password)
             self.stdout.write(f"created {username}; the password is in {path}")
-        elif not user.check_password(password):
-            _replace_password(user, password)
+        elif not kept:
+            try:
+                _replace_password(user, password)
+            except BaseException:
+                path.unlink()  # it would be taken for the one of a password that was changed since
+                raise
             self.stdout.write(f"{username} got a new password; it is in {path}")
+        elif not user.check_password(password):
+            self.stdout.write(f"{username} has another password than {path} by now, and keeps it")
 
 
 def _replace_password(user: User, password: str) -> None:
