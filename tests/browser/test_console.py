@@ -97,6 +97,50 @@ def test_what_is_on_the_screen_counts_as_read(console: Page, shared: str, bob: P
     _eventually(lambda: bob.get(f"/v1/messages/{message_id}")["status"] == "READ", console)
 
 
+HEIGHTS = """log => log.querySelector("article.theirs").offsetHeight / log.clientHeight"""
+SCROLLED = """async (log, part) => {
+    const { top } = log.querySelector("article.theirs").getBoundingClientRect();
+    log.scrollTop += top - log.getBoundingClientRect().bottom + part * log.clientHeight;
+    for (let frames = 0; frames < 3; frames += 1) await new Promise(requestAnimationFrame);
+}"""
+
+
+def tall(lines: int) -> str:
+    return "\n".join(f"line {number}." for number in range(lines))
+
+
+@pytest.mark.parametrize(
+    ("lines", "times"), [pytest.param(200, 2, id="200 lines"), pytest.param(800, 20, id="20 times as tall as the log")]
+)
+def test_a_message_that_is_taller_than_the_log_counts_as_read(
+    console: Page, shared: str, bob: Person, lines: int, times: int
+) -> None:
+    open_shared(console)
+    message_id = bob.say(shared, tall(lines))
+    bubble(console, "line 0.")
+    assert console.get_by_role("log").evaluate(HEIGHTS) > times
+    _eventually(lambda: bob.get(f"/v1/messages/{message_id}")["status"] == "READ", console)
+
+
+def test_a_tall_message_counts_as_read_once_it_fills_half_of_the_log(
+    console: Page, shared: str, alice: Person, bob: Person
+) -> None:
+    told: list[str] = []
+    console.on("request", lambda request: told.append(request.url) if request.url.endswith("/read") else None)
+    alice.say(shared, tall(100))
+    open_shared(console)
+    expect(console.locator("article.mine")).to_have_attribute("data-status", "SENT")
+    log = console.get_by_role("log")
+    log.evaluate("log => (log.scrollTop = 0)")
+    expect(console.get_by_role("button", name="Go to the latest message")).to_be_visible()
+    message_id = bob.say(shared, tall(800))
+    expect(console.locator("article.theirs")).to_have_count(1)
+    log.evaluate(SCROLLED, 0.4)  # so much of the log is the message's
+    assert told == []
+    with console.expect_request(re.compile(f"/{message_id}/read$")):
+        log.evaluate(SCROLLED, 0.6)
+
+
 def test_what_is_not_on_the_screen_stays_unread(console: Page, shared: str, bob: Person) -> None:
     message_id = bob.say(shared, "Nobody looks")
     expect(console.get_by_label("1 unread")).to_be_visible()

@@ -54,6 +54,12 @@ export function place(parent, nodes) {
   });
 }
 
+/** An observer tells what changes, and to whoever begins to observe how it is: so let it begin again. */
+export function observeAnew(observer, node) {
+  observer.unobserve(node);
+  observer.observe(node);
+}
+
 export function toast(text, kind = "info") {
   const note = el("div", { class: `toast ${kind}` }, text);
   document.getElementById("toasts").append(note);

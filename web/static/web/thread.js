@@ -1,6 +1,6 @@
 // One open conversation: its history, and the place to write.
 
-import { el, icon, place, toast } from "./dom.js";
+import { el, icon, observeAnew, place, toast } from "./dom.js";
 import { channelName, dayKey, dayName, fileSize, hue } from "./format.js";
 import { avatar } from "./list.js";
 import { bubble } from "./message.js";
@@ -8,6 +8,9 @@ import { isUnread } from "./store.js";
 
 const GROUP_MS = 5 * 60_000;
 const NEAR_BOTTOM_PX = 120;
+// A message was seen once half of it is in sight, or as much of it as fills half of the log: a tall one does when it lies over
+// the log's middle, which is a narrow band here and no line, as browsers round.
+const SEEN_WHEN = [{ threshold: 0.5 }, { rootMargin: "-49% 0px" }];
 
 export class Thread {
   #actions;
@@ -51,7 +54,7 @@ export class Thread {
       this.composer);
     this.log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     new IntersectionObserver(([seen]) => seen.isIntersecting && this.#older(), { root: this.log, rootMargin: "300px 0px 0px" }).observe(this.sentinel);
-    this.#seen = new IntersectionObserver((entries) => this.#visible(entries), { root: this.log, threshold: 0.5 });
+    this.#seen = SEEN_WHEN.map((when) => new IntersectionObserver((entries) => this.#visible(entries), { root: this.log, ...when }));
     // Previews and file names come later than the message: who was at the end stays there.
     new ResizeObserver(() => this.#pinned && this.#toBottom()).observe(this.items);
     addEventListener("focus", () => this.#lookAgain());
@@ -149,9 +152,9 @@ export class Thread {
     const known = this.#bubbles.get(id);
     if (known?.signature === signature) return known.node;
     const node = bubble(message, { mine, author, starts, ends, quoted, actions: this.#actions });
-    if (known) this.#seen.unobserve(known.node);
+    if (known) this.#unwatch(known.node);
     this.#bubbles.set(id, { signature, node });
-    if (!mine && isUnread(message, this.#userId)) this.#seen.observe(node);
+    if (!mine && isUnread(message, this.#userId)) this.#watch(node);
     return node;
   }
 
@@ -162,12 +165,20 @@ export class Thread {
 
   // --- reading
 
+  #watch(node) {
+    for (const each of this.#seen) observeAnew(each, node);
+  }
+
+  #unwatch(node) {
+    for (const each of this.#seen) each.unobserve(node);
+  }
+
   #visible(entries) {
     if (document.hidden || !document.hasFocus()) return;
     for (const { target, isIntersecting } of entries) {
       const message = isIntersecting && this.#conversation?.messages.get(target.dataset.messageId);
       if (!message || !isUnread(message, this.#userId)) continue;
-      this.#seen.unobserve(target);
+      this.#unwatch(target);
       this.#actions.read(message);
     }
   }
@@ -177,9 +188,7 @@ export class Thread {
     if (!this.#conversation) return;
     for (const message of this.#conversation.messages.values()) {
       const node = isUnread(message, this.#userId) && this.#bubbles.get(message.message_id)?.node;
-      if (!node) continue;
-      this.#seen.unobserve(node);
-      this.#seen.observe(node);
+      if (node) this.#watch(node);
     }
   }
 
