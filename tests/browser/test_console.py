@@ -222,6 +222,57 @@ def test_long_history_is_fetched_while_scrolling_up(console: Page, shared: str, 
     assert texts == [f"number {number}." for number in range(120)]
 
 
+def test_history_that_leaves_room_in_the_log_is_followed_by_what_is_older(
+    console: Page, shared: str, alice: Person
+) -> None:
+    for number in range(120):
+        alice.say(shared, f"number {number}.")
+    console.set_viewport_size({"width": 1280, "height": 6_000})
+    console.reload()
+    open_shared(console)
+    expect(console.locator("article")).to_have_count(120)
+
+
+FURTHER_LISTS = re.compile(r"/v1/conversations\?.*cursor=")
+
+
+@pytest.fixture
+def three_pages(alice: Person, bob: Person) -> None:
+    """Of Alice's conversations, with that about the parcel on the last."""
+    for title in ("The parcel", *(f"Another {number}" for number in range(65))):
+        bob.post("/v1/conversations", members=[alice.user_id], title=title)
+
+
+@pytest.mark.usefixtures("three_pages")
+def test_a_search_finds_what_is_on_a_later_page(page: Page, alice: Person) -> None:
+    sign_in(page, alice)
+    expect(page.get_by_role("navigation").get_by_text("Another 64")).to_be_visible()
+    page.get_by_role("searchbox").fill("parcel")
+    expect(page.get_by_role("navigation").get_by_text("The parcel")).to_be_visible()
+
+
+@pytest.mark.usefixtures("three_pages")
+def test_nothing_is_found_only_once_all_was_looked_through(page: Page, alice: Person) -> None:
+    sign_in(page, alice)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    expect(page.get_by_role("navigation").get_by_text("Another 64")).to_be_visible()
+    further = held(page, FURTHER_LISTS)
+    page.get_by_role("searchbox").fill("nobody called it that")
+    expect(page.get_by_text("Still looking…")).to_be_visible()
+    _eventually(lambda: further, page)
+    further[0]()
+    expect(page.get_by_text("Nothing found.")).to_be_visible()
+
+
+@pytest.mark.usefixtures("three_pages")
+def test_a_search_goes_on_after_a_page_that_failed(page: Page, alice: Person) -> None:
+    sign_in(page, alice)
+    expect(page.get_by_role("navigation").get_by_text("Another 64")).to_be_visible()
+    page.route(FURTHER_LISTS, lambda route: route.abort(), times=1)
+    page.get_by_role("searchbox").fill("parcel")
+    expect(page.get_by_role("navigation").get_by_text("The parcel")).to_be_visible()
+
+
 def test_what_came_while_the_gateway_was_away_is_shown_when_it_is_back(
     console: Page, shared: str, bob: Person, system: LocalSystem
 ) -> None:

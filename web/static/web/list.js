@@ -1,6 +1,6 @@
 // The conversations, the most recently active first.
 
-import { el, icon, place } from "./dom.js";
+import { el, icon, observeAnew, place } from "./dom.js";
 import { channelName, hue, initials, listTime } from "./format.js";
 import { tick } from "./message.js";
 
@@ -15,12 +15,16 @@ export class ConversationList {
   #rows = new Map();
   #filter = "";
   #onOpen;
+  #isWhole;
+  #end;
   openId = null;
 
-  constructor({ store, userId, onOpen, onCompose, onMore }) {
+  /** onMore(): the end is in sight; isWhole(): the store holds all conversations there are. */
+  constructor({ store, userId, onOpen, onCompose, onMore, isWhole }) {
     this.#store = store;
     this.#userId = userId;
     this.#onOpen = onOpen;
+    this.#isWhole = isWhole;
     this.search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#search() });
     this.rows = el("ul", { class: "rows", "aria-label": "Conversations", onkeydown: (event) => this.#keys(event) });
     this.empty = el("div", { class: "empty-list" });
@@ -30,7 +34,13 @@ export class ConversationList {
         el("label", { class: "search" }, icon("search"), this.search),
         el("button", { class: "icon-button accent", type: "button", title: "New conversation", "aria-label": "New conversation", onclick: onCompose }, icon("compose"))),
       el("nav", { class: "scroll", "aria-label": "Conversations" }, this.rows, this.empty, this.sentinel));
-    new IntersectionObserver(([seen]) => seen.isIntersecting && onMore(), { rootMargin: "200px" }).observe(this.sentinel);
+    this.#end = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && onMore(), { rootMargin: "200px" });
+    this.lookAgain();
+  }
+
+  /** Ask for more if the end is in sight, or still is: of a page few may match what is searched for. */
+  lookAgain() {
+    observeAnew(this.#end, this.sentinel);
   }
 
   #search() {
@@ -42,7 +52,12 @@ export class ConversationList {
     const all = this.#store.byActivity;
     const shown = all.filter((each) => this.#matches(each));
     place(this.rows, shown.map((each) => this.#row(each)));
-    this.empty.textContent = shown.length ? "" : all.length ? "Nothing found." : "No conversations yet.";
+    this.empty.textContent = shown.length ? "" : this.#nothing(all);
+  }
+
+  #nothing(all) {
+    if (!this.#isWhole()) return all.length ? "Still looking…" : "Loading…";
+    return all.length ? "Nothing found." : "No conversations yet.";
   }
 
   #matches(conversation) {

@@ -13,6 +13,7 @@ import { Thread } from "./thread.js";
 const PAGE = 50;
 const LIST_PAGE = 30;
 const PREVIEWS_AT_ONCE = 3;
+const AGAIN_AFTER_MS = 3_000;
 const MAX_PREVIEW_BYTES = 20 * 1024 * 1024;
 
 const app = document.getElementById("app");
@@ -34,7 +35,8 @@ class Console {
   constructor() {
     this.list = new ConversationList({
       store: this.#store, userId: api.userId,
-      onOpen: (id) => this.open(id), onCompose: () => this.#compose(), onMore: () => this.#more(),
+      onOpen: (id) => this.open(id), onCompose: () => this.#compose(),
+      onMore: () => this.#goOn(), isWhole: () => this.#cursor === null,
     });
     this.thread = new Thread({
       userId: api.userId, maxFileBytes: Number(maxFileBytes),
@@ -176,6 +178,11 @@ class Console {
     this.#fetchPreviews();
   }
 
+  /** The end of the list is in sight. Nothing else would try again: it stays there. */
+  #goOn() {
+    this.#more().catch(() => setTimeout(() => this.list.lookAgain(), AGAIN_AFTER_MS));
+  }
+
   async #more() {
     if (this.#listing || this.#cursor === null) return;
     const listing = (this.#listing = {});
@@ -190,6 +197,7 @@ class Console {
       if (listing === this.#listing) this.#listing = null;
     }
     this.#store.changed(); // also when there is nothing: the list says so
+    if (this.#cursor !== null) this.list.lookAgain();
     this.#fetchPreviews();
   }
 

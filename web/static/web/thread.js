@@ -21,7 +21,9 @@ export class Thread {
   #reply = null;
   #file = null;
   #drafts = new Map();
-  #fetching = false;
+  #fetching = new Set(); // conversations of which an older page is under way
+  #cursor; // where the history that is shown goes on
+  #start;
   #pinned = true;
   #seen;
 
@@ -53,7 +55,7 @@ export class Thread {
       el("div", { class: "scroll-area" }, this.log, this.latest),
       this.composer);
     this.log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    new IntersectionObserver(([seen]) => seen.isIntersecting && this.#older(), { root: this.log, rootMargin: "300px 0px 0px" }).observe(this.sentinel);
+    this.#start = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && this.#older(), { root: this.log, rootMargin: "300px 0px 0px" });
     this.#seen = SEEN_WHEN.map((when) => new IntersectionObserver((entries) => this.#visible(entries), { root: this.log, ...when }));
     // Previews and file names come later than the message: who was at the end stays there.
     new ResizeObserver(() => this.#pinned && this.#toBottom()).observe(this.items);
@@ -72,6 +74,7 @@ export class Thread {
     this.text.value = draft.text;
     this.#reply = draft.reply;
     this.#file = draft.file;
+    this.#cursor = undefined;
     this.#pinned = true;
     this.#drawExtras();
     this.#typed();
@@ -129,6 +132,8 @@ export class Thread {
     if (grewAbove) this.log.scrollTop = topBefore + this.log.scrollHeight - heightBefore;
     else if (this.#pinned) this.#toBottom();
     this.latest.hidden = this.#pinned;
+    if (conversation.older !== this.#cursor) observeAnew(this.#start, this.sentinel); // a page may leave the start in sight
+    this.#cursor = conversation.older;
   }
 
   #day(key, iso) {
@@ -194,14 +199,14 @@ export class Thread {
 
   async #older() {
     const conversation = this.#conversation;
-    if (this.#fetching || !conversation?.older) return;
-    this.#fetching = true;
+    if (!conversation?.older || this.#fetching.has(conversation)) return;
+    this.#fetching.add(conversation);
     try {
       await this.#actions.older(conversation);
     } catch (error) {
       toast(error.message, "bad");
     } finally {
-      this.#fetching = false;
+      this.#fetching.delete(conversation);
     }
   }
 
