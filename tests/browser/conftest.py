@@ -52,6 +52,11 @@ class Person:
     username: str
     user_id: str
     api: httpx.Client
+    workspace: str = "default"
+
+    @property
+    def login(self) -> str:
+        return self.username if self.workspace == "default" else f"{self.workspace}/{self.username}"
 
     def post(self, path: str, **json: Any) -> dict[str, Any]:
         answer = self.api.post(path, json=json or None)
@@ -71,15 +76,15 @@ class Person:
         return message_id
 
 
-def _person(system: LocalSystem, name: str) -> Person:
+def _person(system: LocalSystem, name: str, *, workspace: str = "default") -> Person:
     username = f"{name}{next(_numbers)}"
     api = httpx.Client(base_url=system.api_url, timeout=15)
-    sign_in = {"username": username, "password": PASSWORD}
+    sign_in = {"username": username, "password": PASSWORD, "workspace": workspace}
     registered = api.post("/auth/register", json={**sign_in, "display_name": name.title()})
     assert registered.status_code == 201, registered.text
     token = api.post("/auth/token", json=sign_in).json()
     api.headers["Authorization"] = f"Bearer {token['access_token']}"
-    return Person(username, token["user_id"], api)
+    return Person(username, token["user_id"], api, workspace)
 
 
 @pytest.fixture
@@ -100,6 +105,17 @@ def bob(system: LocalSystem) -> Iterator[Person]:
 def carol(system: LocalSystem) -> Iterator[Person]:
     """Somebody else whom Bob knows."""
     person = _person(system, "carol")
+    yield person
+    person.api.close()
+
+
+@pytest.fixture
+def mallory(system: LocalSystem) -> Iterator[Person]:
+    """Somebody of another workspace, where anyone may register."""
+    slug = f"elsewhere{next(_numbers)}"
+    made = f"Workspace.objects.create(slug={slug!r}, name='Elsewhere', open_registration=True)"
+    system.manage("shell", "-c", f"from accounts.models import Workspace; {made}")
+    person = _person(system, "mallory", workspace=slug)
     yield person
     person.api.close()
 
@@ -166,7 +182,7 @@ def lines(page: Page) -> list[Line]:
 
 
 def sign_in(page: Page, person: Person) -> None:
-    page.get_by_label("Username").fill(person.username)
+    page.get_by_label("Username").fill(person.login)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
 

@@ -58,6 +58,22 @@ def test_a_wrong_password_is_told_where_it_is_typed(page: Page, alice: Person) -
     expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
 
 
+def test_who_is_of_another_workspace_signs_in_with_its_name(page: Page, mallory: Person) -> None:
+    expect(page.get_by_text("workspace/username")).to_be_visible()
+    sign_in(page, mallory)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    expect(page.get_by_text(f"@{mallory.username}")).to_be_visible()
+
+
+def test_an_account_is_made_in_another_workspace(page: Page, mallory: Person) -> None:
+    page.get_by_role("button", name="Create an account").click()
+    page.get_by_label("Username").fill(f"{mallory.workspace}/new.person")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Create account").click()
+    expect(page.get_by_text("No conversations yet.")).to_be_visible()
+    assert len(mallory.get("/v1/users?username=new.person")["items"]) == 1
+
+
 def test_its_socket_is_at_the_very_address_that_proxies_know(page: Page, alice: Person, system: LocalSystem) -> None:
     address = f"{system.gateway_url}/ws"
     with page.expect_websocket() as socket:

@@ -31,13 +31,14 @@ export class Api {
     return this.#session?.userId ?? "";
   }
 
-  async register({ username, password, displayName }) {
-    await this.#fetch("POST", "/auth/register", { json: { username, password, ...(displayName && { display_name: displayName }) } });
-    await this.signIn({ username, password });
+  /** Without a workspace it is the default one. */
+  async register({ workspace, username, password, displayName }) {
+    await this.#fetch("POST", "/auth/register", { json: { workspace, username, password, ...(displayName && { display_name: displayName }) } });
+    await this.signIn({ workspace, username, password });
   }
 
-  async signIn({ username, password }) {
-    this.#keep(await this.#fetch("POST", "/auth/token", { json: { username, password } }));
+  async signIn({ workspace, username, password }) {
+    this.#keep(await this.#fetch("POST", "/auth/token", { json: { workspace, username, password } }));
   }
 
   /** Here at once; the server is told, and what it answers changes nothing. */

@@ -3,7 +3,7 @@
 import { el, icon, place } from "./dom.js";
 
 const FIELDS = {
-  username: { label: "Username", autocomplete: "username", minlength: 3, maxlength: 64, required: true, autocapitalize: "none", spellcheck: "false" },
+  username: { label: "Username", hint: "other workspaces: workspace/username", autocomplete: "username", minlength: 3, maxlength: 64 + 1 + 64, required: true, autocapitalize: "none", spellcheck: "false" },
   displayName: { label: "Your name", hint: "optional", autocomplete: "name", maxlength: 128 },
   password: { label: "Password", type: "password", maxlength: 1024, required: true },
 };
@@ -44,7 +44,8 @@ export function signInView(api, onDone) {
 
   async function submit(event) {
     event.preventDefault();
-    const values = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, name === "password" ? value : value.trim()]));
+    const typed = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, name === "password" ? value : value.trim()]));
+    const values = { ...typed, ...splitLogin(typed.username) };
     const missing = ["username", "password"].find((name) => !values[name]);
     if (missing) {
       alert.textContent = "Please give your username and password.";
@@ -68,6 +69,12 @@ export function signInView(api, onDone) {
   form.addEventListener("submit", submit);
   draw();
   return el("main", { class: "signin" }, form);
+}
+
+/** As the admin does: `acme/bob` is bob of acme, and a name without a slash is of the default workspace. */
+function splitLogin(login) {
+  const slash = login.lastIndexOf("/");
+  return { workspace: slash < 0 ? undefined : login.slice(0, slash), username: login.slice(slash + 1) };
 }
 
 function brand() {
