@@ -165,8 +165,8 @@ class Line:
     def tell(self, type_: str, **fields: Any) -> None:
         self._route.send(json.dumps({"type": type_, **fields}))
 
-    def close(self) -> None:
-        self._route.close(code=1012)
+    def close(self, code: int = 1012) -> None:
+        self._route.close(code=code)
 
     def greet(self, seq: int = 0, *, heartbeat_s: float = 20) -> None:
         self.tell("hello", epoch="e", seq=seq, heartbeat_s=heartbeat_s)

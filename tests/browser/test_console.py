@@ -431,6 +431,21 @@ def test_who_looks_again_finds_out_whether_the_line_lives(page: Page, lines: lis
     _eventually(lambda: lines[1:], page)
 
 
+def test_a_page_that_made_room_for_newer_ones_says_so_until_it_is_looked_at(
+    page: Page, lines: list[Line], alice: Person
+) -> None:
+    sign_in(page, alice)
+    _eventually(lambda: lines, page)
+    lines[0].greet()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    lines[0].close(4409)
+    expect(page.get_by_text("Paused: open elsewhere")).to_be_visible()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    _eventually(lambda: lines[1:], page)
+    lines[1].greet()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+
+
 def test_an_acknowledgement_that_was_lost_with_its_socket_is_made_good(
     page: Page, alice: Person, bob: Person, shared: str
 ) -> None:

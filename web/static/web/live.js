@@ -26,7 +26,7 @@ export class Live {
   #pings = []; // without an answer yet, oldest first: the timer that ends the wait for it, if any
   #stopped = false;
 
-  /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline"). */
+  /** handlers: frame(frame), resync() — history has to be fetched again —, state("live" | "connecting" | "offline" | "paused"). */
   constructor(api, url, handlers) {
     this.#api = api;
     this.#url = url;
@@ -171,8 +171,8 @@ export class Live {
     this.#socket = null;
     this.#quiet();
     if (this.#stopped) return;
-    this.#handlers.state("offline");
-    if (code === TOO_MANY_SOCKETS) return;
+    this.#handlers.state(code === TOO_MANY_SOCKETS ? "paused" : "offline");
+    if (code === TOO_MANY_SOCKETS) return; // until somebody looks at this page again
     if (code === TOKEN_REFUSED) await this.#api.refresh().catch(() => {});
     if (this.#api.signedIn) this.#later();
   }

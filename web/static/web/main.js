@@ -16,6 +16,14 @@ const PREVIEWS_AT_ONCE = 3;
 const AGAIN_AFTER_MS = 3_000;
 const MAX_PREVIEW_BYTES = 20 * 1024 * 1024;
 
+const NOT_LIVE = "Messages are sent, and arrive once we are connected again";
+const STATES = {
+  live: { text: "Live", title: "Messages arrive as they happen" },
+  connecting: { text: "Connecting…", title: NOT_LIVE },
+  offline: { text: "Reconnecting…", title: NOT_LIVE },
+  paused: { text: "Paused: open elsewhere", title: "Chat4All is open in many other places. Messages are sent, and arrive once you come back to this page" },
+};
+
 const app = document.getElementById("app");
 const { gatewayUrl, maxFileBytes } = document.body.dataset;
 const api = new Api();
@@ -96,10 +104,10 @@ class Console {
   }
 
   #showState(state) {
-    const text = { live: "Live", connecting: "Connecting…", offline: "Reconnecting…" }[state];
+    const { text, title } = STATES[state];
     this.state.className = `state ${state}`;
     this.state.textContent = text;
-    this.state.title = state === "live" ? "Messages arrive as they happen" : "Messages are sent, and arrive once we are connected again";
+    this.state.title = title;
   }
 
   #draw() {
