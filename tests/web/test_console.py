@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from django.conf import settings
 from django.contrib.staticfiles import finders
 from django.template.loader import get_template
 from django.test import Client
+from pytest_django import Settings
+
+from files.storage import LocalStorage
 
 STATIC = Path(__file__).parents[2] / "web" / "static" / "web"
 MODULES = sorted(STATIC.glob("*.js"))
@@ -42,6 +47,19 @@ def test_the_policy_opens_the_gateway_and_the_files() -> None:
     rules = policy()
     assert rules["connect-src"] == {"'self'", settings.GATEWAY_URL}
     assert settings.API_URL in rules["img-src"]
+
+
+class NoCredentials(LocalStorage):
+    """S3's signing asks for some, which may be away."""
+
+    def url(self, name: str | None, parameters: Mapping[str, str] | None = None, expire: int | None = None) -> NoReturn:
+        raise TimeoutError
+
+
+def test_the_page_opens_while_no_links_to_files_can_be_made(settings: Settings) -> None:
+    away = {**settings.STORAGES["default"], "BACKEND": f"{__name__}.NoCredentials"}
+    settings.STORAGES = {**settings.STORAGES, "default": away}
+    assert policy()["img-src"] == {"'self'", "data:", "blob:"}
 
 
 def test_the_page_has_no_inline_code_and_its_files_exist(page: str) -> None:
