@@ -24,7 +24,7 @@ _POLICY: Final = {
     "frame-ancestors": "'none'",
 }
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @read_only
@@ -57,7 +57,7 @@ def _files() -> str:
     try:
         return _origin(default_storage.url("probe"))
     except Exception:  # as in files.services.download_url: signing may have to ask for credentials
-        log.exception("no link could be made: the console shows no pictures until it is loaded again")
+        logger.exception("no link could be made: the console shows no pictures until it is loaded again")
         return ""
 
 
