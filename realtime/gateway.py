@@ -1,5 +1,5 @@
 # ruff: noqa: N802, N803 - the names are Twisted's and autobahn's
-"""Daphne with what it lacks: backpressure per socket, a bounded inbox, and a clean goodbye on SIGTERM.
+"""Daphne with what it lacks: backpressure per socket, a bounded inbox, no bodies, and a clean goodbye on SIGTERM.
 
 Daphne writes whatever the application sends into the transport's buffer, without a bound (its issue 170). Twisted's
 transport tells a registered producer when that buffer is full and when it is empty again; between the two, frames wait
@@ -17,9 +17,11 @@ import daphne.server  # first: it installs the asyncio reactor that the others t
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer, reactor, task
 from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
 
 from realtime import metrics
 from realtime.consumers import CLOSE_RATE_LIMITED, Limits
+from realtime.http import BODY_REFUSED
 from realtime.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ MAX_CLIENT_MESSAGE_BYTES: Final = (
     256 * 1024
 )  # beyond, the socket closes with 1009 unread; the consumer's limit is lower
 MAX_INBOX: Final = 256
+MAX_BODY_BYTES: Final = 4 * 1024  # of a plain HTTP request; nobody reads it
 CLOSE_HANDSHAKE_S: Final = 10
 GOODBYE_S: Final = 5.0
 
@@ -95,6 +98,25 @@ class GatewayProtocol(WebSocketProtocol):  # type: ignore[misc] # daphne has no 
         self.sendCloseFrame(code=code, reasonUtf8=reason.encode())
 
 
+class GatewayChannel(HTTPChannel):
+    """One HTTP connection. Twisted would spool a body to a file, and Daphne queue all of it for an application that
+    reads none: it is refused as soon as it is announced."""
+
+    def allHeadersReceived(self) -> None:
+        if self.length is None or self.length > MAX_BODY_BYTES:  # None: chunked, which may go on for ever
+            self._refuse_body()
+        else:
+            super().allHeadersReceived()  # type: ignore[no-untyped-call] # it also invites the body, if asked (Expect)
+
+    def _refuse_body(self) -> None:
+        """As Twisted refuses what it cannot parse: from here on nothing is read."""
+        page = BODY_REFUSED
+        head = f"HTTP/1.1 {page.status} Content Too Large\r\nConnection: close\r\n"
+        head += f"Content-Type: {page.content_type}\r\nContent-Length: {len(page.body)}\r\n\r\n"
+        self.write(head.encode() + page.body)  # type: ignore[no-untyped-call]
+        self.loseConnection()  # type: ignore[no-untyped-call]
+
+
 @dataclass
 class Listener:
     """Where to listen."""
@@ -146,6 +168,7 @@ class _Server(daphne.server.Server):  # type: ignore[misc] # daphne has no types
 
     def _prepare(self) -> None:
         """Called between making the factories and the first connection."""
+        self.http_factory.protocol = GatewayChannel
         self.ws_factory.protocol = GatewayProtocol
         self.ws_factory.setProtocolOptions(closeHandshakeTimeout=CLOSE_HANDSHAKE_S)
 

@@ -65,3 +65,6 @@ def _may_see(scope: dict[str, Any]) -> bool:
 def _problem(status: int, code: str, title: str) -> Page:
     body = {"type": "about:blank", "title": title, "status": status, "code": code}
     return Page(status, "application/problem+json", json.dumps(body).encode())
+
+
+BODY_REFUSED: Final = _problem(413, "payload_too_large", "Requests have no body here")

@@ -228,6 +228,11 @@ def test_a_file_beyond_the_limit_is_refused_unread(proxy: Proxy) -> None:
     assert proxy.api.seen == []
 
 
+@pytest.mark.parametrize("path", ["/ws", "/ws/?token=abc"])
+def test_a_body_is_not_for_the_gateway(proxy: Proxy, path: str) -> None:
+    assert proxy.ask("POST", path, body=b"x" * 2_000)[0] == 413
+
+
 def test_one_address_cannot_take_all_connections(proxy: Proxy) -> None:
     held = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(200)]
     try:

@@ -8,7 +8,8 @@ import json
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -651,6 +652,52 @@ async def test_health_and_metrics_are_on_the_same_port(gateway: GatewayProcess) 
     assert await until(lambda: gateway.metric("chat4all_gateway_connections") == 0)
     assert {gateway.get(path)[0] for path in ("/", "/ws", "/ws/")} == {426}
     assert gateway.get("/admin/")[0] == 404
+
+
+@contextlib.asynccontextmanager
+async def posting(gateway: GatewayProcess, *headers: str) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
+    """A request whose head is sent, and nothing of its body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    try:
+        head = ["POST /ws HTTP/1.1", "Host: gateway", *headers]
+        writer.write("".join(f"{line}\r\n" for line in [*head, ""]).encode())
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):  # cut off in the middle of sending
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(["Content-Length: 10000000000"], id="10 GB"),
+        pytest.param(["Content-Length: 10000000000", "Expect: 100-continue"], id="10 GB, once invited"),
+        pytest.param(["Content-Length: 5000"], id="a few KB"),
+        pytest.param(["Transfer-Encoding: chunked", "Expect: 100-continue"], id="nobody knows how much, once invited"),
+    ],
+)
+async def test_a_body_is_refused_before_it_comes(gateway: GatewayProcess, headers: list[str]) -> None:
+    async with asyncio.timeout(20), posting(gateway, *headers) as (reader, _):
+        answer = await reader.read()  # all that comes: the connection is closed behind it
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(body)["code"] == "payload_too_large"
+
+
+async def test_a_body_without_end_is_refused_while_sockets_are_served(gateway: GatewayProcess) -> None:
+    async with (
+        gateway.connect("alice") as alice,
+        posting(gateway, "Transfer-Encoding: chunked") as (reader, writer),
+    ):
+        await hello(alice)
+        status, sent = asyncio.create_task(reader.readline()), 0
+        while not status.done():
+            assert sent < 64 * 1024, "it is read on and on"
+            writer.write(b"400\r\n" + b"x" * 1024 + b"\r\n")
+            sent += 1024
+            assert await acked(alice) == 0
+        assert status.result().startswith(b"HTTP/1.1 413 ")
 
 
 async def test_sigterm_tells_everybody_to_come_back(
