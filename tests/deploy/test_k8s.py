@@ -385,6 +385,12 @@ def test_uploads_of_all_threads_at_once_fit_into_their_volume(manifests: tuple[M
     assert threads * int(told(manifests)["MAX_FILE_BYTES"]) < room
 
 
+def test_hsts_is_left_to_the_api(manifests: tuple[Manifest, ...]) -> None:
+    """The controller's replaces it: for 30 days in place of a year, and always with `preload`."""
+    (ingress,) = of(manifests, "Ingress")
+    assert not [name for name in ingress["metadata"]["annotations"] if "hsts" in name]
+
+
 def test_an_overlay_that_does_not_render_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [nowhere.yaml]\n")
     told = run("kubectl", "kustomize", tmp_path, env={"HOME": os.devnull})
