@@ -26,9 +26,9 @@ from accounts.errors import InvalidToken, TokenExpired
 from accounts.tokens import Principal
 from core.clock import SYSTEM_CLOCK, Clock
 from core.errors import Chat4AllError
-from realtime import metrics
+from realtime import metrics, outbox
 from realtime.auth import Handshake, Session, verify
-from realtime.frames import HISTORY_FRAMES, FrameHead, group, head, to_json
+from realtime.frames import FrameHead, group, head, to_json
 from realtime.replay import History, Missed
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ CLOSE_TOO_MANY_SOCKETS: Final = 4409
 CLOSE_RATE_LIMITED: Final = 4429
 CLOSE_TRY_AGAIN: Final = 1013
 CLOSE_FAILED: Final = 1011
+
+# Messages that a socket keeps for their acknowledgement, which may never come: nobody has to send one. Twice what the
+# outbox holds, for what is still in there cannot be acknowledged yet.
+MAX_UNACKNOWLEDGED: Final = 2 * outbox.MAX_FRAMES
 
 _acknowledgers: Final = ThreadPoolExecutor(4, "acknowledge")  # of their own: a slow event log must not hold up sign-ins
 
@@ -120,7 +124,8 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         self._joined = False
         self._mark = secrets.token_hex(8)
         self._epoch, self._last = "", 0
-        self._unacknowledged: deque[tuple[int, MarkedMessage]] = deque(maxlen=HISTORY_FRAMES)
+        self._unacknowledged: deque[tuple[int, MarkedMessage]] = deque()
+        self._first_not_kept: int | None = None  # the seq of the first message that was one too many
         self._acked_seq = 0
         self._acking: asyncio.Task[None] | None = None
         self._strikes = 0
@@ -254,6 +259,7 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         metrics.RESYNCS.inc()
         self._epoch, self._last = missed.epoch, missed.seq
         self._unacknowledged.clear()
+        self._first_not_kept = None
         self._acked_seq = 0
         await self._send({"type": "resync", "epoch": missed.epoch, "seq": missed.seq})
 
@@ -261,9 +267,17 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
         self._last = about.seq
         message = about.message
         if message is not None and message.is_for(self._user_id):
-            self._unacknowledged.append((about.seq, (message.conversation_id, message.message_id)))
+            self._keep(about.seq, (message.conversation_id, message.message_id))
         metrics.FRAMES.labels(source).inc()
         await self.send({"type": "websocket.send", "text": frame})
+
+    def _keep(self, seq: int, message: MarkedMessage) -> None:
+        """For its acknowledgement. The newest is the one too many: the history has it for whoever comes back from where
+        acknowledgements are kept, as a pong says."""
+        if len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+            self._unacknowledged.append((seq, message))
+        elif self._first_not_kept is None:
+            self._first_not_kept = seq
 
     async def _send(self, value: dict[str, object]) -> None:
         await self.send({"type": "websocket.send", "text": to_json(value)})
@@ -319,6 +333,8 @@ class UserSocket(AsyncConsumer):  # type: ignore[misc] # channels has no types
     def _kept_seq(self) -> int:
         """Up to where acknowledgements on this socket are with whoever is told of them."""
         owed = self._unacknowledged[0][0] if self._unacknowledged else self._acked_seq + 1
+        if self._first_not_kept is not None:
+            owed = min(owed, self._first_not_kept)
         return min(self._acked_seq, owed - 1)
 
     def _hand_on_acks(self) -> None:

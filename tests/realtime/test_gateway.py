@@ -27,7 +27,7 @@ from websockets.typing import Subprotocol
 from accounts.tokens import Principal
 from demo.redis_server import BUS_RULES, RedisServer, free_port
 from realtime.auth import Session
-from realtime.consumers import UserSocket
+from realtime.consumers import MAX_UNACKNOWLEDGED, UserSocket
 from realtime.frames import HISTORY_FRAMES, UserKeys, frame_tail, redis_channel
 from realtime.notify import PUSH_SCRIPT, Push
 from realtime.replay import History
@@ -458,6 +458,55 @@ async def test_an_acknowledgement_covers_all_messages_up_to_its_seq_once(gateway
     assert acknowledged(gateway) == [[me, "c", "m1"], [me, "c", "m3"]]  # no one else's, no status, none twice
 
 
+async def test_an_acknowledgement_covers_more_than_the_history_holds(gateway: GatewayProcess) -> None:
+    number = HISTORY_FRAMES + 500
+    async with gateway.connect("alice") as socket:
+        await hello(socket)
+        await read_new(gateway, socket, number)
+        await socket.send(json.dumps({"type": "ack", "seq": number}))
+        await until(lambda: len(acknowledged(gateway)) == number)
+        assert await first_acked(socket) == number
+
+
+async def test_what_was_too_much_to_acknowledge_at_once_comes_again(gateway: GatewayProcess) -> None:
+    number = MAX_UNACKNOWLEDGED + 3
+    async with gateway.connect("alice") as socket:
+        epoch = (await hello(socket))["epoch"]
+        await read_new(gateway, socket, number)  # nobody is closed for acknowledging nothing
+        await socket.send(json.dumps({"type": "ack", "seq": number}))
+        await until(lambda: len(acknowledged(gateway)) == MAX_UNACKNOWLEDGED)
+        kept = await first_acked(socket)
+        assert kept == MAX_UNACKNOWLEDGED
+        gateway.push(gateway.message("alice", "later"))
+        later = await read(socket)
+        await socket.send(json.dumps({"type": "ack", "seq": later["seq"]}))
+        await until(lambda: acknowledged(gateway)[-1][2] == "mlater")
+        assert await acked(socket) == kept
+    async with gateway.connect("alice", f"&epoch={epoch}&since={kept}") as socket:
+        await hello(socket)
+        again = [await read(socket) for _ in range(4)]
+        assert ids(again) == [*(f"m{n}" for n in range(kept + 1, number + 1)), "mlater"]
+        await socket.send(json.dumps({"type": "ack", "seq": again[-1]["seq"]}))
+        await until(lambda: [each[2] for each in acknowledged(gateway)][-4:] == ids(again))
+        assert await first_acked(socket) == later["seq"]
+
+
+async def read_new(gateway: GatewayProcess, socket: ClientConnection, number: int) -> None:
+    """So many messages for Alice, pushed some at a time, so that none has to wait for her."""
+    for first in range(1, number + 1, 500):
+        batch = range(first, min(first + 500, number + 1))
+        gateway.push(*(gateway.message("alice", n) for n in batch))
+        assert [(await read(socket))["seq"] for _ in batch] == list(batch)
+
+
+async def first_acked(socket: ClientConnection) -> int:
+    """What `acked` says once it says anything: a moment after the acknowledgements are where they are kept."""
+    async with asyncio.timeout(20):
+        while not (seq := await acked(socket)):
+            pass
+    return seq
+
+
 async def test_a_replayed_message_can_be_acknowledged(gateway: GatewayProcess) -> None:
     async with gateway.connect("alice") as socket:
         epoch = (await hello(socket))["epoch"]
@@ -482,9 +531,7 @@ async def test_an_acknowledgement_that_fails_is_handed_on_later(gateway: Gateway
             assert await acked(socket) == 0  # whoever comes back now has to be shown it again
             bus.delete("test:refuse-acknowledgements")
             await until(lambda: [each[2] for each in acknowledged(gateway)] == ["m1"])
-            async with asyncio.timeout(20):
-                while not await acked(socket):
-                    pass
+            assert await first_acked(socket) == 1
 
 
 async def acked(socket: ClientConnection) -> int:
