@@ -28,7 +28,7 @@ CACHED_AWAY_S: Final = 300.0
 RENEWED: Final = 20  # each is a query
 LEARNED: Final = 300  # accounts, each under three keys
 LEARNED_EVERY_S: Final = 60.0
-MAX_ACCOUNT_ID: Final = ChannelAccount._meta.get_field("account_id").max_length
+MAX_ACCOUNT_ID: Final = 128  # the column's
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,8 @@ def test_celery_tells_the_buss_password_to_nobody_whose_certificate_is_unknown(
     app = Celery(broker=loaded["CELERY_BROKER_URL"])
     app.conf.update(broker_use_ssl=loaded["CELERY_BROKER_USE_SSL"], broker_transport_options={"socket_timeout": 5})
     with app.connection_for_write() as connection, suppress(OperationalError, RedisError):
-        connection.default_channel.client.ping()
+        channel: Any = connection.default_channel
+        channel.client.ping()
     assert server.hung_up.wait(10)
     assert any(b"the-password" in each for each in server.told) is knows_its_authority
 
