@@ -416,8 +416,8 @@ def test_somebody_who_was_removed_from_their_own_conversation_is_back_when_they_
     assert stored is not None
     assert CARLA in stored.members
     assert desk.changed == [message.conversation_id]
-    told = desk.bench.sockets.of(ALICE, "conversation")[-1]
-    assert CARLA in {member["id"] for member in told["conversation"]["members"]}
+    _opened, back = desk.bench.sockets.of(ALICE, "conversation")
+    assert CARLA in {member["id"] for member in back["conversation"]["members"]}
 
 
 def test_an_account_that_nobody_can_read_holds_up_nobody_else(desk: Desk) -> None:
