@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail, ValidationError
@@ -20,7 +20,10 @@ class TextField(serializers.CharField):
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses fields it does not know (code ``unknown_field``) and NUL characters anywhere, also in free-form JSON."""
+    """Refuses fields it does not know (code ``unknown_field``) and NUL characters anywhere, also in free-form JSON, but
+    for fields in ``checked_apart``, whose parts somebody checks one by one."""
+
+    checked_apart: ClassVar[Collection[str]] = ()
 
     def to_internal_value(self, data: Any) -> Any:
         faults = self._faults(data) if isinstance(data, Mapping) else {}
@@ -37,7 +40,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         for name, value in data.items():
             if name not in self.fields:
                 faults[str(name)[:64]] = [ErrorDetail("There is no such field.", code="unknown_field")]
-            elif not isinstance(value, str) and _has_nul(value):
+            elif name not in self.checked_apart and not isinstance(value, str) and _has_nul(value):
                 faults[name] = [ErrorDetail("Null characters are not allowed.", code="null_characters_not_allowed")]
         return faults
 

@@ -129,6 +129,8 @@ class _Drafts(serializers.ListField):
 class NewMessages(StrictSerializer):
     """The body of POST /v1/messages/batch."""
 
+    checked_apart = ("messages",)
+
     messages = _Drafts()
 
 
