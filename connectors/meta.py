@@ -44,7 +44,7 @@ MEDIA_TEMPORARY: Final = 131053  # this file could not be taken now; nothing is 
 LINK_NOT_FETCHED_SUBCODE: Final = 2018008  # of 100: it is our storage, or what serves its links, that is away
 # Of 100, too: the file was not taken. Mostly it is none of those that the platform knows, and it never will be.
 FILE_NOT_TAKEN_SUBCODE: Final = 2018047
-FILE_TRIES: Final = 5
+FILE_RETRIES: Final = 5
 ACCOUNT: Final = {0, 3, 10, 102, 190, 368, 131005, 131031, 131042, 131045, 133010, *range(200, 300)}
 # Instagram says of one person, under 10 and 200, what else means "no permission": one person must not stop an account.
 ONE_PERSON: Final[Mapping[int, str]] = {
@@ -80,7 +80,7 @@ def explain(status: int, body: Mapping[str, object], *, retries: int = 0) -> Del
 
 def _may_be_taken(subcode: int | None, retries: int) -> bool:
     """Whether a file that was refused by this may go another time."""
-    return subcode == LINK_NOT_FETCHED_SUBCODE or (subcode == FILE_NOT_TAKEN_SUBCODE and retries < FILE_TRIES)
+    return subcode == LINK_NOT_FETCHED_SUBCODE or (subcode == FILE_NOT_TAKEN_SUBCODE and retries < FILE_RETRIES)
 
 
 def _unlisted(status: int, code: int, error: Mapping[str, object]) -> DeliveryError | None:

@@ -276,22 +276,23 @@ def _process(topic: str, items: list[WorkItem], *, owner: str, lease: batches.Le
 def resume_parked(topic: str, conversation_id: str, again_at_ms: int, others: Sequence[str] = ()) -> None:
     """Try again what these conversations hold back on a channel, each by itself and all of them at once."""
     scopes = [ParkScope(topic, UUID(each)) for each in (conversation_id, *others)]
+    ours, bus = wiring.delivery(_channel(topic)), worker()  # before the threads, of which each would make its own
     with ThreadPoolExecutor(len(scopes), thread_name_prefix="resume") as pool:
-        for tried in [pool.submit(_resume, scope, again_at_ms) for scope in scopes]:
+        for tried in [pool.submit(_resume, scope, again_at_ms, ours, bus) for scope in scopes]:
             tried.result()
 
 
-def _resume(scope: ParkScope, again_at_ms: int) -> None:
+def _resume(scope: ParkScope, again_at_ms: int, ours: deliver.Delivery, bus: BusWorker) -> None:
     try:
-        _try_again(scope, again_at_ms)
+        _try_again(scope, again_at_ms, ours, bus)
     finally:
         connections.close_all()  # they are this thread's, which ends
 
 
-def _try_again(scope: ParkScope, again_at_ms: int) -> None:
+def _try_again(scope: ParkScope, again_at_ms: int, ours: deliver.Delivery, bus: BusWorker) -> None:
     topic = scope.topic
     where = LaneId(TopicPartition(topic, -1), scope.conversation_id.int & 0x7FFFFFFF)
-    with worker().solo_lease(where) as lease:
+    with bus.solo_lease(where) as lease:
         if lease is None:
             return  # another worker is at it
         # An owner of its own for each try: a predecessor that died while sending must look abandoned, not like us.
@@ -299,7 +300,7 @@ def _try_again(scope: ParkScope, again_at_ms: int) -> None:
         try:
             deliver.resume_parked(
                 scope,
-                wiring.delivery(_channel(topic)),
+                ours,
                 again_at_ms=again_at_ms,
                 owner=owner,
                 lease=lease,

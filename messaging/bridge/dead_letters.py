@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from typing import Final
 
@@ -36,9 +37,14 @@ class DeadLetters:
         self._written: dict[str, deque[float]] = {}
         self._told_s: dict[str, float] = {}  # when it was logged that a topic waits
         self._rests: dict[str, Rest] = {}  # by topic
+        self._lock = threading.Lock()
 
     def bury(self, work: Work, reason: str) -> bool:
-        """True once the dead letter is durable."""
+        """True once the dead letter is durable. One after the other: parked sends end in several threads."""
+        with self._lock:
+            return self._bury(work, reason)
+
+    def _bury(self, work: Work, reason: str) -> bool:
         topic, now_s = work.record.source.topic, self._clock.monotonic_s()
         rest = self._rests.setdefault(topic, Rest(AWAY_S, self._clock))
         if rest.is_on:

@@ -280,9 +280,15 @@ class _Run:
 
     def _prepared(self, item: Item, outbound: Outbound) -> _Send:
         account = self._delivery.account_for(outbound)
-        outgoing = _outgoing(outbound, account, self._delivery, retries=item.attempts)
+        outgoing = _outgoing(outbound, account, self._delivery, retries=self._retries(item))
         by_agent = account is not None and self._delivery.is_agent(account, outbound.message.sender_id)
         return _Send(item, outbound, account, outgoing, by_agent)
+
+    def _retries(self, item: Item) -> int:
+        """Of what is parked nobody counts: as many as there may have been since."""
+        if self._parks:
+            return item.attempts
+        return item.attempts + (self._now() - item.first_failed_ms) // PARK_FIRST_MS
 
     def _claim(self, sends: Sequence[_Send]) -> Outcomes:
         """Outcomes for those that must not be sent now; the others are ours to send."""

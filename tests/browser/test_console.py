@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import redis
-from playwright.sync_api import BrowserContext, Page, Route, WebSocketRoute, expect
+from playwright.sync_api import BrowserContext, Page, Request, Route, WebSocketRoute, expect
 
 from demo.supervisor import LocalSystem
 from tests.browser.conftest import PASSWORD, Line, Person, sign_in
@@ -249,14 +249,16 @@ def test_history_that_leaves_room_in_the_log_is_followed_by_what_is_older(
     expect(console.locator("article")).to_have_count(120)
 
 
+HISTORY = re.compile(r"/v1/conversations/([^/]+)/messages\?")
 FURTHER_LISTS = re.compile(r"/v1/conversations\?.*cursor=")
 
 
 @pytest.fixture
-def three_pages(alice: Person, bob: Person) -> None:
-    """Of Alice's conversations, with that about the parcel on the last."""
-    for title in ("The parcel", *(f"Another {number}" for number in range(65))):
-        bob.post("/v1/conversations", members=[alice.user_id], title=title)
+def three_pages(alice: Person, bob: Person) -> str:
+    """Of Alice's conversations, with that about the parcel, whose id this is, on the last."""
+    titles = ("The parcel", *(f"Another {number}" for number in range(65)))
+    made = [bob.post("/v1/conversations", members=[alice.user_id], title=title) for title in titles]
+    return str(made[0]["conversation_id"])
 
 
 @pytest.mark.usefixtures("three_pages")
@@ -265,6 +267,23 @@ def test_a_search_finds_what_is_on_a_later_page(page: Page, alice: Person) -> No
     expect(page.get_by_role("navigation").get_by_text("Another 64")).to_be_visible()
     page.get_by_role("searchbox").fill("parcel")
     expect(page.get_by_role("navigation").get_by_text("The parcel")).to_be_visible()
+
+
+def test_a_search_fetches_messages_of_what_it_shows_alone(page: Page, alice: Person, three_pages: str) -> None:
+    asked: set[str] = set()
+
+    def note(request: Request) -> None:
+        if found := HISTORY.search(request.url):
+            asked.add(found[1])
+
+    page.on("request", note)
+    sign_in(page, alice)
+    _eventually(lambda: len(asked) == 30, page)  # the first page's
+    page.get_by_role("searchbox").fill("parcel")
+    _eventually(lambda: three_pages in asked, page)
+    assert len(asked) == 31, "its turn was the last"
+    page.get_by_role("searchbox").fill("")
+    _eventually(lambda: len(asked) == 66, page)
 
 
 @pytest.mark.usefixtures("three_pages")

@@ -900,6 +900,17 @@ def test_what_still_fails_stays_parked_and_is_tried_ever_more_rarely(bench: Work
     assert bench.platform.texts == []
 
 
+def test_the_platform_hears_that_what_is_parked_was_tried_before(bench: Workbench) -> None:
+    """What it never takes must not stay a first try for ever, and hold up the others for a day."""
+    records = bench.outbound(bench.conversation(), "a1", "a2")
+    scope = scope_of(records[0])
+    bench.platform.will("a1", TransientDeliveryError("throttled", outage=False))
+    send(bench, records, failing_for_ms=PARK_AFTER_MS + 1)
+    bench.clock.advance(5 * PARK_FIRST_MS / 1000)
+    resume(bench, scope)
+    assert [message.retries for message in bench.platform.arrived] == [5, 5]
+
+
 def test_a_resumer_that_died_while_sending_leaves_a_mark(bench: Workbench) -> None:
     records = bench.outbound(bench.conversation(), "a1")
     scope = scope_of(records[0])

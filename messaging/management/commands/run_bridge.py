@@ -28,8 +28,8 @@ from messaging.topics import channel_of
 logger = logging.getLogger(__name__)
 
 PARKED_EVERY_S = 1.0
-MAX_WAITING = 100  # tasks in a channel's queue: then its workers are away or behind
-RESUMES_AT_ONCE = 10 * tasks.RESUMED_TOGETHER  # conversations
+MAX_WAITING = 32  # tasks in a channel's queue: then its workers are away or behind, and batches would wait for resumes
+RESUMES_AT_ONCE = 4 * tasks.RESUMED_TOGETHER  # conversations
 PRUNE_EVERY_S = 3600.0
 PRUNES: Final[tuple[Callable[[], int], ...]] = (
     lambda: wiring.message_store().prune(limit=1_000),

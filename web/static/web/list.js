@@ -15,15 +15,17 @@ export class ConversationList {
   #rows = new Map();
   #filter = "";
   #onOpen;
+  #onSearch;
   #isWhole;
   #end;
   openId = null;
 
   /** onMore(): the end is in sight; isWhole(): the store holds all conversations there are. */
-  constructor({ store, userId, onOpen, onCompose, onMore, isWhole }) {
+  constructor({ store, userId, onOpen, onCompose, onSearch, onMore, isWhole }) {
     this.#store = store;
     this.#userId = userId;
     this.#onOpen = onOpen;
+    this.#onSearch = onSearch;
     this.#isWhole = isWhole;
     this.search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#search() });
     this.rows = el("ul", { class: "rows", "aria-label": "Conversations", onkeydown: (event) => this.#keys(event) });
@@ -46,6 +48,12 @@ export class ConversationList {
   #search() {
     this.#filter = this.search.value.trim().toLowerCase();
     this.draw();
+    this.#onSearch();
+  }
+
+  /** Whether it is among those that are searched for. */
+  shows(conversation) {
+    return this.#matches(conversation);
   }
 
   draw() {

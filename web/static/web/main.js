@@ -37,14 +37,14 @@ class Console {
   #files = new Map();
   #reads = new Set();
   #readQueue = Promise.resolve();
-  #previews = [];
+  #previews = new Set();
   #fetchingPreviews = 0;
 
   constructor() {
     this.list = new ConversationList({
       store: this.#store, userId: api.userId,
       onOpen: (id) => this.open(id), onCompose: () => this.#compose(),
-      onMore: () => this.#goOn(), isWhole: () => this.#cursor === null,
+      onSearch: () => this.#preview(), onMore: () => this.#goOn(), isWhole: () => this.#cursor === null,
     });
     this.thread = new Thread({
       userId: api.userId, maxFileBytes: Number(maxFileBytes),
@@ -180,15 +180,21 @@ class Console {
     for (const each of this.#store.conversations.values()) each.mayHaveMissed();
     this.#cursor = undefined;
     this.#listing = null;
-    await this.#more().catch((error) => toast(error.message, "bad"));
+    await this.#more().catch((error) => {
+      toast(error.message, "bad");
+      this.#lookAgain();
+    });
     if (this.#open && !this.#open.isWhole) await this.#latest(this.#open).catch(() => {});
-    this.#previews.push(...[...this.#store.conversations.values()].filter((each) => each.missed));
-    this.#fetchPreviews();
+    this.#preview();
   }
 
   /** The end of the list is in sight. Nothing else would try again: it stays there. */
   #goOn() {
-    this.#more().catch(() => setTimeout(() => this.list.lookAgain(), AGAIN_AFTER_MS));
+    this.#more().catch(() => this.#lookAgain());
+  }
+
+  #lookAgain() {
+    setTimeout(() => this.list.lookAgain(), AGAIN_AFTER_MS);
   }
 
   async #more() {
@@ -196,24 +202,27 @@ class Console {
     const listing = (this.#listing = {});
     try {
       const page = await api.get(`/v1/conversations?limit=${LIST_PAGE}${this.#cursor ? `&cursor=${encodeURIComponent(this.#cursor)}` : ""}`);
-      for (const fields of page.items) {
-        const conversation = this.#store.put(fields);
-        if (conversation.older === undefined) this.#previews.push(conversation);
-      }
+      for (const fields of page.items) this.#store.put(fields);
       if (listing === this.#listing) this.#cursor = page.next_cursor ?? null;
     } finally {
       if (listing === this.#listing) this.#listing = null;
     }
     this.#store.changed(); // also when there is nothing: the list says so
     if (this.#cursor !== null) this.list.lookAgain();
+    this.#preview();
+  }
+
+  /** Fetch the newest page of each conversation that the list shows, a few at a time: it says how each one stands. */
+  #preview() {
+    for (const each of this.#store.conversations.values()) if (!each.isWhole) this.#previews.add(each);
     this.#fetchPreviews();
   }
 
-  /** Fetch the newest page of each listed conversation, a few at a time: the list shows how each one stands. */
   #fetchPreviews() {
-    while (this.#fetchingPreviews < PREVIEWS_AT_ONCE && this.#previews.length) {
-      const conversation = this.#previews.shift();
-      if (conversation.isWhole) continue;
+    for (const conversation of this.#previews) {
+      if (this.#fetchingPreviews >= PREVIEWS_AT_ONCE) return;
+      this.#previews.delete(conversation);
+      if (conversation.isWhole || !this.list.shows(conversation)) continue;
       this.#fetchingPreviews += 1;
       this.#latest(conversation).catch(() => {}).finally(() => {
         this.#fetchingPreviews -= 1;
