@@ -59,7 +59,7 @@ bench: $(VENV)/.dev-installed ## measure the cluster profile beside its floors i
 	@SERVERS=1 .ci/system-parts
 	@$(ON_LONG_SERVERS) $(BIN)/python -m bench --write $(BENCH)
 
-bench-full: $(VENV)/.dev-installed ## the long form of all of it: hours
+bench-full: $(VENV)/.dev-installed ## the long form of both profiles, under two hours
 	@SERVERS=1 .ci/system-parts
 	@$(ON_LONG_SERVERS) $(BIN)/python -m bench --full --write $(BENCH)
 

@@ -3,9 +3,9 @@
     python -m bench [--full] [--write] [--only api,loop]
 
 The cluster profile runs on the servers in TEST_…_URL: `make bench` starts them. The short form takes about 14 minutes
-and leaves out the local profile, ``--full`` hours. ``--write`` puts each part into docs/performance.md as it
-ends, where what was not measured again stays, and its pictures into docs/img. The numbers go to test-results/bench.json
-in any case, where `python -m bench.gate` finds them.
+and leaves out the local profile, ``--full`` less than two hours. ``--write`` puts each part into docs/performance.md as
+it ends, where what was not measured again stays, and its pictures into docs/img. The numbers go to
+test-results/bench.json in any case, where `python -m bench.gate` finds them.
 """
 
 from __future__ import annotations

@@ -384,7 +384,7 @@ def everything(profile: Profile, directory: Path, scale: Scale, only: Collection
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_profile(parser)
-    parser.add_argument("--full", action="store_true", help="the long form, which takes hours")
+    parser.add_argument("--full", action="store_true", help="the long form, which takes an hour")
     parser.add_argument("--only", default=",".join(ALL), help="some of %(default)s")
     parser.add_argument("--stored", type=int, metavar="N", help="messages that the store is filled with")
     parser.add_argument("--backlog", type=int, metavar="N", help="records that wait before the bridge comes back")
