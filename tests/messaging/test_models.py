@@ -19,7 +19,7 @@ from django.db import IntegrityError, OperationalError, connection, router, tran
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts.models import AuditEvent, User, Workspace
-from core.cache import LastKnown
+from core.cache import LastKnown, TtlCache
 from core.clock import ManualClock
 from core.errors import Conflict, Unavailable
 from messaging import channels
@@ -50,6 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
         ttl_s=channels.CACHED_S, outage_s=channels.CACHED_AWAY_S - channels.CACHED_S, clock=clock
     )
     monkeypatch.setattr(channels, "_recent", own)
+    monkeypatch.setattr(channels, "_absent", TtlCache(ttl_s=channels.CACHED_S, clock=clock))
     return clock
 
 
