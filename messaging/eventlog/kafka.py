@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -10,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
 from messaging.errors import RecordTooLarge
-from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, closed, opened
+from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, Usage, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
 from messaging.eventlog.kafka_reader import NO_SUCH, KafkaReader
 from messaging.eventlog.kafka_subscription import KafkaSubscription
 from messaging.eventlog.records import check_sizes, header_bytes
 from messaging.ports import Drift, NewRecord, RebalanceListener, Record, TopicPartition
 from messaging.topics import SEGMENT, Topic
+
+logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_S: Final = 1.8
 PROVEN_S: Final = 5.0  # in which a producer that will not be let send finds out
@@ -40,7 +43,7 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
         self._doubted_s, self._broken = 0.0, ""  # until when the last producer's end is held against the next one
-        self._admin: AdminClient | None = None
+        self._admin: _Admin | None = None
         self._readers: dict[str, KafkaReader] = {}  # by group
         _LOGS.add(self)
 
@@ -97,13 +100,11 @@ class KafkaLog:
 
     def close(self) -> None:
         with self._lock:
-            closed(self._admin)
-            producer, self._producer, self._admin = self._producer, None, None
-            readers, self._readers = self._readers, {}
-        if producer:
-            producer.close()
-        for reader in readers.values():
-            reader.close()
+            handles = [self._producer, self._admin, *self._readers.values()]
+            self._producer, self._admin, self._readers = None, None, {}
+        for handle in handles:
+            if handle is not None:
+                handle.close()
 
     # --- topics ---
 
@@ -113,7 +114,7 @@ class KafkaLog:
         if not missing:
             return
         new = [self._new_topic(topic, servers) for topic in missing]
-        for future in self._admins().create_topics(new, **self._limit()).values():
+        for future in self._admins().client.create_topics(new, **self._limit()).values():
             self._answer(future, but=KafkaError.TOPIC_ALREADY_EXISTS)  # somebody else did it meanwhile
         deadline_s = time.monotonic() + self._link.timeout_s
         while not {topic.name for topic in missing} <= self._metadata()[0].keys():
@@ -150,7 +151,7 @@ class KafkaLog:
         if not wider:
             return
         new = [NewPartitions(self._link.named(topic.name), topic.partitions) for topic in wider]
-        for future in self._admins().create_partitions(new, **self._limit()).values():
+        for future in self._admins().client.create_partitions(new, **self._limit()).values():
             self._answer(future)
 
     def members(self, group: str) -> list[str]:
@@ -159,11 +160,11 @@ class KafkaLog:
     def _metadata(self, timeout_s: float | None = None) -> tuple[dict[str, list[int]], int]:
         """The number of replicas of each partition of each topic that is there, and the number of servers."""
         admin = self._admins()
-        with self._link.explained():
+        with admin.usage, self._link.explained():
             try:
-                found = admin.list_topics(timeout=timeout_s or self._link.timeout_s)
+                found = admin.client.list_topics(timeout=timeout_s or self._link.timeout_s)
             finally:
-                admin.poll(0)  # only now is the link told why connections failed
+                admin.client.poll(0)  # only now is the link told why connections failed
         mine = {name: topic for name, topic in found.topics.items() if name.startswith(self._url.prefix)}
         return {
             self._link.ours(name): [len(each.replicas) for each in topic.partitions.values()]
@@ -188,7 +189,7 @@ class KafkaLog:
         asked = [ConfigResource(ConfigResource.Type.TOPIC, self._link.named(name)) for name in names]
         if not asked:
             return {}
-        answers = self._admins().describe_configs(asked, **self._limit())
+        answers = self._admins().client.describe_configs(asked, **self._limit())
         found = {self._link.ours(resource.name): self._answer(future) for resource, future in answers.items()}
         return {
             name: {setting: entry.value for setting, entry in config.items()}
@@ -215,8 +216,7 @@ class KafkaLog:
 
     def _opened_producer(self) -> KafkaProducer:
         with self._lock:
-            if self._producer is None:
-                self._producer = KafkaProducer(self._link)
+            self._producer = _unless_mute(self._producer) or KafkaProducer(self._link)
             return self._producer
 
     def _replace(self, broken: KafkaProducer) -> None:
@@ -229,17 +229,16 @@ class KafkaLog:
             self._doubted_s, self._broken = time.monotonic() + PROVEN_S, broken.broken
         broken.close()
 
-    def _admins(self) -> AdminClient:
+    def _admins(self) -> _Admin:
         with self._lock:
-            if self._admin is None:
-                self._admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]
+            self._admin = _unless_mute(self._admin) or _Admin(self._link)
             return self._admin
 
     def _reader(self, group: str) -> KafkaReader:
         with self._lock:
-            if group not in self._readers:
-                self._readers[group] = KafkaReader(self._link, group=group)
-            return self._readers[group]
+            reader = _unless_mute(self._readers.get(group)) or KafkaReader(self._link, group=group)
+            self._readers[group] = reader
+            return reader
 
     def _limit(self) -> Mapping[str, Any]:
         return {"request_timeout": self._link.timeout_s}
@@ -254,6 +253,30 @@ class KafkaLog:
         """In a child: open handles of its own."""
         self._producer, self._admin, self._readers = None, None, {}
         self._lock = threading.Lock()
+
+
+class _Admin:
+    """Asks about topics and alters them. May be shared by threads."""
+
+    def __init__(self, link: KafkaLink) -> None:
+        self.usage = Usage(link)
+        self.client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """It ends with the last one who is inside."""
+        closed(self.client)
+
+
+Kept = TypeVar("Kept", KafkaProducer, KafkaReader, _Admin)
+
+
+def _unless_mute(handle: Kept | None) -> Kept | None:
+    """Not one that nothing answered for long: that is closed, which may take seconds, on a thread."""
+    if handle is None or not handle.usage.silence.is_long:
+        return handle
+    logger.info("a client of kafka that nothing answers is replaced", extra={"client": type(handle).__name__})
+    threading.Thread(target=handle.close, name="kafka-leaves", daemon=True).start()
+    return None
 
 
 _LOGS: Final[weakref.WeakSet[KafkaLog]] = weakref.WeakSet()

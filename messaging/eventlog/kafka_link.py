@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from messaging.errors import LogRefused, LogUnavailable
 
@@ -25,6 +26,10 @@ MAX_POLL_S: Final = 10.0  # the same for one that is stuck; more than the 5 s th
 SETUP_MS: Final = 5000
 """For a connection. What is lost while a server hangs comes again ever more rarely, by TCP's rules: within librdkafka's
 own limit, half a minute, that can be 16 s after the server woke."""
+
+MUTE_S: Final = 10.0
+"""After so long without an answer another takes a handle's place. A cluster that says for a moment that it has no
+servers, as one may that is back from a freeze, leaves librdkafka with none for ever (its issue 5301, open in 2.16)."""
 
 T = TypeVar("T")
 Setting = str | int | float | bool
@@ -253,6 +258,58 @@ class KafkaLink:
             threading.Event().wait(0.02)
 
 
+class Silence:
+    """Since when nothing answered a handle."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def broken(self) -> None:
+        self._since_s = None
+
+    def goes_on(self) -> None:
+        self._since_s = time.monotonic() if self._since_s is None else self._since_s
+
+    @property
+    def is_long(self) -> bool:
+        since_s = self._since_s
+        return since_s is not None and time.monotonic() - since_s >= MUTE_S
+
+
+class Usage:
+    """Who is inside a handle that threads share, and whether it answers them. It is closed when nobody is: librdkafka
+    would read what it has freed."""
+
+    def __init__(self, link: KafkaLink) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+        self._users = 0
+        self._has_ended = False
+        self.silence = Silence()
+
+    def __enter__(self) -> None:
+        """Raises LogUnavailable after its end."""
+        with self._lock:
+            if self._has_ended:
+                raise self._link.unavailable("is not asked any more: what asked it is closed")
+            self._users += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+        if kind is None or issubclass(kind, LogRefused):
+            self.silence.broken()
+        elif issubclass(kind, LogUnavailable):
+            self.silence.goes_on()
+
+    def end(self, meanwhile: Callable[[], object]) -> None:
+        """Nobody enters any more. Returns once nobody is inside, and calls ``meanwhile`` again and again until then."""
+        with self._lock:
+            self._has_ended = True
+        while self._users:
+            meanwhile()
+
+
 Handle = TypeVar("Handle")
 _open: Final[dict[int, object]] = {}  # librdkafka's handles of this process
 
@@ -272,6 +329,18 @@ def _forked() -> None:
     for handle in _open.values():
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
     _open.clear()
+
+
+def answers_anew(link: KafkaLink, *, timeout_s: float) -> bool:
+    """Whether servers answer a client that was never there before."""
+    client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
+    try:
+        client.list_topics(timeout=timeout_s)
+    except KafkaException:
+        return False
+    finally:
+        closed(client)
+    return True
 
 
 os.register_at_fork(after_in_child=_forked)

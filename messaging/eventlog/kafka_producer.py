@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from core.failpoints import failpoint
 from messaging.errors import LogUnavailable
-from messaging.eventlog.kafka_link import KafkaLink, closed, opened
+from messaging.eventlog.kafka_link import KafkaLink, Usage, closed, opened
 from messaging.ports import NewRecord, TopicPartition
 from messaging.topics import MAX_RECORD_BYTES
 
@@ -68,6 +68,7 @@ class KafkaProducer:
         self._link = link
         self._topics: frozenset[str] = frozenset()
         self._closing = threading.Event()
+        self.usage = Usage(link)
         self.broken = ""  # why nothing can be sent through this any more
         producer = Producer(
             {
@@ -87,6 +88,21 @@ class KafkaProducer:
 
     def send(self, records: Sequence[NewRecord]) -> list[Place]:
         """Each one's place once all are acknowledged. Raises LogUnavailable."""
+        with self.usage:
+            return self._sent(records)
+
+    def answers(self, *, timeout_s: float) -> None:
+        """Raise LogUnavailable unless a server does. Opening the producer fetches its id (0.5 s) in the background, so
+        that the first append need not wait for it."""
+        with self.usage, self._link.explained():
+            self._producer.list_topics(timeout=timeout_s)  # naming a topic might create it
+
+    def close(self) -> None:
+        """Whoever waits is told at once. The thread ends by itself and takes the handle along."""
+        self._closing.set()
+        self._producer.purge()
+
+    def _sent(self, records: Sequence[NewRecord]) -> list[Place]:
         deadline_s = time.monotonic() + self._link.timeout_s
         self._check_topics({record.topic for record in records}, timeout_s=self._link.timeout_s)
         call = _Call(len(records))
@@ -100,17 +116,6 @@ class KafkaProducer:
         if answer is None:
             raise self._link.unavailable("did not acknowledge in time")
         raise self._refused(answer)
-
-    def answers(self, *, timeout_s: float) -> None:
-        """Raise LogUnavailable unless a server does. Opening the producer fetches its id (0.5 s) in the background, so
-        that the first append need not wait for it."""
-        with self._link.explained():
-            self._producer.list_topics(timeout=timeout_s)  # naming a topic might create it
-
-    def close(self) -> None:
-        """Whoever waits is told at once. The thread ends by itself and takes the handle along."""
-        self._closing.set()
-        self._producer.purge()
 
     def _produce(self, record: NewRecord, on_delivery: partial[None]) -> None:
         headers = {name: value.encode() for name, value in record.headers.items()} if record.headers else None
@@ -149,7 +154,7 @@ class KafkaProducer:
     def _serve(self) -> None:
         while not self._closing.is_set():
             self._poll(0.5)
-        self._poll(0)  # those that were purged
+        self.usage.end(partial(self._poll, 0.05))  # those that were purged, and who came just before
         self._producer.close()  # now: it knows us and we know it, and garbage collected in a child it would crash that
         closed(self._producer)
 

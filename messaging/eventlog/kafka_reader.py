@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
-from messaging.eventlog.kafka_link import KafkaLink, closed, opened
+from messaging.eventlog.kafka_link import KafkaLink, Usage, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.kafka_subscription import record_of
 from messaging.ports import Record, TopicPartition
@@ -37,6 +38,7 @@ class KafkaReader:
     def __init__(self, link: KafkaLink, *, group: str) -> None:
         self._link = link
         self._reading = threading.Lock()
+        self.usage = Usage(link)
         consumer = Consumer(
             {
                 **link.config(),
@@ -90,7 +92,7 @@ class KafkaReader:
         start = max(start, first)
         if start >= end or limit <= 0:
             return []
-        with self._reading, self._link.explained():
+        with self._reading, self.usage, self._link.explained():
             self._consumer.assign([Place(self._link.named(source.topic), source.partition, start)])
             try:
                 return self._read(end, limit)
@@ -98,6 +100,8 @@ class KafkaReader:
                 self._consumer.unassign()
 
     def close(self) -> None:
+        """Once nobody is inside."""
+        self.usage.end(partial(threading.Event().wait, 0.02))
         self._consumer.close()
         closed(self._consumer)
 
@@ -122,7 +126,7 @@ class KafkaReader:
                     return None
                 raise
 
-        with self._link.explained():
+        with self.usage, self._link.explained():
             return self._link.insisted(ask_what_is_there, also=NO_SUCH)
 
     def _is_there(self, source: TopicPartition, *, timeout_s: float) -> bool:

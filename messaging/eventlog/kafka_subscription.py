@@ -16,7 +16,7 @@ from confluent_kafka import TopicPartition as Place
 
 from core.clock import SYSTEM_CLOCK
 from messaging.errors import LeaseLost, LogUnavailable
-from messaging.eventlog.kafka_link import KafkaLink, closed, opened
+from messaging.eventlog.kafka_link import KafkaLink, Silence, answers_anew, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.records import weight
 from messaging.ports import RebalanceListener, Record, TopicPartition
@@ -88,12 +88,21 @@ class KafkaSubscription:
         self._refused: str | None = None  # why this consumer is of no use any more
         self._is_ousted = False  # a newer run has our static name
         self._awake_s = self._probe_s = time.monotonic()  # awake until then, or waiting on purpose
+        self._silence = Silence()
         self._in_doubt = False  # whether what we own is still ours
         self._seat_s = 0.0  # when to ask again whether it is free
         self._turn = 0
         self._closed = False
 
     def poll(self, timeout_s: float) -> list[Record]:
+        try:
+            return self._poll(timeout_s)
+        except LogUnavailable:
+            self._silence.goes_on()
+            self._refuse_if_mute()
+            raise
+
+    def _poll(self, timeout_s: float) -> list[Record]:
         deadline_s = time.monotonic() + timeout_s
         self._notice_a_nap()
         while True:
@@ -231,7 +240,18 @@ class KafkaSubscription:
             return
         with self._link.explained():
             self._consumer.list_topics(topic=self._topics[0], timeout=GROUP_TIMEOUT_S)
+        self._silence.broken()
         self._probe_s = time.monotonic() + PROBE_EVERY_S
+
+    def _refuse_if_mute(self) -> None:
+        """A consumer that hears nothing is replaced where another client is answered. While none is, it stays: it may
+        have kept its place in the group when the servers are back."""
+        if self._consumer is None or not self._silence.is_long:
+            return
+        self._silence.broken()  # asked again after as long
+        if self._refused is None and answers_anew(self._link, timeout_s=GROUP_TIMEOUT_S):
+            logger.warning("a consumer hears nothing from servers that answer others: another takes its place")
+            self._refused = "mute"
 
     def _heard(self, error: KafkaError) -> None:
         if error.fatal():
@@ -360,6 +380,7 @@ class KafkaSubscription:
                 raise self._link.unavailable(f"took no commit: {error.name()}")
             threading.Event().wait(0.02)  # the plan comes as soon as its leader made it
         self._link.presence.answered()
+        self._silence.broken()
 
     def _commit_once(self, offsets: Mapping[TopicPartition, tuple[int, int]]) -> KafkaError | None:
         assert self._consumer is not None  # noqa: S101 - only what is owned is committed
@@ -417,6 +438,7 @@ class KafkaSubscription:
             if owned := self._owned.get(record.source):
                 self._check_for_a_gap(owned, record)
                 owned.fetched.append(record)
+                self._silence.broken()
                 self._probe_s = self._awake_s + PROBE_EVERY_S
         return len(messages)
 

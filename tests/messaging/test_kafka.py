@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
@@ -29,8 +29,10 @@ from confluent_kafka.admin import AdminClient
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
 from messaging.eventlog import kafka_link, kafka_subscription
-from messaging.eventlog.kafka import KafkaLog, settings_drift
+from messaging.eventlog.kafka import KafkaLog, _Admin, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
+from messaging.eventlog.kafka_producer import KafkaProducer
+from messaging.eventlog.kafka_reader import KafkaReader
 from messaging.eventlog.kafka_subscription import CONSUME_RECORDS, KafkaSubscription, _Owned
 from messaging.ports import NewRecord, Record, TopicPartition
 from messaging.topics import CLAIM_LIFETIME, MAX_RECORD_BYTES, MAX_RETENTION, SEGMENT, Topic
@@ -38,6 +40,7 @@ from tests.bounds import once_within, refused_s
 from tests.contracts.event_logs import KAFKA_MAX_POLL_S, KAFKA_SESSION_S, kafka_server
 from tests.forks import a_child_can
 from tests.stack.kafka import Kafka
+from tests.town import eventually
 
 ONE = TopicPartition("messages", 0)
 PATIENCE_S = 60.0
@@ -366,6 +369,136 @@ def test_a_server_that_hangs_is_given_up_in_time_and_used_again_when_it_wakes(
 
     poll_until(lambda: any(each.value == b"after" for each in seen), poll)
     member.close()
+
+
+@pytest.fixture
+def deaf() -> KafkaLink:
+    """Where nothing answers: what is opened with it is as librdkafka is once a cluster said that it has no servers."""
+    return KafkaLink(KafkaUrl.parse(f"kafka://127.0.0.1:{free_ports(1)[0]}"), timeout_s=0.3)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("kind", ["producer", "reader", "admin"])
+def test_a_handle_that_nothing_answers_is_replaced(
+    log: KafkaLog, deaf: KafkaLink, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers are there all the time."""
+    monkeypatch.setattr(kafka_link, "MUTE_S", 1.0)
+    call: Callable[[], object]
+    if kind == "producer":
+        handle: Any = KafkaProducer(deaf)
+        handle._topics = frozenset({"messages"})
+        log._producer, call = handle, lambda: log.append([record()])
+    elif kind == "reader":
+        handle = KafkaReader(deaf, group="reader")
+        log._readers["reader"], call = handle, lambda: log.end_offset(ONE)
+    else:
+        handle = _Admin(deaf)
+        log._admin, call = handle, lambda: log.lacking([Topic("messages", partitions=1)])
+    refused_s(call, LogUnavailable)
+    its = getattr(handle, {"producer": "_producer", "reader": "_consumer", "admin": "client"}[kind])
+    assert id(its) in kafka_link._open
+    once_it_answers(call)
+    eventually(lambda: id(its) not in kafka_link._open, within_s=PATIENCE_S)  # it is closed
+
+
+@pytest.mark.cluster
+def test_a_member_that_hears_nothing_starts_over(
+    log: KafkaLog, deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kafka_link, "MUTE_S", 1.0)
+    owner = Owner()
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+    poll_until(lambda: ONE in owner.epochs, member.poll)
+    real, first_epoch = member._consumer, owner.epochs[ONE]
+    link, member._link = member._link, deaf
+    member._consumer = member._opened()
+    member._link = link
+    assert real is not None
+    real.close()
+    log.append([record()])
+    found: list[Record] = []
+
+    def poll() -> bool:
+        with suppress(LogUnavailable):
+            found.extend(member.poll(0.05))
+        return bool(found)
+
+    eventually(poll, within_s=PATIENCE_S)
+    assert owner.told == ["assigned", "lost", "assigned"]
+    assert owner.epochs[ONE] > first_epoch
+    assert "hears nothing" in caplog.text
+    member.close()
+
+
+def test_a_member_stays_while_nobody_is_answered(deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have kept its place in the group when the servers are back."""
+    monkeypatch.setattr(kafka_link, "MUTE_S", 0.5)
+    monkeypatch.setattr(kafka_subscription, "GROUP_TIMEOUT_S", 0.2)
+    asked: list[bool] = []
+
+    def asks(link: KafkaLink, *, timeout_s: float) -> bool:
+        asked.append(kafka_link.answers_anew(link, timeout_s=timeout_s))
+        return asked[-1]
+
+    monkeypatch.setattr(kafka_subscription, "answers_anew", asks)
+    member = KafkaSubscription(
+        deaf, ["messages"], group="g", member="a", listener=Owner(), max_poll_s=60, is_seat_taken=lambda: False
+    )
+
+    def poll() -> bool:
+        with suppress(LogUnavailable):
+            member.poll(0.05)
+        return len(asked) == 2
+
+    poll()
+    consumer = member._consumer
+    eventually(poll, within_s=PATIENCE_S)
+    assert asked == [False, False]
+    assert member._consumer is consumer
+    member.close()
+
+
+def test_a_handle_is_closed_once_nobody_is_inside(deaf: KafkaLink) -> None:
+    """librdkafka would read what it has freed."""
+    reader = KafkaReader(deaf, group="reader")
+    inside, over, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with reader.usage:
+            inside.set()
+            over.wait(PATIENCE_S)
+
+    def close() -> None:
+        reader.close()
+        closed.set()
+
+    for each in (ask, close):
+        threading.Thread(target=each, daemon=True).start()
+        assert inside.wait(PATIENCE_S)
+    eventually(lambda: reader.usage._has_ended, within_s=PATIENCE_S)
+    with pytest.raises(LogUnavailable, match="closed"):
+        reader.bounds(ONE)
+    assert not closed.wait(0.2)
+    over.set()
+    assert closed.wait(PATIENCE_S)
+
+
+def test_whoever_waits_for_a_producer_that_is_closed_is_told_at_once(deaf: KafkaLink) -> None:
+    link = KafkaLink(deaf.url, timeout_s=PATIENCE_S)
+    producer = KafkaProducer(link)
+    producer._topics = frozenset({"messages"})
+    told = threading.Event()
+
+    def send() -> None:
+        refused_s(lambda: producer.send([record()]), LogUnavailable)
+        told.set()
+
+    threading.Thread(target=send, daemon=True).start()
+    eventually(lambda: len(producer._producer) > 0, within_s=PATIENCE_S)
+    producer.close()
+    assert told.wait(10)
+    eventually(lambda: id(producer._producer) not in kafka_link._open, within_s=PATIENCE_S)
 
 
 class _Arrived:
