@@ -7,10 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -216,7 +217,7 @@ class KafkaLog:
 
     def _opened_producer(self) -> KafkaProducer:
         with self._lock:
-            self._producer = _unless_mute(self._producer) or KafkaProducer(self._link)
+            self._producer = _unless_mute(self._producer, partial(KafkaProducer, self._link))
             return self._producer
 
     def _replace(self, broken: KafkaProducer) -> None:
@@ -231,12 +232,12 @@ class KafkaLog:
 
     def _admins(self) -> _Admin:
         with self._lock:
-            self._admin = _unless_mute(self._admin) or _Admin(self._link)
+            self._admin = _unless_mute(self._admin, partial(_Admin, self._link))
             return self._admin
 
     def _reader(self, group: str) -> KafkaReader:
         with self._lock:
-            reader = _unless_mute(self._readers.get(group)) or KafkaReader(self._link, group=group)
+            reader = _unless_mute(self._readers.get(group), partial(KafkaReader, self._link, group=group))
             self._readers[group] = reader
             return reader
 
@@ -266,17 +267,27 @@ class _Admin:
         """It ends with the last one who is inside."""
         closed(self.client)
 
+    retire = close
+
 
 Kept = TypeVar("Kept", KafkaProducer, KafkaReader, _Admin)
 
 
-def _unless_mute(handle: Kept | None) -> Kept | None:
-    """Not one that nothing answered for long: that is closed, which may take seconds, on a thread."""
-    if handle is None or not handle.usage.silence.is_long:
+def _unless_mute(handle: Kept | None, another: Callable[[], Kept]) -> Kept:
+    """This one, or another when there is none, or nothing answered it for long: then it is retired, which may take
+    seconds, on a thread. It stays when no other can be had, say for want of file descriptors."""
+    if handle is None:
+        return another()
+    if not handle.usage.silence.is_long:
+        return handle
+    try:
+        new = another()
+    except KafkaException as error:
+        logger.warning("a client of kafka hears nothing, and there is no other", extra={"error": str(error)})
         return handle
     logger.info("a client of kafka that nothing answers is replaced", extra={"client": type(handle).__name__})
-    threading.Thread(target=handle.close, name="kafka-leaves", daemon=True).start()
-    return None
+    threading.Thread(target=handle.retire, name="kafka-leaves", daemon=True).start()
+    return new
 
 
 _LOGS: Final[weakref.WeakSet[KafkaLog]] = weakref.WeakSet()

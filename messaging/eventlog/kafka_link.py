@@ -259,21 +259,23 @@ class KafkaLink:
 
 
 class Silence:
-    """Since when nothing answered a handle."""
+    """From the first call that nothing answered to the last, with none between that was answered; seconds."""
 
     def __init__(self) -> None:
-        self._since_s: float | None = None
+        self._first_s: float | None = None
+        self._last_s = 0.0
 
     def broken(self) -> None:
-        self._since_s = None
+        self._first_s = None
 
     def goes_on(self) -> None:
-        self._since_s = time.monotonic() if self._since_s is None else self._since_s
+        self._last_s = time.monotonic()
+        self._first_s = self._last_s if self._first_s is None else self._first_s
 
     @property
     def is_long(self) -> bool:
-        since_s = self._since_s
-        return since_s is not None and time.monotonic() - since_s >= MUTE_S
+        first_s = self._first_s
+        return first_s is not None and self._last_s - first_s >= MUTE_S
 
 
 class Usage:
@@ -297,7 +299,7 @@ class Usage:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
             self._users -= 1
-        if kind is None or issubclass(kind, LogRefused):
+        if kind is None:
             self.silence.broken()
         elif issubclass(kind, LogUnavailable):
             self.silence.goes_on()
@@ -333,8 +335,9 @@ def _forked() -> None:
 
 def answers_anew(link: KafkaLink, *, timeout_s: float) -> bool:
     """Whether servers answer a client that was never there before."""
-    client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
+    client = None
     try:
+        client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
         client.list_topics(timeout=timeout_s)
     except KafkaException:
         return False

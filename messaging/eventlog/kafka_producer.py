@@ -12,6 +12,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from core.failpoints import failpoint
+from core.forks import unforked
 from messaging.errors import LogUnavailable
 from messaging.eventlog.kafka_link import KafkaLink, Usage, closed, opened
 from messaging.ports import NewRecord, TopicPartition
@@ -67,7 +68,9 @@ class KafkaProducer:
     def __init__(self, link: KafkaLink) -> None:
         self._link = link
         self._topics: frozenset[str] = frozenset()
+        self._ending = threading.Lock()  # until `_closing` is set the handle is there
         self._closing = threading.Event()
+        self._gives_up = False  # whoever waits is told so
         self.usage = Usage(link)
         self.broken = ""  # why nothing can be sent through this any more
         producer = Producer(
@@ -99,8 +102,16 @@ class KafkaProducer:
 
     def close(self) -> None:
         """Whoever waits is told at once. The thread ends by itself and takes the handle along."""
-        self._closing.set()
-        self._producer.purge()
+        with self._ending:
+            self._gives_up = True
+            if not self._closing.is_set():
+                self._producer.purge()
+                self._closing.set()
+
+    def retire(self) -> None:
+        """Nobody begins to send any more; whoever does waits as long as they would have."""
+        with self._ending:
+            self._closing.set()
 
     def _sent(self, records: Sequence[NewRecord]) -> list[Place]:
         deadline_s = time.monotonic() + self._link.timeout_s
@@ -147,6 +158,7 @@ class KafkaProducer:
             return
         with self._link.explained():
             found = self._producer.list_topics(timeout=timeout_s)
+        self.usage.silence.broken()
         self._topics = frozenset(self._link.ours(name) for name in found.topics)
         if missing := sorted(names - self._topics):
             raise LogUnavailable(f"The event log has no topic {', '.join(missing)}: run `manage.py setup_topics`")
@@ -154,9 +166,16 @@ class KafkaProducer:
     def _serve(self) -> None:
         while not self._closing.is_set():
             self._poll(0.5)
-        self.usage.end(partial(self._poll, 0.05))  # those that were purged, and who came just before
-        self._producer.close()  # now: it knows us and we know it, and garbage collected in a child it would crash that
-        closed(self._producer)
+        self.usage.end(self._tell)
+        self._poll(0)
+        with unforked():
+            self._producer.close()  # now: it knows us and we know it, and as a child's garbage it would crash that
+            closed(self._producer)
+
+    def _tell(self) -> None:
+        if self._gives_up:
+            self._producer.purge()
+        self._poll(0.05)
 
     def _poll(self, timeout_s: float) -> None:
         """confluent-kafka raises a fatal error here, instead of telling ``error_cb``."""

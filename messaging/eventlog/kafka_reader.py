@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
+from core.forks import unforked
 from messaging.eventlog.kafka_link import KafkaLink, Usage, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES
 from messaging.eventlog.kafka_subscription import record_of
@@ -102,8 +103,11 @@ class KafkaReader:
     def close(self) -> None:
         """Once nobody is inside."""
         self.usage.end(partial(threading.Event().wait, 0.02))
-        self._consumer.close()
-        closed(self._consumer)
+        with unforked():
+            self._consumer.close()
+            closed(self._consumer)
+
+    retire = close
 
     def _read(self, end: int, limit: int) -> list[Record]:
         deadline_s = time.monotonic() + self._link.timeout_s

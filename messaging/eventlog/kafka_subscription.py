@@ -176,9 +176,15 @@ class KafkaSubscription:
 
     def _opened(self) -> Consumer:
         session_ms = int(self._link.url.session_timeout_s * 1000)
+
+        def heard(error: KafkaError) -> None:
+            if consumer is self._consumer:  # one that leaves may hear that this one has its place
+                self._heard(error)
+
+        self._silence = Silence()
         consumer = Consumer(
             {
-                **self._link.config(self._heard),
+                **self._link.config(heard),
                 "group.id": self._group,
                 **({"group.instance.id": self._member} if self._link.url.static else {}),
                 "partition.assignment.strategy": "cooperative-sticky",
@@ -244,14 +250,17 @@ class KafkaSubscription:
         self._probe_s = time.monotonic() + PROBE_EVERY_S
 
     def _refuse_if_mute(self) -> None:
-        """A consumer that hears nothing is replaced where another client is answered. While none is, it stays: it may
-        have kept its place in the group when the servers are back."""
+        """A consumer that hears nothing is replaced where another client is answered. While none is, another could join
+        nothing either."""
         if self._consumer is None or not self._silence.is_long:
             return
         self._silence.broken()  # asked again after as long
-        if self._refused is None and answers_anew(self._link, timeout_s=GROUP_TIMEOUT_S):
+        with suppress(KafkaException):
+            self._consumer.list_topics(topic=self._topics[0], timeout=GROUP_TIMEOUT_S)
+            return  # it is answered: what failed was something else
+        if answers_anew(self._link, timeout_s=GROUP_TIMEOUT_S):
             logger.warning("a consumer hears nothing from servers that answer others: another takes its place")
-            self._refused = "mute"
+            self._refused = self._refused or "mute"
 
     def _heard(self, error: KafkaError) -> None:
         if error.fatal():

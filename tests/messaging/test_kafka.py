@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
-from messaging.eventlog import kafka_link, kafka_subscription
+from messaging.eventlog import kafka, kafka_link, kafka_subscription
 from messaging.eventlog.kafka import KafkaLog, _Admin, settings_drift
 from messaging.eventlog.kafka_link import KafkaLink, KafkaUrl
 from messaging.eventlog.kafka_producer import KafkaProducer
@@ -432,7 +432,7 @@ def test_a_member_that_hears_nothing_starts_over(
 
 
 def test_a_member_stays_while_nobody_is_answered(deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have kept its place in the group when the servers are back."""
+    """Another could join nothing either."""
     monkeypatch.setattr(kafka_link, "MUTE_S", 0.5)
     monkeypatch.setattr(kafka_subscription, "GROUP_TIMEOUT_S", 0.2)
     asked: list[bool] = []
@@ -484,9 +484,8 @@ def test_a_handle_is_closed_once_nobody_is_inside(deaf: KafkaLink) -> None:
     assert closed.wait(PATIENCE_S)
 
 
-def test_whoever_waits_for_a_producer_that_is_closed_is_told_at_once(deaf: KafkaLink) -> None:
-    link = KafkaLink(deaf.url, timeout_s=PATIENCE_S)
-    producer = KafkaProducer(link)
+def sends_on_a_thread(producer: KafkaProducer) -> threading.Event:
+    """Set once it was told that nobody took its record."""
     producer._topics = frozenset({"messages"})
     told = threading.Event()
 
@@ -496,9 +495,83 @@ def test_whoever_waits_for_a_producer_that_is_closed_is_told_at_once(deaf: Kafka
 
     threading.Thread(target=send, daemon=True).start()
     eventually(lambda: len(producer._producer) > 0, within_s=PATIENCE_S)
-    producer.close()
-    assert told.wait(10)
+    return told
+
+
+def test_whoever_waits_for_a_producer_that_is_closed_is_told_at_once(deaf: KafkaLink) -> None:
+    producer = KafkaProducer(KafkaLink(deaf.url, timeout_s=PATIENCE_S))
+    told = sends_on_a_thread(producer)
+    with producer.usage:  # somebody else is inside, to ask something
+        producer.close()
+        assert told.wait(10)
+        threading.Event().wait(0.2)
+        assert id(producer._producer) in kafka_link._open
     eventually(lambda: id(producer._producer) not in kafka_link._open, within_s=PATIENCE_S)
+    producer.close()  # again
+
+
+def test_whoever_waits_for_a_producer_that_is_replaced_waits_as_long_as_ever(deaf: KafkaLink) -> None:
+    """The servers may be back just then."""
+    producer = KafkaProducer(KafkaLink(deaf.url, timeout_s=2.0))
+    told = sends_on_a_thread(producer)
+    producer.retire()
+    assert not told.wait(1.0)
+    assert told.wait(PATIENCE_S)
+    eventually(lambda: id(producer._producer) not in kafka_link._open, within_s=PATIENCE_S)
+
+
+def test_a_handle_is_mute_when_nothing_answers_it_again_and_again(
+    deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for a call that failed long ago."""
+    monkeypatch.setattr(kafka_link, "MUTE_S", 0.2)
+    usage = kafka_link.Usage(deaf)
+
+    def used(error: Exception | None) -> bool:
+        with suppress(LogUnavailable, RecordTooLarge), usage:
+            if error:
+                raise error
+        return usage.silence.is_long
+
+    assert not used(LogUnavailable("away"))
+    threading.Event().wait(0.3)
+    assert not usage.silence.is_long
+    assert not used(RecordTooLarge("this says nothing"))
+    assert used(LogRefused("wrong password, it was said before"))
+    assert used(RecordTooLarge("this says nothing"))
+    assert not used(None)
+    assert not used(LogUnavailable("away"))
+
+
+def test_a_handle_stays_while_no_other_can_be_had(deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for want of file descriptors, or with a certificate that cannot be read."""
+    monkeypatch.setattr(kafka_link, "MUTE_S", 0.0)
+
+    def none(*_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._INVALID_ARG))
+
+    log = KafkaLog(f"kafka://{deaf.url.servers}", append_timeout_s=0.2)
+    refused_s(lambda: log.end_offset(ONE), LogUnavailable)
+    reader = log._readers["reader"]
+    monkeypatch.setattr(kafka, "KafkaReader", none)
+    refused_s(lambda: log.end_offset(ONE), LogUnavailable)
+    assert log._readers["reader"] is reader
+    log.close()
+
+
+@pytest.mark.cluster
+def test_a_member_that_is_answered_stays_whatever_else_fails(log: KafkaLog) -> None:
+    """As commits do for long, where replicas of the group's own topic are missing."""
+    owner = Owner()
+    member = log.subscribe(["messages"], group="bridge", member="a", listener=owner)
+    poll_until(lambda: ONE in owner.epochs, member.poll)
+    member._silence.goes_on()
+    member._silence._last_s += 60
+    assert member._silence.is_long
+    member._refuse_if_mute()
+    assert member._refused is None
+    assert member._silence._first_s is None
+    member.close()
 
 
 class _Arrived:
