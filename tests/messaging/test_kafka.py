@@ -512,12 +512,16 @@ def test_whoever_waits_for_a_producer_that_is_closed_is_told_at_once(deaf: Kafka
 
 def test_whoever_waits_for_a_producer_that_is_replaced_waits_as_long_as_ever(deaf: KafkaLink) -> None:
     """The servers may be back just then."""
-    producer = KafkaProducer(KafkaLink(deaf.url, timeout_s=2.0))
+    log = KafkaLog(f"kafka://{deaf.url.servers}", append_timeout_s=2.0)
+    producer = log._opened_producer()
     told = sends_on_a_thread(producer)
-    producer.retire()
+    producer.usage.silence.goes_on()
+    producer.usage.silence._last_s += kafka_link.MUTE_S
+    assert log._opened_producer() is not producer
     assert not told.wait(1.0)
     assert told.wait(PATIENCE_S)
     eventually(lambda: id(producer._producer) not in kafka_link._open, within_s=PATIENCE_S)
+    log.close()
 
 
 def test_a_handle_is_mute_when_nothing_answers_it_again_and_again(
