@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
+from core.forks import unforked
 from messaging.errors import RecordTooLarge
 from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, Usage, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
@@ -264,8 +265,11 @@ class _Admin:
         self.client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """It ends with the last one who is inside."""
-        closed(self.client)
+        """Once nobody is inside."""
+        self.usage.end(partial(threading.Event().wait, 0.02))
+        with unforked():
+            self.client.__exit__(None, None, None)  # destroys it now
+            closed(self.client)
 
     retire = close
 

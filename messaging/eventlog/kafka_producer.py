@@ -167,6 +167,7 @@ class KafkaProducer:
         while not self._closing.is_set():
             self._poll(0.5)
         self.usage.end(self._tell)
+        self._producer.purge()  # what nobody waits for any more, or closing would
         self._poll(0)
         with unforked():
             self._producer.close()  # now: it knows us and we know it, and as a child's garbage it would crash that

@@ -84,6 +84,7 @@ class KafkaSubscription:
         self._max_poll_s = max_poll_s
         self._is_seat_taken = is_seat_taken
         self._consumer: Consumer | None = None
+        self._openings = 0
         self._owned: dict[TopicPartition, _Owned] = {}
         self._refused: str | None = None  # why this consumer is of no use any more
         self._is_ousted = False  # a newer run has our static name
@@ -177,8 +178,11 @@ class KafkaSubscription:
     def _opened(self) -> Consumer:
         session_ms = int(self._link.url.session_timeout_s * 1000)
 
+        self._openings += 1
+        mine = self._openings
+
         def heard(error: KafkaError) -> None:
-            if consumer is self._consumer:  # one that leaves may hear that this one has its place
+            if mine == self._openings and self._consumer:  # one that leaves may hear that another has its place
                 self._heard(error)
 
         self._silence = Silence()
@@ -204,8 +208,9 @@ class KafkaSubscription:
                 "fetch.error.backoff.ms": 100,
             }
         )
+        opened(consumer)
         consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
-        return opened(consumer)
+        return consumer
 
     def _start_over_if_refused(self) -> None:
         """A consumer that the group refused may believe anything of its assignment: a new one knows nothing."""

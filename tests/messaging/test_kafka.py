@@ -26,6 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient
 
+from core import forks
 from demo.ports import free_ports
 from messaging.errors import LeaseLost, LogRefused, LogUnavailable, RecordTooLarge
 from messaging.eventlog import kafka, kafka_link, kafka_subscription
@@ -482,6 +483,53 @@ def test_a_handle_is_closed_once_nobody_is_inside(deaf: KafkaLink) -> None:
     assert not closed.wait(0.2)
     over.set()
     assert closed.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("kind", ["producer", "reader", "admin"])
+def test_a_handle_ends_while_nothing_forks(deaf: KafkaLink, kind: str) -> None:
+    """librdkafka has a lock for all its handles, which a child would find closed for ever."""
+    made: dict[str, Callable[[], Any]] = {
+        "producer": lambda: KafkaProducer(deaf),
+        "reader": lambda: KafkaReader(deaf, group="reader"),
+        "admin": lambda: _Admin(deaf),
+    }
+    before = set(kafka_link._open)
+    handle = made[kind]()
+    [its] = set(kafka_link._open) - before
+    forks._gate.close()
+    try:
+        threading.Thread(target=handle.retire, daemon=True).start()
+        threading.Event().wait(1.0)
+        assert its in kafka_link._open
+    finally:
+        forks._gate.open()
+    eventually(lambda: its not in kafka_link._open, within_s=PATIENCE_S)
+
+
+def test_what_a_consumer_hears_that_leaves_is_not_its_successor_s(
+    deaf: KafkaLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that its static name is taken: by that one."""
+    heard: list[Callable[[KafkaError], None]] = []
+
+    class Quiet:
+        def __init__(self, config: Mapping[str, Any]) -> None:
+            heard.append(config["error_cb"])
+
+        def subscribe(self, *_: object, **__: object) -> None:
+            """It has nothing to say."""
+
+    monkeypatch.setattr(kafka_subscription, "Consumer", Quiet)
+    member = KafkaSubscription(
+        deaf, ["messages"], group="g", member="a", listener=Owner(), max_poll_s=60, is_seat_taken=lambda: False
+    )
+    fenced = KafkaError(KafkaError._FENCED, "fenced", True)
+    member._consumer = member._opened()
+    member._consumer = member._opened()
+    heard[0](fenced)
+    assert member._refused is None
+    heard[1](fenced)
+    assert member._refused == "_FENCED"
 
 
 def sends_on_a_thread(producer: KafkaProducer) -> threading.Event:
