@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, Ne
 
 from core.forks import unforked
 from messaging.errors import RecordTooLarge
-from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, Usage, closed, opened
+from messaging.eventlog.kafka_link import MAX_POLL_S, KafkaLink, KafkaUrl, Usage, client_for_once, closed, opened
 from messaging.eventlog.kafka_producer import MAX_MESSAGE_BYTES, OVERHEAD_BYTES, KafkaProducer
 from messaging.eventlog.kafka_reader import NO_SUCH, KafkaReader
 from messaging.eventlog.kafka_subscription import KafkaSubscription
@@ -201,17 +201,13 @@ class KafkaLog:
 
     def _seats(self, group: str) -> list[str]:
         """Each member's static name, else its client's."""
-        admin = opened(AdminClient(self._link.config()))  # type: ignore[arg-type]  # of its own: see kafka_reader
 
         def ask(left_s: float) -> Any:
             [future] = admin.describe_consumer_groups([self._link.named(group)], request_timeout=left_s).values()
             return _result(future, left_s)
 
-        try:
-            with self._link.explained():
-                found = self._link.insisted(ask)
-        finally:
-            closed(admin)
+        with client_for_once(self._link) as admin, self._link.explained():  # of its own: see kafka_reader
+            found = self._link.insisted(ask)
         return [each.group_instance_id or each.client_id for each in found.members] if found else []
 
     # --- handles ---
@@ -266,7 +262,7 @@ class _Admin:
 
     def close(self) -> None:
         """Once nobody is inside."""
-        self.usage.end(partial(threading.Event().wait, 0.02))
+        self.usage.end()
         with unforked():
             self.client.__exit__(None, None, None)  # destroys it now
             closed(self.client)

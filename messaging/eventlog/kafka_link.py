@@ -255,7 +255,11 @@ class KafkaLink:
             except KafkaException as error:
                 if error.args[0].code() not in {*PASSING, *also} or time.monotonic() >= deadline_s:
                     raise
-            threading.Event().wait(0.02)
+            _pause()
+
+
+def _pause() -> None:
+    threading.Event().wait(0.02)
 
 
 class Silence:
@@ -304,7 +308,7 @@ class Usage:
         elif issubclass(kind, LogUnavailable):
             self.silence.goes_on()
 
-    def end(self, meanwhile: Callable[[], object]) -> None:
+    def end(self, meanwhile: Callable[[], object] = _pause) -> None:
         """Nobody enters any more. Returns once nobody is inside, and calls ``meanwhile`` again and again until then."""
         with self._lock:
             self._has_ended = True
@@ -333,16 +337,23 @@ def _forked() -> None:
     _open.clear()
 
 
-def answers_anew(link: KafkaLink, *, timeout_s: float) -> bool:
-    """Whether servers answer a client that was never there before."""
-    client = None
+@contextmanager
+def client_for_once(link: KafkaLink) -> Iterator[AdminClient]:
+    """Raises KafkaException when none can be opened."""
+    client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
     try:
-        client = opened(AdminClient(link.config()))  # type: ignore[arg-type]
-        client.list_topics(timeout=timeout_s)
-    except KafkaException:
-        return False
+        yield client
     finally:
         closed(client)
+
+
+def answers_anew(link: KafkaLink, *, timeout_s: float) -> bool:
+    """Whether servers answer a client that was never there before."""
+    try:
+        with client_for_once(link) as client:
+            client.list_topics(timeout=timeout_s)
+    except KafkaException:
+        return False
     return True
 
 

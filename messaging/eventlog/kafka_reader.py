@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -102,7 +101,7 @@ class KafkaReader:
 
     def close(self) -> None:
         """Once nobody is inside."""
-        self.usage.end(partial(threading.Event().wait, 0.02))
+        self.usage.end()
         with unforked():
             self._consumer.close()
             closed(self._consumer)
